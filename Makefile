@@ -1,0 +1,40 @@
+PYTHON ?= python
+N ?= 2000
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help format lint type test test-fast coverage golden parity bench check
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+format: ## format the code and mend what ruff can mend
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint: ## check format and lint
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+type: ## check types
+	$(PYTHON) -m pyright
+
+test: ## run every test
+	$(PYTHON) -m pytest
+
+test-fast: ## run every test that is not marked slow
+	$(PYTHON) -m pytest -m "not slow"
+
+coverage: ## run every test and show the lines and branches not reached
+	$(PYTHON) -m pytest --cov
+
+golden: ## rewrite the golden files; read the diff before committing it
+	FXPRUNE_UPDATE_GOLDEN=1 $(PYTHON) -m pytest tests/passes tests/core
+
+parity: ## compare N random pruning sequences with torch.nn.utils.prune, bit for bit
+	$(PYTHON) -m tests.parity.run --count $(N)
+
+bench: ## measure time and memory against hooked and dense models
+	$(PYTHON) -m tests.bench
+
+check: lint type test ## all that CI runs

@@ -1,0 +1,104 @@
+"""Holds a Program to its invariants, and a step to what it promised; knows no pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.bits import same_bits
+from fxprune.errors import InvariantError
+from fxprune.program import Program
+from fxprune.reads import is_product, mask_read_of, parameter_read
+
+__all__ = ["check_invariants", "check_same", "observe"]
+
+
+def check_invariants(program: Program, by: str) -> None:
+    """Check keys, shapes, aliases and products of every masked parameter, in every graph.
+
+    Args:
+        program: any Program.
+        by: the pass that ran last, for the message.
+
+    Raises:
+        InvariantError: says which parameter or node is at fault.
+    """
+    for name, aliases in program.aliases.items():
+        parameters = {id(program.parameter(alias)) for alias in aliases}
+        masks = {id(program.masks[alias]) for alias in aliases if alias in program.masks}
+        whole = len(masks) == 0 or all(alias in program.masks for alias in aliases)
+        if len(parameters) > 1 or len(masks) > 1 or not whole:
+            raise InvariantError(f"{by}: the aliases {aliases} have no longer one tensor and mask")
+        if masks:
+            _check_mask(program, name, by)
+    for mode, graph in program.graphs.items():
+        products = Counter(
+            parameter_read(program, node.args[0])
+            for node in graph.nodes
+            if is_product(program, node)
+        )
+        doubled = [name for name, count in products.items() if count > 1]
+        if doubled:
+            raise InvariantError(f"{by}: {doubled[0]!r} is masked twice in the {mode} graph")
+        for node in graph.nodes:
+            _check_read(program, node, by)
+
+
+def _check_mask(program: Program, name: str, by: str) -> None:
+    mask, parameter = program.masks[name], program.parameter(name)
+    if (mask.shape, mask.dtype) != (parameter.shape, parameter.dtype):
+        raise InvariantError(
+            f"{by}: the mask of {name!r} is {tuple(mask.shape)} {mask.dtype}, the parameter "
+            f"{tuple(parameter.shape)} {parameter.dtype}"
+        )
+
+
+def _check_read(program: Program, node: Any, by: str) -> None:
+    """Check that a masked parameter is read only by its product, and a plain one by its name."""
+    name = parameter_read(program, node)
+    if name is None or mask_read_of(program, node) is not None:
+        return
+    masked = name in program.masks
+    if masked and not all(is_product(program, user) for user in node.users):
+        raise InvariantError(f"{by}: node {node.name} reads {name!r} past its mask")
+    stored = f"{name}_orig" if masked else name
+    if str(node.target) != stored:
+        raise InvariantError(f"{by}: node {node.name} reads {node.target!r}, not {stored!r}")
+
+
+def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Run a module in eval mode and return the leaves of its output; changes nothing.
+
+    Args:
+        module: its training flags are put back as they were.
+        args: positional inputs.
+        kwargs: keyword inputs.
+    """
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in flags:
+            part.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return pytree.tree_leaves(module(*args, **kwargs))
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+def check_same(before: list[Any], after: list[Any], by: str) -> None:
+    """Check that two observations are equal bit for bit.
+
+    Raises:
+        InvariantError: says which output differs.
+    """
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
+        same = same_bits(a, b) if isinstance(a, torch.Tensor) else a == b
+        if not same:
+            raise InvariantError(
+                f"{by} promised equal outputs, but output {i} differs; nothing was changed"
+            )

@@ -1,0 +1,272 @@
+"""The facade: capture, prune, finalize, unmask. Each copies the Program unless `inplace=True`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+
+from fxprune.adoption import adoption_notes
+from fxprune.checker import check_same, observe
+from fxprune.errors import PassTypeError
+from fxprune.facts import GivenMasks, Importance, Methods
+from fxprune.frontend import capture_module
+from fxprune.pipeline import Facts, Pipeline, Rewrite
+from fxprune.plan import Stage, stage_of, stages_of
+from fxprune.program import Program
+from fxprune.recipe import Finalize, Recipe, Rule
+from fxprune.records import record_of
+from fxprune.registry import create
+from fxprune.transaction import commit, fork
+
+__all__ = [
+    "RecipeLike",
+    "capture",
+    "edit",
+    "finalize",
+    "is_pruned",
+    "prune",
+    "run_stages",
+    "unmask",
+]
+
+RecipeLike = Recipe | Mapping[str, Any] | str | os.PathLike[str]
+OnPass = Callable[[str], None]
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...] | torch.Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    batch: Any = 0,
+) -> Program:
+    """Capture a model as a Program; the model is not changed.
+
+    A model that torch.nn.utils.prune has masked is adopted: its masks become the Program's.
+
+    Args:
+        model: any module that torch.export takes.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+        batch: the batch dimension of every tensor, None for fixed shapes, or a pytree of
+            dimensions: a mapping by argument name or a tuple beside `args`.
+
+    Raises:
+        CaptureError: the model cannot be captured, or the batch became a constant.
+
+    Example:
+        >>> program = capture(nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> print(program.inputs)
+        input: float32[batch, 3]
+    """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(f"capture takes an nn.Module, not {type(model).__name__}")
+    if isinstance(model, Program):
+        return copy.deepcopy(model)
+    inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    program, hooked = capture_module(model, inputs, dict(kwargs or {}), batch)
+    if hooked:
+        names = tuple(mask.name for mask in hooked)
+        given = GivenMasks({mask.name: mask.mask for mask in hooked})
+        rule = Rule(name="torch.nn.utils.prune", select="*", method="custom_from_mask")
+        program.notes += adoption_notes(program, hooked)
+        _run_stage(program, stage_of((rule,), names=names), [given], None)
+    Pipeline((create("adopt"),)).run(program, Facts())
+    return program
+
+
+def prune(
+    model: nn.Module,
+    recipe: RecipeLike,
+    *,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    batch: Any = 0,
+    inplace: bool = False,
+    importance_scores: Mapping[str, torch.Tensor] | None = None,
+    masks: Mapping[str, torch.Tensor] | None = None,
+    allow_imports: bool = False,
+    on_pass: OnPass | None = None,
+) -> Program:
+    """Mask a Program by a recipe's rules.
+
+    Args:
+        model: a Program, or a module, which is captured with `args`, `kwargs` and `batch`.
+        recipe: a Recipe, a dict, or the path of a .toml or .json file.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+        batch: see `capture`.
+        inplace: edit the given Program; its Parameter objects stay the same ones.
+        importance_scores: tensors to score in the place of parameters, by parameter name.
+        masks: masks for rules with the method custom_from_mask, by parameter name.
+        allow_imports: let the recipe import pruning methods by "package.module:Class".
+        on_pass: called with the rule's and the pass's name before each pass.
+
+    Returns:
+        The masked Program.
+
+    Raises:
+        RecipeError: the recipe is at fault.
+        SelectError: a rule selects nothing.
+        AmountError: an amount is more than is alive.
+
+    Example:
+        >>> program = capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
+        >>> rule = {"select": {"op": "linear", "param": "weight"}, "method": "l1_unstructured"}
+        >>> masked = prune(program, {"rule": [{**rule, "amount": 0.5}]})
+        >>> int((masked.weight == 0).sum())
+        4
+    """
+    stages = stages_of(Recipe.of(recipe, allow_imports=allow_imports))
+    if isinstance(model, Program):
+        program = model
+    else:
+        program, inplace = capture(model, args, kwargs, batch=batch), True
+    given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
+    return run_stages(program, stages, given, inplace=inplace, on_pass=on_pass)
+
+
+def run_stages(
+    program: Program,
+    stages: Iterable[Stage],
+    given: Iterable[Any] = (),
+    *,
+    inplace: bool,
+    on_pass: OnPass | None = None,
+) -> Program:
+    """Run the pipelines of some rules, all or nothing.
+
+    Args:
+        program: what to mask.
+        stages: checked before any of them runs.
+        given: facts given from the start, to each stage.
+        inplace: edit `program` itself.
+        on_pass: see `prune`.
+    """
+    stages, given = list(stages), list(given)
+    kinds = set(map(type, _facts(given)))
+    for stage in stages:
+        stage.pipeline.check(kinds)
+    work = fork(program) if inplace else copy.deepcopy(program)
+    for stage in stages:
+        _run_stage(work, stage, given, on_pass)
+    return _done(program, work, inplace=inplace)
+
+
+def finalize(
+    program: Program,
+    *,
+    inplace: bool = False,
+    zeros: str = "keep",
+    on_pass: OnPass | None = None,
+) -> Program:
+    """Fold every mask into its parameter; keys go back to the source's names and order.
+
+    After that nothing keeps the zeros: an optimizer step makes them grow again.
+
+    Args:
+        program: a masked Program.
+        inplace: edit the given Program; its Parameter objects stay the same ones.
+        zeros: "keep" what multiplication gives (-1 * 0 is -0.0), or "clean" for +0.0.
+        on_pass: called with each pass's name before it runs.
+
+    Returns:
+        A Program with plain weights and equal outputs.
+
+    Raises:
+        InvariantError: outputs differ; the Program is as it was.
+    """
+    options = Finalize(zeros=zeros)  # pyright: ignore[reportArgumentType]
+    step = create("finalize", zeros=options.zeros)
+    return edit(program, step, inplace=inplace, same=options.zeros == "keep", on_pass=on_pass)
+
+
+def unmask(program: Program, *names: str, inplace: bool = False) -> Program:
+    """Drop masks; the original weights, as training left them, act again.
+
+    Args:
+        program: a masked Program.
+        names: parameters; all masked ones when none is named.
+        inplace: edit the given Program.
+
+    Raises:
+        NotPrunedError: a named parameter has no mask.
+
+    Example:
+        >>> program = capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
+        >>> rule = {"select": "weight", "method": "l1_unstructured", "amount": 0.5}
+        >>> masked = prune(program, {"rule": [rule]})
+        >>> bool((unmask(masked, "weight").weight == program.weight).all())
+        True
+    """
+    return edit(program, create("unmask", names=names), inplace=inplace)
+
+
+def is_pruned(module: nn.Module) -> bool:
+    """Tell whether a Program has masks, or a module hooks of torch.nn.utils.prune."""
+    if isinstance(module, Program):
+        return len(module.masks) > 0
+    hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
+    return any(isinstance(hook, BasePruningMethod) for hook in hooks)
+
+
+def edit(
+    program: Program,
+    step: Rewrite,
+    *,
+    inplace: bool,
+    same: bool = False,
+    on_pass: OnPass | None = None,
+) -> Program:
+    """Run one rewrite pass, all or nothing.
+
+    Args:
+        program: what to edit.
+        step: the pass.
+        inplace: edit `program` itself.
+        same: whether the pass promises outputs that are equal bit for bit.
+        on_pass: called with the pass's name before it runs.
+
+    Raises:
+        InvariantError: the promise is broken; `program` is as it was.
+    """
+    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(
+            f"{step.name} takes a Program, not {type(program).__name__}; call fxprune.capture first"
+        )
+    work = fork(program) if inplace else copy.deepcopy(program)
+    Pipeline((step,)).run(work, Facts(), on_pass=on_pass)
+    if same:
+        args, kwargs = program.example()
+        check_same(observe(program, args, kwargs), observe(work, args, kwargs), step.name)
+    return _done(program, work, inplace=inplace)
+
+
+def _run_stage(
+    work: Program, stage: Stage, given: Iterable[Any], on_pass: OnPass | None
+) -> None:
+    facts = Facts(_facts(given))
+    named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
+    trace = stage.pipeline.run(work, facts, on_pass=named)
+    work.records += (record_of(stage, facts, trace),)
+
+
+def _facts(given: Iterable[Any]) -> list[Any]:
+    """Fill up what callers may give with empty facts."""
+    there = {type(fact): fact for fact in (Importance(), GivenMasks(), Methods())}
+    there.update((type(fact), fact) for fact in given)
+    return list(there.values())
+
+
+def _done(program: Program, work: Program, *, inplace: bool) -> Program:
+    if not inplace:
+        work.replaced = []
+        return work
+    commit(program, work)
+    return program

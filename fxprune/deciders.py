@@ -1,0 +1,70 @@
+"""Which submodules' training flags choose between the train and the eval graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from fxprune.errors import CaptureError
+from fxprune.source import with_flags
+
+__all__ = ["find_deciders"]
+
+
+class _Calls(TorchFunctionMode):
+    """Records the names of the torch functions that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(resolve_name(func) or repr(func))
+        return func(*args, **(kwargs or {}))
+
+
+def find_deciders(
+    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, ...]:
+    """Flip each training flag alone and return the submodules that change which functions run.
+
+    Args:
+        source: a private copy of the model, on which the two captured graphs differ; runs, so its
+            batch statistics change.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+
+    Raises:
+        CaptureError: no single flag changes anything, so no flag can choose the graph.
+    """
+    buffers = {name: value.clone() for name, value in source.named_buffers()}
+    found: list[str] = []
+    with torch.random.fork_rng(devices=[]):
+        for mode in (True, False):
+            base = _calls(source, args, kwargs, mode, None)
+            for name, module in source.named_modules():
+                if name in found or type(module).__module__.startswith("torch.nn.modules."):
+                    continue
+                if _calls(source, args, kwargs, mode, name) != base:
+                    found.append(name)
+    for name, value in source.named_buffers():
+        value.data.copy_(buffers[name])
+    if not found:
+        raise CaptureError(
+            "the graph differs between train and eval mode, but no submodule's training flag alone "
+            "changes it; let forward decide on self.training of one module"
+        )
+    return tuple(sorted(found))
+
+
+def _calls(
+    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: bool, but: str | None
+) -> list[str]:
+    with with_flags(source, mode, but), torch.no_grad(), _Calls() as calls:
+        source(*args, **kwargs)
+    return calls.names

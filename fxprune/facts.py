@@ -1,0 +1,251 @@
+"""Facts: what analyses find out about a Program. Frozen, and never as large as its parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fxprune.pattern import Refusal
+
+__all__ = [
+    "Cut",
+    "GivenMasks",
+    "Importance",
+    "Methods",
+    "NewMasks",
+    "ParamRecord",
+    "ParamSite",
+    "Ranking",
+    "RuleRecord",
+    "ScoreSource",
+    "Scores",
+    "Selection",
+]
+
+
+@dataclass(frozen=True)
+class ParamSite:
+    """A parameter, and where the graphs use it.
+
+    Args:
+        name: its first name.
+        aliases: all its names, the first included.
+        modules: class names of the modules that hold it.
+        uses: (operator, argument role) of each use.
+        shape: its shape.
+        dtype: its dtype.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    modules: tuple[str, ...]
+    uses: tuple[tuple[str, str], ...]
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return self.shape.numel()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The parameters that a rule prunes, in parameter order.
+
+    Args:
+        sites: the parameters.
+        refused: what was looked at and left, with the first condition that failed.
+    """
+
+    sites: tuple[ParamSite, ...]
+    refused: tuple[tuple[str, Refusal], ...] = ()
+
+
+class ScoreSource(ABC):
+    """The scores of one parameter's units, entries or channels, made when they are asked for.
+
+    The units with the smallest scores are pruned first. Only units that are alive have a score.
+
+    Args:
+        units: how many units the parameter has.
+        alive: how many of them are alive.
+    """
+
+    units: int
+    alive: int
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype of the scores."""
+
+    @abstractmethod
+    def living(self, start: int, stop: int) -> torch.Tensor | None:
+        """Return which of the units start..stop are alive, shape (stop - start,); None: all."""
+
+    @abstractmethod
+    def chunk(self, start: int, stop: int) -> torch.Tensor:
+        """Return the scores of the living units among start..stop, a vector."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A score source for each selected parameter.
+
+    Args:
+        sources: by first name, in parameter order.
+        dim: the dimension along which units are channels; None where units are entries.
+        keep_first: whether the k pruned are what the n - k largest leave, as
+            torch.nn.utils.prune.LnStructured does; matters only for `ties="torch"`.
+        prune_all_ties: whether `ties="torch"` prunes every unit at the threshold, as
+            torch.nn.utils.prune.RandomStructured does.
+    """
+
+    sources: Mapping[str, ScoreSource]
+    dim: int | None = None
+    keep_first: bool = False
+    prune_all_ties: bool = False
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which units of one parameter go: those under the threshold, and some of those at it.
+
+    Args:
+        threshold: the largest score that is pruned; None where nothing is.
+        count: how many units go.
+        tied: how many units of this parameter are at the threshold.
+        quota: how many of these go.
+    """
+
+    threshold: float | None
+    count: int
+    tied: int = 0
+    quota: int = 0
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether a rule for ties decides which units go."""
+        return 0 < self.quota < self.tied
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A cut for each parameter.
+
+    Args:
+        cuts: by first name, in parameter order.
+        groups: the names that were ranked together.
+        ties: "index": lower (parameter order, flat index) goes first; "torch": what torch.topk
+            takes.
+    """
+
+    cuts: Mapping[str, Cut]
+    groups: tuple[tuple[str, ...], ...]
+    ties: str
+
+    def is_replayed(self, group: tuple[str, ...]) -> bool:
+        """Whether torch's own choice among ties has to be repeated for this group."""
+        at = [self.cuts[name] for name in group if self.cuts[name].tied]
+        tied, quota = sum(cut.tied for cut in at), sum(cut.quota for cut in at)
+        return self.ties == "torch" and 0 < quota < tied
+
+
+@dataclass(frozen=True)
+class NewMasks:
+    """The masks to insert, made one parameter at a time.
+
+    Args:
+        names: the parameters' first names.
+        make: yields (name, mask); masks have the parameter's shape and hold what earlier masks
+            held.
+    """
+
+    names: tuple[str, ...]
+    make: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Tensors to score in the place of the parameters' values.
+
+    Args:
+        tensors: by any name of the parameter; of its shape.
+    """
+
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+
+
+@dataclass(frozen=True)
+class GivenMasks:
+    """Masks that the caller made.
+
+    Args:
+        tensors: by any name of the parameter; of its shape.
+    """
+
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Instances of users' subclasses of torch.nn.utils.prune.BasePruningMethod.
+
+    Args:
+        by_rule: by rule name.
+    """
+
+    by_rule: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class ParamRecord:
+    """What one rule did to one parameter.
+
+    Args:
+        name: the parameter's first name.
+        units: how many units it had: entries, or channels.
+        alive: how many of these were alive before.
+        pruned: how many of these the rule pruned; None where a given mask decided.
+        threshold: the largest pruned score.
+        tied: how many units were at the threshold.
+        quota: how many of these went.
+    """
+
+    name: str
+    units: int | None = None
+    alive: int | None = None
+    pruned: int | None = None
+    threshold: float | None = None
+    tied: int = 0
+    quota: int = 0
+
+
+@dataclass(frozen=True)
+class RuleRecord:
+    """What one rule did, kept for the report.
+
+    Args:
+        rule: the rule's name.
+        method: its method, in the words of the recipe.
+        amount: share or count, as asked.
+        scope: "local" or "global".
+        parameters: one record a parameter.
+        refused: (parameter, reason) of what the rule did not select.
+        seconds: wall time by pass.
+        edits: how many edits the Rewriter counted.
+    """
+
+    rule: str
+    method: str
+    amount: float | int | None
+    scope: str
+    parameters: tuple[ParamRecord, ...]
+    refused: tuple[tuple[str, str], ...]
+    seconds: Mapping[str, float]
+    edits: int

@@ -1,0 +1,166 @@
+"""Capture: from an nn.Module to a Program, through torch.export."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import Node
+from torch.utils import _pytree as pytree
+
+from fxprune.batching import Batched, batched
+from fxprune.deciders import find_deciders
+from fxprune.devices import live_devices
+from fxprune.errors import CaptureError
+from fxprune.importing import GraphImporter
+from fxprune.inputs import Input, InputSpec
+from fxprune.modes import settle_modes
+from fxprune.nesting import Nesting
+from fxprune.program import BOTH, EVAL, TRAIN, Program
+from fxprune.shell import shell_of
+from fxprune.source import HookedMask, copy_model, training_flags, unhook, with_flags
+
+__all__ = ["capture_module"]
+
+
+def capture_module(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Any
+) -> tuple[Program, tuple[HookedMask, ...]]:
+    """Capture a copy of a model as a dense Program.
+
+    Args:
+        model: any module that torch.export takes; not changed.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+        batch: see `fxprune.batching.batched`.
+
+    Returns:
+        The Program, and the masks of torch.nn.utils.prune that the model had.
+
+    Raises:
+        CaptureError: export refuses the model, or the batch became a constant.
+    """
+    source = copy_model(model)
+    masks = unhook(source)
+    flags = {name: module.training for name, module in source.named_modules()}
+    frozen = {mode: training_flags(source, mode) for mode in (True, False)}
+    for name, module in source.named_modules():
+        module.training = flags[name]
+    example = batched(source, args, dict(kwargs), batch)
+    exported = {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
+    program = _assemble(source, exported, example, frozen)
+    settle_modes(program)
+    live_devices(program)
+    if BOTH not in program.graphs:
+        program.deciders = find_deciders(source, example.args, example.kwargs)
+        program.recompile()
+    return program, masks
+
+
+def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModule:
+    with with_flags(source, training), warnings.catch_warnings():
+        # nn.LSTM and nn.GRU rebuild their list of flat weights, which export warns of.
+        warnings.filterwarnings("ignore", message="The tensor attributes? .*assigned during export")
+        # torch.export's own use of its internals.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+        try:
+            exported = torch.export.export(
+                source,
+                example.args,
+                example.kwargs,
+                dynamic_shapes=example.dynamic_shapes,
+                strict=False,
+            )
+            return exported.module(check_guards=False)
+        except Exception as error:  # export raises many kinds, all of which mean the same here
+            raise CaptureError(_explain(source, error)) from error
+
+
+def _explain(source: nn.Module, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    where = next((line for line in lines if line.startswith("File ") and "torch/" not in line), "")
+    first = lines[0] if lines else type(error).__name__
+    at = f"\n  at {where}" if where else ""
+    return (
+        f"torch.export cannot take {type(source).__name__} whole: {first}{at}\n"
+        "  rewrite the line without control flow that depends on values, or give args, kwargs and "
+        "batch= that fit"
+    )
+
+
+def _assemble(
+    source: nn.Module,
+    exported: Mapping[str, fx.GraphModule],
+    example: Batched,
+    frozen: dict[bool, dict[str, bool]],
+) -> Program:
+    root = Program(nn.Module(), fx.Graph(), "Program")
+    shell_of(source, into=root)
+    first: dict[int, str] = {}
+    named = source.named_parameters(remove_duplicate=False)
+    names = {name: first.setdefault(id(parameter), name) for name, parameter in named}
+    importer = GraphImporter(root, names)
+    graphs = {mode: importer.graph(module) for mode, module in exported.items()}
+    data: dict[str, Any] = {
+        "inputs": _input_spec(source, exported[TRAIN], example),
+        "outputs": {mode: _nesting(module) for mode, module in exported.items()},
+        "deciders": (),
+        "frozen": frozen,
+        "first": names,
+        "kind": type(source).__name__,
+        "records": (),
+        "notes": (),
+    }
+    return Program.assemble(root, graphs, data)
+
+
+def _nesting(module: fx.GraphModule) -> Nesting:
+    tree: pytree.TreeSpec = module._out_spec  # pyright: ignore
+    return Nesting(pytree.tree_unflatten([0] * tree.num_leaves, tree))
+
+
+def _input_spec(source: nn.Module, exported: fx.GraphModule, example: Batched) -> InputSpec:
+    given = (example.args, example.kwargs)
+    leaves = pytree.tree_leaves(given)
+    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    symbols: dict[str, str] = {}
+    inputs = tuple(
+        _input(label, leaf, node, symbols)
+        for label, leaf, node in zip(example.labels, leaves, placeholders, strict=True)
+    )
+    wanted = [i for i, dim in enumerate(example.dims) if dim is not None]
+    if wanted and not symbols:
+        label, dim = example.labels[wanted[0]], example.dims[wanted[0]]
+        raise CaptureError(
+            f"batch={dim}: dimension {dim} of input {label!r} became the constant "
+            f"{leaves[wanted[0]].shape[dim]} in the graph; let forward compute with the batch size "
+            "it is given, name another dimension in batch=, or capture with batch=None"
+        )
+    dtypes = (p.dtype for p in source.parameters() if p.is_floating_point())
+    keywords = tuple(example.kwargs)
+    return InputSpec(inputs, Nesting(given), example.names, keywords, next(dtypes, None))
+
+
+def _input(label: str, leaf: Any, node: Node, symbols: dict[str, str]) -> Input:
+    if not isinstance(leaf, torch.Tensor):
+        return Input(label, constant=leaf)
+    value: Any = node.meta.get("val")
+    shape = tuple(
+        size if isinstance(dim, int) else _symbol(str(dim), symbols)
+        for dim, size in zip(value.shape, leaf.shape, strict=True)
+    )
+    whole = not (leaf.is_floating_point() or leaf.is_complex()) and leaf.numel() > 0
+    if not whole or leaf.is_meta:
+        return Input(label, shape, leaf.dtype)
+    return Input(label, shape, leaf.dtype, int(leaf.min()), int(leaf.max()))
+
+
+def _symbol(text: str, symbols: dict[str, str]) -> str:
+    """Name a symbolic size: `batch`, then `batch_2`; twice the batch is `2*batch`."""
+    factor, star, symbol = text.rpartition("*")
+    fresh = "batch" if not symbols else f"batch_{len(symbols) + 1}"
+    return f"{factor}{star}{symbols.setdefault(symbol, fresh)}"

@@ -1,0 +1,152 @@
+"""From a graph of torch.export to a graph of a Program: flat, plain meta, one read a tensor."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import Node, map_arg
+
+from fxprune.graphs import fingerprint
+
+__all__ = ["PATH", "VALUE", "GraphImporter"]
+
+PATH = "fxprune.path"  # meta key: the module whose forward made the node
+VALUE = "fxprune.value"  # meta key: (shape, dtype) of the node's tensor
+
+_GRAD_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
+
+
+class GraphImporter:
+    """Imports the graphs of one model into one module tree.
+
+    Args:
+        root: the tree; constants of the graphs are added to it.
+        first: every parameter's name mapped to the first name of the same parameter.
+    """
+
+    def __init__(self, root: nn.Module, first: Mapping[str, str]) -> None:
+        self.root = root
+        self.first = first
+        self.constants: dict[Any, str] = {}
+
+    def graph(self, module: fx.GraphModule) -> fx.Graph:
+        """Import one exported graph."""
+        graph, copied, reads = fx.Graph(), dict[Node, Any](), dict[str, Node]()
+        self._copy(module, graph, copied, reads)
+        output = next(node for node in module.graph.nodes if node.op == "output")
+        graph.output(_mapped(output.args[0], copied))
+        return graph
+
+    def _copy(
+        self,
+        module: fx.GraphModule,
+        graph: fx.Graph,
+        copied: dict[Node, Any],
+        reads: dict[str, Node],
+    ) -> None:
+        for node in module.graph.nodes:
+            if node in copied or node.op == "output" or _is_check(node) or _is_region(node):
+                continue
+            if node.op == "get_attr":
+                target = self._attribute(module, str(node.target))
+                if target not in reads:
+                    reads[target] = graph.create_node("get_attr", target, name=node.name)
+                copied[node] = reads[target]
+            elif node.target is _GRAD_REGION:
+                copied[node] = self._inline(module, node, graph, copied, reads)
+            elif node.target is operator.getitem and isinstance(copied[node.args[0]], tuple):
+                copied[node] = copied[node.args[0]][node.args[1]]
+            else:
+                copied[node] = graph.node_copy(node, lambda n: copied[n])
+                copied[node].meta = _plain_meta(node)
+
+    def _inline(
+        self,
+        module: fx.GraphModule,
+        node: Node,
+        graph: fx.Graph,
+        copied: dict[Node, Any],
+        reads: dict[str, Node],
+    ) -> tuple[Any, ...]:
+        """Copy a region of another grad mode into the flat graph, so that rules see inside it."""
+        enabled, region, *inputs = node.args
+        nested = module.get_submodule(str(region.target))
+        inside = [n for n in nested.graph.nodes if n.op == "placeholder"]
+        copied.update(zip(inside, (_mapped(arg, copied) for arg in inputs), strict=True))
+        before = graph.call_function(torch.is_grad_enabled)
+        graph.call_function(torch._C._set_grad_enabled, (enabled,))
+        self._copy(nested, graph, copied, reads)
+        graph.call_function(torch._C._set_grad_enabled, (before,))
+        output = next(n for n in nested.graph.nodes if n.op == "output")
+        return tuple(_mapped(output.args[0], copied))
+
+    def _attribute(self, module: fx.GraphModule, target: str) -> str:
+        """Return the name under which the tree has what an exported graph reads."""
+        if target in self.first:
+            return self.first[target]
+        path, _, name = target.rpartition(".")
+        value = getattr(module.get_submodule(path), name)
+        if _found(self.root, path, name) is value:
+            return target
+        key: Any = id(value)
+        if isinstance(value, fx.GraphModule):
+            key = fingerprint(value.graph, skip=lambda _: False)
+        if key not in self.constants:
+            self.constants[key] = self._keep(path, name, value)
+        return self.constants[key]
+
+    def _keep(self, path: str, name: str, value: Any) -> str:
+        """Add a constant of the graph to the tree: a plain tensor attribute, or a nested graph."""
+        try:
+            owner = self.root.get_submodule(path)
+        except AttributeError:
+            path, name, owner = "", f"{path}.{name}".replace(".", "_"), self.root
+        while hasattr(owner, name):
+            name = f"{name}_"
+        if isinstance(value, nn.Module):
+            owner.add_module(name, value)
+        else:
+            owner.register_buffer(name, value.detach(), persistent=False)
+        return f"{path}.{name}" if path else name
+
+
+def _is_check(node: Node) -> bool:
+    """Tell whether a node only asserts what export assumed of the example."""
+    return "_assert_" in str(node.target) or "_guards" in str(node.target)
+
+
+def _is_region(node: Node) -> bool:
+    return node.op == "get_attr" and any(
+        user.target is _GRAD_REGION and user.args[1] is node for user in node.users
+    )
+
+
+def _mapped(arg: Any, copied: Mapping[Node, Any]) -> Any:
+    return map_arg(arg, lambda n: copied[n])
+
+
+def _found(root: nn.Module, path: str, name: str) -> Any:
+    try:
+        return getattr(root.get_submodule(path), name)
+    except AttributeError:
+        return None
+
+
+def _plain_meta(node: Node) -> dict[str, Any]:
+    """Keep of a node's meta what is plain data: value, module path, source lines."""
+    meta: dict[str, Any] = {}
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if stack and isinstance(stack[-1][0], str):
+        path = ".".join(part.partition("@")[0] for part in stack[-1][0].split("."))
+        meta[PATH] = "" if path.startswith("_empty_nn_module_stack") else path
+    if node.meta.get("stack_trace"):
+        meta["stack_trace"] = node.meta["stack_trace"]
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
+        meta[VALUE] = (shape, value.dtype)
+    return meta

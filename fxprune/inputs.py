@@ -1,0 +1,195 @@
+"""What a Program takes: names, shapes with symbolic dimensions, dtypes, ranges of integers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputError
+from fxprune.nesting import Nesting
+
+__all__ = ["Input", "InputSpec"]
+
+Dim = int | str
+
+
+@dataclass(frozen=True)
+class Input:
+    """One leaf of the arguments: a tensor, or a constant that capture fixed.
+
+    Args:
+        name: the argument's name, with its place inside where it is nested (`batch['ids']`).
+        shape: sizes; a string is a symbolic dimension, equal wherever it has the same name.
+        dtype: the tensor's dtype; None for a constant.
+        low: the smallest integer seen in the example, for integer tensors.
+        high: the largest integer seen in the example.
+        constant: the value of what is not a tensor.
+    """
+
+    name: str
+    shape: tuple[Dim, ...] = ()
+    dtype: torch.dtype | None = None
+    low: int | None = None
+    high: int | None = None
+    constant: Any = None
+
+    def __str__(self) -> str:
+        if self.dtype is None:
+            return f"{self.name} = {self.constant!r}"
+        kind = str(self.dtype).removeprefix("torch.")
+        seen = "" if self.low is None else f" in {self.low}..{self.high}"
+        return f"{self.name}: {kind}[{', '.join(map(str, self.shape))}]{seen}"
+
+    def draw(
+        self, sizes: Mapping[str, int], generator: torch.Generator, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Draw a tensor of this shape: normal for floats, within the range seen for integers."""
+        shape = [size_of(dim, sizes) for dim in self.shape]
+        if dtype.is_floating_point or dtype.is_complex:
+            wide = torch.complex128 if dtype.is_complex else torch.float64
+            return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
+        low, high = self.low or 0, self.high or 0
+        return torch.randint(low, high + 1, shape, generator=generator).to(dtype)
+
+
+def size_of(dim: Dim, sizes: Mapping[str, int]) -> int:
+    """Return the size of a dimension; `2*batch` is twice the size of `batch`."""
+    if isinstance(dim, int):
+        return dim
+    factor, star, symbol = dim.rpartition("*")
+    return (int(factor) if star else 1) * sizes[symbol]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The arguments of a Program's forward.
+
+    Args:
+        inputs: the leaves of `(args, kwargs)` in pytree order.
+        nesting: how the leaves are nested.
+        names: names of the positional arguments.
+        keywords: names of the keyword arguments, in order.
+        float_dtype: the model's own floating dtype at capture; inputs of this dtype follow the
+            Program when it is moved to another.
+    """
+
+    inputs: tuple[Input, ...]
+    nesting: Nesting
+    names: tuple[str, ...]
+    keywords: tuple[str, ...]
+    float_dtype: torch.dtype | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.inputs))
+
+    def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Return the leaves of a call's arguments, checked against the spec.
+
+        Raises:
+            InputError: the nesting, a shape or a constant differs; names the input.
+        """
+        leaves, tree = pytree.tree_flatten((args, kwargs))
+        if tree != self.nesting.tree:
+            raise InputError(
+                f"the arguments are nested otherwise than at capture: {_nesting(tree)} instead of "
+                f"{_nesting(self.nesting.tree)}; call with {self}"
+            )
+        sizes: dict[str, int] = {}
+        for spec, leaf in zip(self.inputs, leaves, strict=True):
+            self._check(spec, leaf, sizes)
+        return leaves
+
+    def _check(self, spec: Input, leaf: Any, sizes: dict[str, int]) -> None:
+        if spec.dtype is None:
+            same = leaf is spec.constant or (
+                type(leaf) is type(spec.constant) and leaf == spec.constant
+            )
+            if not same:
+                raise InputError(
+                    f"input {spec.name} is fixed to {spec.constant!r} in the graph, not {leaf!r}; "
+                    "capture again with the value you need"
+                )
+            return
+        if not isinstance(leaf, torch.Tensor):
+            raise InputError(f"input {spec} must be a tensor, not {type(leaf).__name__}")
+        if leaf.dim() != len(spec.shape):
+            raise InputError(f"input {spec} was given {tuple(leaf.shape)}")
+        for dim, size in zip(spec.shape, leaf.shape, strict=True):
+            wanted = dim
+            if isinstance(dim, str):
+                if "*" in dim:
+                    continue
+                wanted = sizes.setdefault(dim, size)
+            if size != wanted:
+                raise InputError(
+                    f"input {spec} was given {tuple(leaf.shape)}: {wanted} needed where {size} "
+                    "stands; capture again with that shape, or name its batch dimension in batch="
+                )
+
+    def example(
+        self,
+        *,
+        batch: int = 2,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Draw arguments that fit, from a private generator.
+
+        Args:
+            batch: the size of every symbolic dimension.
+            seed: seed of the generator.
+            dtype: the dtype for inputs that had the model's own floating dtype.
+            device: where the tensors go.
+
+        Returns:
+            `(args, kwargs)`.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        sizes = dict.fromkeys(self.symbols, batch)
+        leaves: list[Any] = []
+        for spec in self.inputs:
+            if spec.dtype is None:
+                leaves.append(spec.constant)
+                continue
+            follows = dtype is not None and spec.dtype == self.float_dtype
+            kind = dtype if follows and dtype is not None else spec.dtype
+            leaves.append(spec.draw(sizes, generator, kind).to(device))
+        args, kwargs = self.nesting.unflatten(leaves)
+        return tuple(args), dict(kwargs)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the symbolic dimensions, in order."""
+        found = (
+            dim.rpartition("*")[2] for i in self.inputs for dim in i.shape if isinstance(dim, str)
+        )
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The signature of forward, with `self`; trailing constants have their value as default."""
+        kinds = inspect.Parameter
+        args, kwargs = self.nesting.unflatten(self.inputs)
+        named = [*zip(self.names, args, strict=True), *((k, kwargs[k]) for k in self.keywords)]
+        parameters: list[inspect.Parameter] = []
+        trailing = True
+        for name, tree in reversed(named):
+            leaves = pytree.tree_leaves(tree)
+            trailing = trailing and all(leaf.dtype is None for leaf in leaves)
+            default: Any = kinds.empty
+            if trailing:
+                default = pytree.tree_map(lambda leaf: leaf.constant, tree)
+            parameters.append(kinds(name, kinds.POSITIONAL_OR_KEYWORD, default=default))
+        self_parameter = kinds("self", kinds.POSITIONAL_OR_KEYWORD)
+        return inspect.Signature([self_parameter, *reversed(parameters)])
+
+
+def _nesting(tree: pytree.TreeSpec) -> str:
+    args, kwargs = pytree.tree_unflatten(["*"] * tree.num_leaves, tree)
+    return f"args {args}, kwargs {kwargs}"

@@ -1,0 +1,65 @@
+"""State dicts for a Program whose tied parameters torch stored alias by alias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+
+from fxprune.bits import same_bits
+from fxprune.errors import StateError
+
+if TYPE_CHECKING:
+    from fxprune.program import Program
+
+__all__ = ["aligned_state"]
+
+
+def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `state` with the keys that every alias of a tied, masked parameter has here.
+
+    torch.nn.utils.prune masks one alias and leaves the others dense: their `P` is taken as
+    `P_orig`, and the one mask serves all.
+
+    Args:
+        program: where the state will be loaded.
+        state: tensors by key.
+
+    Raises:
+        StateError: two aliases of one parameter have different values or masks.
+    """
+    tied = [names for names in program.aliases.values() if len(names) > 1]
+    if not tied:
+        return state
+    aligned = dict(state)
+    if hasattr(state, "_metadata"):
+        # torch reads versions of the modules from this attribute of its ordered dict.
+        aligned = type(state)(aligned)
+        aligned._metadata = state._metadata  # pyright: ignore
+    for names in tied:
+        _align(program, aligned, names)
+    return aligned
+
+
+def _align(program: Program, state: dict[str, Any], names: tuple[str, ...]) -> None:
+    if names[0] not in program.masks:
+        _one(state, [name for name in names if name in state], "values")
+        return
+    origs = [key for n in names for key in (f"{n}_orig", n) if key in state]
+    masks = [f"{name}_mask" for name in names if f"{name}_mask" in state]
+    if not origs or not masks:
+        return
+    orig, mask = _one(state, origs, "values"), _one(state, masks, "masks")
+    for name in names:
+        state.pop(name, None)
+        state[f"{name}_orig"], state[f"{name}_mask"] = orig, mask
+
+
+def _one(state: Mapping[str, Any], keys: list[str], what: str) -> Any:
+    for key in keys[1:]:
+        if not same_bits(state[keys[0]], state[key]):
+            raise StateError(
+                f"{keys[0]!r} and {key!r} are one tied parameter, but the state dict has different "
+                f"{what} for them; make them equal, or untie them in the model"
+            )
+    return state[keys[0]] if keys else None

@@ -1,0 +1,134 @@
+"""Live training flags: one graph for both modes where possible, else one each.
+
+torch.export bakes the training flags of batch norm, dropout and recurrent layers into constants.
+A model is captured once in train and once in eval mode; a constant that differs between the two
+graphs is replaced by a read of its module's flag. Graphs that then do the same become one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.fx.node import Node
+
+from fxprune import ops
+from fxprune.graphs import fingerprint
+from fxprune.importing import PATH
+from fxprune.program import BOTH, EVAL, TRAIN, Program
+from fxprune.rewriter import Rewriter
+
+__all__ = ["count_batch", "settle_modes"]
+
+
+def count_batch(batches: torch.Tensor, training: bool) -> None:
+    """Count a batch in batch norm's `num_batches_tracked`, in training only."""
+    if training:
+        batches.add_(1)
+
+
+def settle_modes(program: Program) -> None:
+    """Make training flags live, and one graph of two that do the same.
+
+    Args:
+        program: as captured, with the graphs "train" and "eval"; edited in place.
+    """
+    rewriter = Rewriter(program, "live-modes")
+    train, evaluation = program.graphs[TRAIN], program.graphs[EVAL]
+    pairs = _pairs(train.nodes, evaluation.nodes)
+    for in_train, in_eval in pairs:
+        _settle_pair(rewriter, in_train, in_eval)
+    for node in (*train.nodes, *evaluation.nodes):
+        _settle_counter(rewriter, node)
+    matched = {node for pair in pairs for node in pair}
+    for node in (*train.nodes, *evaluation.nodes):
+        if node not in matched:
+            _settle_alone(rewriter, node)
+    if fingerprint(train, skip=_differs_harmlessly) == fingerprint(
+        evaluation, skip=_differs_harmlessly
+    ):
+        program.graphs = {BOTH: train}
+        program.outputs = {BOTH: program.outputs[TRAIN]}
+    rewriter.finish()
+
+
+def _pairs(train: Any, evaluation: Any) -> list[tuple[Node, Node]]:
+    """Pair the calls of the two graphs: the n-th of an operator in a module with the n-th."""
+    other = _numbered(evaluation)
+    return [(node, other[key]) for key, node in _numbered(train).items() if key in other]
+
+
+def _numbered(nodes: Any) -> dict[Any, Node]:
+    seen: Counter[Any] = Counter()
+    numbered: dict[Any, Node] = {}
+    for node in nodes:
+        if node.op != "call_function":
+            continue
+        key = (node.meta.get(PATH, ""), str(node.target))
+        numbered[key, seen[key]] = node
+        seen[key] += 1
+    return numbered
+
+
+def _settle_pair(rewriter: Rewriter, in_train: Node, in_eval: Node) -> None:
+    """Replace the constants that differ by the modes: flags, and probabilities of dropout."""
+    for position, (value, other) in enumerate(_arguments(in_train, in_eval)):
+        if isinstance(value, bool) and isinstance(other, bool) and value != other:
+            for node in (in_train, in_eval):
+                _set(rewriter, node, position, _flag(rewriter, node, negated=not value))
+        elif isinstance(value, float) and isinstance(other, float) and value != other == 0.0:
+            for node in (in_train, in_eval):
+                flag = _flag(rewriter, node, negated=False)
+                product = rewriter.call(operator.mul, (value, flag), before=node)
+                _set(rewriter, node, position, product)
+
+
+def _arguments(a: Node, b: Node) -> list[tuple[Any, Any]]:
+    """Return the positional arguments of two calls side by side, filled up with defaults."""
+    defaults = [arg.default_value for arg in ops.schema_arguments(a.target)]
+    length = max(len(a.args), len(b.args))
+    filled = [[*node.args, *defaults[len(node.args) : length]] for node in (a, b)]
+    return list(zip(*filled, strict=False))
+
+
+def _set(rewriter: Rewriter, node: Node, position: int, value: Any) -> None:
+    missing = ops.schema_arguments(node.target)[len(node.args) : position + 1]
+    if missing:
+        node.args = (*node.args, *(arg.default_value for arg in missing))
+    rewriter.set_argument(node, position, value)
+
+
+def _flag(rewriter: Rewriter, node: Node, *, negated: bool) -> Node:
+    path = node.meta.get(PATH, "")
+    flag = rewriter.read(f"{path}.training" if path else "training", before=node)
+    return rewriter.call(operator.not_, (flag,), before=node) if negated else flag
+
+
+def _settle_counter(rewriter: Rewriter, node: Node) -> None:
+    """Let batch norm's counter count by the live flag."""
+    if node.target is not torch.ops.aten.add_.Tensor or not isinstance(node.args[0], Node):
+        return
+    if not str(node.args[0].target).endswith("num_batches_tracked") or node.args[1] != 1:
+        return
+    flag = _flag(rewriter, node, negated=False)
+    rewriter.call(count_batch, (node.args[0], flag), before=node)
+    rewriter.erase(node)
+
+
+def _settle_alone(rewriter: Rewriter, node: Node) -> None:
+    """Make the flags live of a node that only one mode has."""
+    if node.op != "call_function":
+        return
+    for position, arg in enumerate(ops.schema_arguments(node.target)):
+        is_flag = arg.name in ("train", "training") and position < len(node.args)
+        if is_flag and isinstance(node.args[position], bool):
+            rewriter.set_argument(node, position, _flag(rewriter, node, negated=False))
+
+
+def _differs_harmlessly(node: Node) -> bool:
+    """Tell whether a node may stand in one graph only: batch counters and unread attributes."""
+    if node.op == "get_attr":
+        return all(_differs_harmlessly(user) for user in node.users)
+    return node.target is count_batch

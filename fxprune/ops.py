@@ -1,0 +1,107 @@
+"""Canonical operator names and argument roles, derived from the schemas of torch's operators.
+
+An operator has one name whatever its overload and whether it works in place (`aten.relu_.default`
+is `relu`), and each argument has the name that its schema gives it (argument 1 of `conv2d` is
+`weight`). Recurrent layers take their parameters as one list; `RECURRENT` names the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch._ops import OpOverload
+from torch.fx.node import Node, map_aggregate
+
+__all__ = ["argument", "canonical_name", "has_role", "roles", "schema_arguments"]
+
+# Positions of the parts within the parameter list of one layer and direction, from
+# torch.nn.RNNBase._flat_weights: weights first, then the biases where there are any.
+_RECURRENT_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+
+
+def canonical_name(target: Any) -> str:
+    """Return the operator's canonical name, without namespace, overload or in-place mark.
+
+    Args:
+        target: the target of a call node: an `OpOverload` or any function.
+
+    Example:
+        >>> import operator, torch
+        >>> canonical_name(torch.ops.aten.relu_.default), canonical_name(operator.mul)
+        ('relu', 'mul')
+    """
+    if isinstance(target, OpOverload):
+        name = target._schema.name.rpartition("::")[2]
+        return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    return str(getattr(target, "__name__", target))
+
+
+def schema_arguments(target: Any) -> tuple[Any, ...]:
+    """Return the schema's arguments in order; empty for what has no schema."""
+    return tuple(target._schema.arguments) if isinstance(target, OpOverload) else ()
+
+
+def argument(node: Node, role: str) -> Any:
+    """Return what the node passes as the argument of that name, or its default.
+
+    Args:
+        node: a call of an operator with a schema.
+        role: the argument's name in the schema.
+
+    Raises:
+        KeyError: the schema has no argument of that name.
+    """
+    for position, arg in enumerate(schema_arguments(node.target)):
+        if arg.name != role:
+            continue
+        if position < len(node.args):
+            return node.args[position]
+        return node.kwargs.get(role, arg.default_value)
+    raise KeyError(role)
+
+
+def has_role(node: Node, role: str) -> bool:
+    """Tell whether the node's operator has an argument of that name."""
+    return any(arg.name == role for arg in schema_arguments(node.target))
+
+
+def roles(node: Node) -> Iterator[tuple[str, Node]]:
+    """Yield each node that `node` reads, with the role it plays there.
+
+    A node in a list argument has the list's role; the parameters of a recurrent layer have the
+    role of their part, `weight_ih` for example.
+    """
+    named = schema_arguments(node.target)
+    keyed = [
+        (named[i].name if i < len(named) else f"arg{i}", arg) for i, arg in enumerate(node.args)
+    ]
+    name = canonical_name(node.target)
+    for role, arg in [*keyed, *node.kwargs.items()]:
+        if role == "params" and name in RECURRENT and isinstance(arg, (list, tuple)):
+            yield from _recurrent_roles(node, arg)
+            continue
+        for part in _nodes_in(arg):
+            yield role, part
+
+
+def _recurrent_roles(node: Node, params: Any) -> Iterator[tuple[str, Node]]:
+    parts = 4 if argument(node, "has_biases") else 2
+    for i, part in enumerate(params):
+        # A projected LSTM has one matrix more for each layer, after the others.
+        projected = len(params) % (parts + 1) == 0 and len(params) % parts != 0
+        period = parts + 1 if projected else parts
+        yield (*_RECURRENT_PARTS[:parts], "weight_hr")[i % period], part
+
+
+def _nodes_in(arg: Any) -> list[Node]:
+    found: list[Node] = []
+
+    def visit(part: Any) -> Any:
+        if isinstance(part, Node):
+            found.append(part)
+        return part
+
+    map_aggregate(arg, visit)
+    return found

@@ -1,0 +1,82 @@
+"""From a recipe's rules to pipelines: which passes run, with which options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fxprune.pipeline import Pipeline
+from fxprune.recipe import Recipe, Rule
+from fxprune.registry import create
+
+__all__ = ["Stage", "stage_of", "stages_of"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rule, or the rules of one group, and the pipeline that carries them out.
+
+    Args:
+        rules: the rules; more than one where they share a budget.
+        pipeline: selection to masks.
+    """
+
+    rules: tuple[Rule, ...]
+    pipeline: Pipeline
+
+    @property
+    def name(self) -> str:
+        """The rules' names, joined."""
+        return "+".join(str(rule.name) for rule in self.rules)
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return the stages of a recipe: rules in order, a group at the place of its first rule."""
+    stages: list[Stage] = []
+    grouped: set[str] = set()
+    for rule in recipe.rules:
+        if rule.group is None:
+            stages.append(stage_of((rule,)))
+        elif rule.group not in grouped:
+            grouped.add(rule.group)
+            stages.append(stage_of([r for r in recipe.rules if r.group == rule.group]))
+    return tuple(stages)
+
+
+def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = ()) -> Stage:
+    """Return the stage of rules that are carried out together.
+
+    Args:
+        rules: of equal method, amount and ties.
+        names: parameters to take, in this order, in the place of the rules' selections.
+    """
+    rule = rules[0]
+    select = create(
+        "select",
+        rule="+".join(str(r.name) for r in rules),
+        selects=tuple(r.select for r in rules),
+        names=names,
+        optional=all(r.optional for r in rules),
+    )
+    passes = (select, *_mask_passes(rule), create("mask"))
+    return Stage(tuple(rules), Pipeline(passes))
+
+
+def _mask_passes(rule: Rule) -> tuple[Any, ...]:
+    if rule.method in ("identity", "custom_from_mask"):
+        return (create("given", file=rule.mask, ones=rule.method == "identity"),)
+    if rule.score_name is None:
+        options = {"rule": rule.name, "method": rule.method, "args": dict(rule.args or {})}
+        return (create("method", **options, amount=rule.amount, scope=rule.scope),)
+    rank = create("rank", amount=rule.amount, scope=rule.scope, ties=rule.ties)
+    return create(rule.score_name, **_score_options(rule)), rank, create("cut")
+
+
+def _score_options(rule: Rule) -> Mapping[str, Any]:
+    dim = {"dim": rule.dim} if rule.granularity_name == "channel" else {}
+    if rule.score_name == "norm":
+        return {"n": rule.n, **dim}
+    if rule.score_name == "random":
+        return {"amount": rule.amount, "scope": rule.scope, "seed": rule.seed, **dim}
+    return {}

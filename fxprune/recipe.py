@@ -1,0 +1,275 @@
+"""Recipes: what to prune and what to do after, as data from TOML, JSON, a dict or Python."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import Field, ValidationError, field_validator
+
+from fxprune.errors import RecipeError
+from fxprune.recipe_errors import (
+    explain,
+    nested_too_deeply,
+    plain,
+    refuse,
+    rule_names,
+    show,
+    twins,
+)
+from fxprune.recipe_rule import METHODS, GranularityName, Rule, ScoreName, group_faults
+from fxprune.recipe_select import Reading, Select, Table, as_tuple
+
+__all__ = [
+    "METHODS",
+    "Export",
+    "Finalize",
+    "GranularityName",
+    "Recipe",
+    "Rule",
+    "ScoreName",
+    "Select",
+]
+
+_MOST_BYTES = 2**20
+_MOST_DOTS = 5000  # in a line: tomllib takes time quadratic in the parts of a dotted key
+_TOO_DEEP = "tables and lists are nested too deeply; no key needs this"
+_VERSION = 1
+
+
+class Finalize(Table):
+    """How to fold the masks into the weights.
+
+    Args:
+        zeros: "keep" the signs that masking gives (`-1 * 0` is `-0.0`), or "clean" for +0.0.
+
+    Example:
+        >>> Finalize().zeros
+        'keep'
+    """
+
+    zeros: Literal["keep", "clean"] = "keep"
+
+
+class Export(Table):
+    """Which files to write.
+
+    Args:
+        formats: Each of "pt2", "safetensors" and "onnx" at most once.
+
+    Example:
+        >>> Export(formats=["onnx"]).formats
+        ('onnx',)
+    """
+
+    formats: tuple[Literal["pt2", "safetensors", "onnx"], ...] = ("pt2", "safetensors")
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return as_tuple(value, "formats")
+
+    @field_validator("formats")
+    @classmethod
+    def _once_each(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for at, name in enumerate(formats) if name in formats[:at]]
+        refuse(f"formats has '{name}' twice; name each format once" for name in twice)
+        return formats
+
+
+class Recipe(Table):
+    """What to prune, rule by rule in order, and what to do after.
+
+    Args:
+        version: The version of recipes, 1.
+        rules: At least one Rule; the tables `[[rule]]` of a file.
+        finalize: Whether and how to fold the masks; None for not.
+        export: Whether to write files, and which; None for not.
+
+    Raises:
+        RecipeError: One line for each fault, with its place and the mend.
+
+    Example:
+        >>> recipe = Recipe(rules=[Rule(select="*.weight", method="l1_unstructured", amount=0.2)])
+        >>> recipe.rules[0].name
+        'rule-1'
+    """
+
+    version: int = _VERSION
+    rules: tuple[Rule, ...] = Field(alias="rule")
+    finalize: Finalize | None = None
+    export: Export | None = None
+
+    @field_validator("version")
+    @classmethod
+    def _is_known(cls, version: int) -> int:
+        if version != _VERSION:
+            refuse([f"version = {show(version)} is not known; write version = {_VERSION}"])
+        return version
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return as_tuple(value, "rule")
+
+    @field_validator("rules")
+    @classmethod
+    def _together(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        refuse([*twins(rules), *group_faults(rules)])
+        names = rule_names(rules)
+        pairs = zip(rules, names, strict=True)
+        return tuple(
+            rule if rule.name else rule.model_copy(update={"name": name}) for rule, name in pairs
+        )
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+        *,
+        allow_imports: bool = False,
+    ) -> Recipe:
+        """A recipe from whatever stands for one: a path, a dict or a Recipe.
+
+        Args:
+            recipe: The path of a .toml or .json file, the data of one, or a Recipe.
+            allow_imports: Whether data may name a class to import.
+
+        Raises:
+            RecipeError: It is none of these, or it is at fault.
+
+        Example:
+            >>> rule = {"select": "*.bias", "method": "random_unstructured", "amount": 3}
+            >>> Recipe.of({"rule": [rule]}).rules[0].amount
+            3
+        """
+        if isinstance(recipe, Recipe):
+            return recipe
+        if isinstance(recipe, str | os.PathLike):
+            return cls.load(recipe, allow_imports=allow_imports)
+        return cls.from_dict(recipe, allow_imports=allow_imports)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, allow_imports: bool = False) -> Recipe:
+        """Read a recipe from a file; paths in it are taken from the file's folder.
+
+        Args:
+            path: A .toml or .json file.
+            allow_imports: Whether it may name a class to import; nothing is imported here.
+
+        Raises:
+            RecipeError: The file cannot be read, or the recipe is at fault.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = Path(folder, "recipe.toml")
+            ...     _ = path.write_text("rule = [{select = '*.weight', method = 'identity'}]")
+            ...     recipe = Recipe.load(path)
+            >>> recipe.rules[0].select.path
+            ('*.weight',)
+        """
+        file = Path(path)
+        where = plain(str(file))
+        data = _parse(_read(file, where), file, where)
+        return cls._from(data, where, Reading(allow_imports, file.parent))
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], *, allow_imports: bool = False, where: str = "recipe"
+    ) -> Recipe:
+        """A recipe from the data that a file would hold.
+
+        Args:
+            data: The tables.
+            allow_imports: Whether it may name a class to import; nothing is imported here.
+            where: What error messages call the data.
+
+        Raises:
+            RecipeError: The recipe is at fault.
+
+        Example:
+            >>> rule = {"select": {"op": "linear"}, "method": "identity"}
+            >>> Recipe.from_dict({"version": 1, "rule": [rule], "finalize": {}}).finalize
+            Finalize(zeros='keep')
+        """
+        return cls._from(data, where, Reading(allow_imports, None))
+
+    @classmethod
+    def _from(cls, data: object, where: str, reading: Reading) -> Recipe:
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"{where}: {show(data)} is no recipe; a recipe has [[rule]] tables")
+        table = dict(cast("Mapping[str, Any]", data))
+        if nested_too_deeply(table):
+            raise RecipeError(f"{where}: {_TOO_DEEP}")
+        try:
+            return cls.model_validate(table, context=reading, by_alias=True, by_name=False)
+        except ValidationError as error:
+            raise RecipeError(explain(error, table, model=cls, where=where)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as data, as `from_dict` takes it; keys that have their default are left out.
+
+        A mask that Python handed over is no data: `from_dict` asks for its file.
+
+        Example:
+            >>> rule = Rule(select=Select(op="linear"), method="l1_unstructured", amount=0.2)
+            >>> Recipe(rules=[rule]).to_dict()
+            {'rule': [{'select': {'op': ['linear']}, 'method': 'l1_unstructured', 'amount': 0.2}]}
+        """
+        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        for at, rule in enumerate(data["rule"], 1):
+            if rule.get("name") == f"rule-{at}":
+                del rule["name"]
+            if rule.get("dim") == -1:
+                del rule["dim"]
+            if rule.get("n") in (math.inf, -math.inf):  # JSON has no infinity
+                rule["n"] = str(rule["n"])
+        return data
+
+
+def _read(file: Path, where: str) -> str:
+    if file.suffix.lower() not in (".toml", ".json"):
+        raise RecipeError(f"{where}: the name does not end in .toml or .json; a recipe's does")
+    if not file.is_file():
+        what = "is not a file" if file.exists() else "does not exist"
+        raise RecipeError(f"{where}: this {what}; give the path of a .toml or .json file")
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise RecipeError(f"{where}: larger than 1 MB; a recipe holds rules, not weights")
+        return raw.decode("utf-8-sig")
+    except OSError as error:
+        raise RecipeError(f"{where}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        spot = f"byte {error.start + 1}"
+        raise RecipeError(f"{where}: {spot} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _parse(text: str, file: Path, where: str) -> object:
+    toml = file.suffix.lower() == ".toml"
+    if toml and max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
+        raise RecipeError(f"{where}: a line has more than {_MOST_DOTS} dots; break it up")
+    try:
+        return tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise RecipeError(f"{where}: {_TOO_DEEP}") from None
+    except ValueError as error:
+        kind = "TOML" if toml else "JSON"
+        raise RecipeError(f"{where}: this is not {kind}: {plain(str(error))}") from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        times = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in times.items() if count > 1)
+        raise ValueError(f"a table has the key {show(twice)} twice; keep one")
+    return table

@@ -1,0 +1,282 @@
+"""What is wrong with a recipe, in words: one line a fault, that says where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+
+__all__ = [
+    "choices",
+    "explain",
+    "hint",
+    "label",
+    "nested_too_deeply",
+    "plain",
+    "refuse",
+    "rule_names",
+    "show",
+    "twins",
+]
+
+_MOST_FAULTS = 50
+_LONGEST = 60
+_MOST_LEVELS = 32
+_HINTS = {
+    "": "write each rule under its own [[rule]]",
+    "amount": "give a share between 0.0 and 1.0 or a count of 0 or more",
+    "args": "give a table of keyword arguments",
+    "dim": "give a whole number, as dim = 0",
+    "export": "write [export]",
+    "finalize": "write [finalize]",
+    "formats": 'give a list, as formats = ["pt2", "safetensors"]',
+    "group": "give a text on one line",
+    "mask": "give the path of a .safetensors file",
+    "method": 'give a name, as method = "l1_unstructured"',
+    "min_numel": "give a whole number of 0 or more",
+    "n": "give a number, 'fro', 'nuc', 'inf' or '-inf'",
+    "name": "give a text on one line",
+    "ndim": "give a whole number of 0 or more, or a list of them",
+    "optional": "write true or false",
+    "rule": "write each rule under its own [[rule]]",
+    "seed": "give a whole number from 0 to 2**64 - 1",
+    "select": 'write select = { path = "conv1.weight" }',
+    "version": "write version = 1",
+}
+_PROBLEMS = {
+    "bool_type": "is neither true nor false",
+    "dict_type": "is not a table",
+    "float_type": "is not a number",
+    "int_type": "is not a whole number",
+    "model_type": "is not a table",
+    "string_pattern_mismatch": "does not fit",
+    "string_too_short": "is empty",
+    "string_type": "is not a text",
+    "string_unicode": "is not a text",
+    "tuple_type": "is not a list",
+}
+
+
+class _Fault(NamedTuple):
+    place: str
+    text: str
+    meant: str = ""  # the known key that an unknown one is close to
+
+
+def show(value: object) -> str:
+    """A value as a recipe writes it, on one line, shortened.
+
+    Example:
+        >>> show(True), show([1, 2]), show(None), show(0.5)
+        ('true', '[...]', 'null', '0.5')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[...]" if value else "[]"
+    if isinstance(value, Mapping):
+        return "{...}"
+    if isinstance(value, int) and value.bit_length() > 64:  # Python may refuse to print its digits
+        return f"a number of {value.bit_length()} bits"
+    if not isinstance(value, str | int | float):
+        return f"<{type(value).__name__}>"
+    return _cut(repr(value[: _LONGEST + 1]) if isinstance(value, str) else repr(value))
+
+
+def plain(text: str) -> str:
+    r"""A text with its control characters escaped, so that a terminal prints it as it is.
+
+    Example:
+        >>> print(plain("a" + chr(27) + "[2J"))
+        a\x1b[2J
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def choices(value: object, known: Sequence[str]) -> str:
+    """What to say of a name that is none of the known ones.
+
+    Example:
+        >>> choices("globl", ["local", "global"])
+        "is not known; did you mean 'global'? Known: 'local', 'global'"
+    """
+    close = _closest(value, known)
+    names = ", ".join(f"'{name}'" for name in known)
+    if close:
+        return f"is not known; did you mean '{close}'? Known: {names}"
+    return f"is not known; known: {names}"
+
+
+def hint(key: str) -> str:
+    """What to give for a key."""
+    return _HINTS.get(key, "give a name or a list of names")
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise the texts that are not empty, for pydantic to collect.
+
+    Raises:
+        ValueError: There is such a text.
+    """
+    texts = [fault for fault in faults if fault]
+    if texts:
+        raise ValueError("\n".join(texts))
+
+
+def explain(
+    error: ValidationError, data: Mapping[str, Any], *, model: type[BaseModel], where: str
+) -> str:
+    """One line for each fault, up to a limit.
+
+    Args:
+        error: What pydantic raised.
+        data: The table that it was given, for the rules' names.
+        model: The class that was built from the table.
+        where: What each line begins with: the file, or the class.
+    """
+    items = cast("list[dict[str, Any]]", error.errors(include_url=False))
+    rules = _rules(data)
+    faults = [f for item in items[:_MOST_FAULTS] for f in _faults(item, rules, model)]
+    faults += [_Fault("", text) for text in twins(rules)]
+    # A misspelt key is one fault, not a missing key as well.
+    meant = {(fault.place, f"{fault.meant} is missing") for fault in faults if fault.meant}
+    kept = [f for f in faults if (f.place, f.text.partition(";")[0]) not in meant]
+    lines = list(dict.fromkeys(f"{where}: {fault.place}{fault.text}" for fault in kept))
+    left = max(len(items), len(lines)) - _MOST_FAULTS
+    more = [f"{where}: and {left} more"] if left > 0 else []
+    return "\n".join([*lines[:_MOST_FAULTS], *more])
+
+
+def nested_too_deeply(value: object) -> bool:
+    """Whether dicts and lists are nested deeper than a recipe needs; walks without recursion.
+
+    Example:
+        >>> nested_too_deeply({"a": [1, 2]})
+        False
+    """
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [inner for item in level for inner in _inside(item)]
+    return bool(level)
+
+
+def rule_names(rules: Sequence[object]) -> list[str]:
+    """The name of each rule, a table or a Rule; by its position where it has none.
+
+    Example:
+        >>> rule_names([{"name": "hidden"}, {}])
+        ['hidden', 'rule-2']
+    """
+    return [_name(rule) or f"rule-{at}" for at, rule in enumerate(rules, 1)]
+
+
+def twins(rules: Sequence[object]) -> Iterator[str]:
+    """One text for each rule that has an earlier rule's name."""
+    first: dict[str, int] = {}
+    for at, name in enumerate(rule_names(rules), 1):
+        if first.setdefault(name, at) != at:
+            yield f"{label(at, name)}[[rule]] {first[name]} has this name too; give it another"
+
+
+def label(at: int, name: str) -> str:
+    """How a line names a rule.
+
+    Example:
+        >>> label(2, "filters")
+        '[[rule]] 2 "filters": '
+    """
+    return f'[[rule]] {at} "{_cut(plain(name[: _LONGEST + 1]))}": ' if name else f"[[rule]] {at}: "
+
+
+def _faults(
+    item: Mapping[str, Any], rules: Sequence[object], model: type[BaseModel]
+) -> Iterator[_Fault]:
+    place, table, key = _locate(item["loc"], rules, model)
+    kind, value = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        yield _unknown(place, key, table)
+    elif kind == "value_error":
+        yield from (_Fault(place, text) for text in str(item["ctx"]["error"]).split("\n"))
+    elif kind == "missing":
+        yield _Fault(place, f"{key} is missing; {hint(key)}")
+    elif kind == "invalid_key":
+        yield _Fault(place, f"key {show(value)} is not a text; write it in quotes")
+    else:
+        head = f"{key} = {show(value)}" if key else show(value)
+        yield _Fault(place, f"{head} {_problem(item, key)}")
+
+
+def _locate(
+    loc: Sequence[str | int], rules: Sequence[object], model: type[BaseModel]
+) -> tuple[str, type[BaseModel], str]:
+    """The place as it is printed, its table's class, and the key, of a pydantic loc."""
+    place, rest = "", list(loc)
+    while len(rest) > 1 and (inner := _inner(model, rest[0])):
+        key, model = rest.pop(0), inner
+        if isinstance(rest[0], int):
+            at = cast("int", rest.pop(0))
+            place += label(at + 1, _name(rules[at]))
+        else:
+            place += "select: " if key == "select" else f"[{key}]: "
+    return place, model, str(rest[0]) if rest else ""
+
+
+def _inner(model: type[BaseModel], key: str | int) -> type[BaseModel] | None:
+    """The class of the tables under a key, None if the key holds no table."""
+    for name, field in model.model_fields.items():
+        kinds = (
+            (field.annotation, *get_args(field.annotation)) if key in (name, field.alias) else ()
+        )
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                return kind
+    return None
+
+
+def _unknown(place: str, key: str, table: type[BaseModel]) -> _Fault:
+    known = [field.alias or name for name, field in table.model_fields.items()]
+    kind = "table or key" if "rule" in known else "key"
+    close = _closest(key, known)
+    mend = f"did you mean '{close}'?" if close else f"known: {', '.join(known)}"
+    return _Fault(place, f"unknown {kind} {show(key)}; {mend}", close)
+
+
+def _problem(item: Mapping[str, Any], key: str) -> str:
+    kind, value = item["type"], item["input"]
+    if key in ("amount", "n"):  # each takes several kinds, and pydantic has a fault for each
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        kind = "out_of_range" if number else "float_type"
+    if kind == "literal_error":
+        return choices(value, re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+    return f"{_PROBLEMS.get(kind, 'is out of range')}; {hint(key)}"
+
+
+def _inside(item: object) -> Iterable[object]:
+    if isinstance(item, Mapping):
+        return cast("Mapping[object, object]", item).values()
+    return cast("list[object]", item) if isinstance(item, list) else ()
+
+
+def _closest(value: object, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
+    return close[0] if close else ""
+
+
+def _rules(data: Mapping[str, Any]) -> Sequence[object]:
+    rules = data.get("rule", data.get("rules"))
+    return cast("Sequence[object]", rules) if isinstance(rules, list | tuple) else ()
+
+
+def _name(rule: object) -> str:
+    if isinstance(rule, Mapping):
+        name = cast("Mapping[str, object]", rule).get("name")
+    else:
+        name = getattr(rule, "name", None)
+    return name if isinstance(name, str) else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -1,0 +1,276 @@
+"""`Rule`: what to prune, how, and how much of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from fxprune.recipe_errors import choices, hint, label, refuse, rule_names, show
+from fxprune.recipe_select import Count, Reading, Select, Table
+
+__all__ = ["METHODS", "GranularityName", "Rule", "ScoreName", "group_faults"]
+
+ScoreName = Literal["magnitude", "norm", "random"]
+GranularityName = Literal["element", "channel"]
+
+# Each method of torch.nn.utils.prune is short for a score and a granularity.
+METHODS: dict[str, tuple[ScoreName | None, GranularityName | None]] = {
+    "identity": (None, None),
+    "random_unstructured": ("random", "element"),
+    "l1_unstructured": ("magnitude", "element"),
+    "random_structured": ("random", "channel"),
+    "ln_structured": ("norm", "channel"),
+    "custom_from_mask": (None, None),
+}
+_USERS = {
+    "amount": "methods that rank or draw",
+    "args": 'methods of the form "package.module:Class"',
+    "dim": "structured methods",
+    "mask": "custom_from_mask",
+    "n": "the norm score, as in ln_structured",
+    "seed": "random methods",
+}
+_NOT_GLOBAL = {
+    "channel": "channels differ in size from one parameter to the next, so one ranking is not fair",
+    None: "this method ranks nothing",
+}
+_PAIRS = {
+    ("magnitude", "channel"): "score = 'magnitude' ranks elements; for channels give "
+    "score = 'norm' and n = 1",
+    ("norm", "element"): "score = 'norm' ranks channels; for elements give score = 'magnitude'",
+}
+_IMPORTS = (
+    "runs code; if you trust it, allow it with Recipe.load(..., allow_imports=True) "
+    "or --allow-imports"
+)
+_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+_Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
+_File = Annotated[str, Field(pattern=r"^[^\p{C}]+\.safetensors$")]
+_Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Seed = Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class Rule(Table):
+    """What to prune, how, and how much of it.
+
+    Args:
+        name: Unique in its recipe; by default "rule-1" and so on, by position.
+        select: A Select, its keys as a dict, or globs on the full name.
+        method: A method of torch.nn.utils.prune, or "package.module:Class".
+        score: In place of `method`: "magnitude", "norm" or "random".
+        granularity: With `score`: "element" or "channel".
+        amount: How much of what is alive: a float is a share, an int a count.
+        n: The order of the norm, as torch.norm takes it.
+        dim: The dimension of the channels; by default the last one.
+        mask: A .safetensors file, for custom_from_mask.
+        scope: "local", or "global": all the rule's parameters are ranked together.
+        group: With scope "global": the rules of a group share one budget.
+        optional: Whether the rule may select nothing.
+        ties: Which of equal scores goes first: that of lower "index", or "torch"'s choice.
+        seed: Of a private generator; without it torch's global generator draws.
+        args: Keyword arguments of an imported class.
+
+    Raises:
+        RecipeError: A key is unknown, missing, out of range or does not go with the method.
+
+    Example:
+        >>> rule = Rule(select="conv1.weight", method="ln_structured", n=2, amount=0.3)
+        >>> rule.score_name, rule.granularity_name, rule.dim
+        ('norm', 'channel', -1)
+    """
+
+    name: _Line = ""
+    select: Select
+    method: str | None = None
+    score: ScoreName | None = None
+    granularity: GranularityName | None = Field(default=None, validate_default=True)
+    amount: Count | _Share | None = Field(default=None, validate_default=True)
+    n: _Whole | float | Literal["fro", "nuc"] | None = Field(default=None, validate_default=True)
+    dim: _Whole | None = Field(default=None, validate_default=True)
+    mask: _File | None = Field(default=None, validate_default=True)
+    scope: Literal["local", "global"] = "local"
+    group: _Line | None = None
+    optional: bool = False
+    ties: Literal["index", "torch"] = "index"
+    seed: _Seed | None = None
+    args: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @property
+    def imported(self) -> bool:
+        """Whether the method is a class to import."""
+        return ":" in (self.method or "")
+
+    @property
+    def score_name(self) -> ScoreName | None:
+        """The score that ranks; None for identity, custom_from_mask and imported classes."""
+        return _parts(self.method, self.score, self.granularity)[0]
+
+    @property
+    def granularity_name(self) -> GranularityName | None:
+        """What is ranked; None where `score_name` is."""
+        return _parts(self.method, self.score, self.granularity)[1]
+
+    @field_validator("select", mode="before")
+    @classmethod
+    def _shorthand(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str | list | tuple) else value
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str | None, info: ValidationInfo) -> str | None:
+        reading = cast("Reading | None", info.context)
+        if method is None or method in METHODS:
+            return method
+        if not _CLASS.fullmatch(method):
+            refuse(
+                [f'method = {show(method)} {choices(method, [*METHODS])}, "package.module:Class"']
+            )
+        if reading and not reading.allow_imports:
+            refuse([f"method = {show(method)} {_IMPORTS}"])
+        return method
+
+    @field_validator("granularity")
+    @classmethod
+    def _says_how(cls, granularity: GranularityName | None, info: ValidationInfo) -> object:
+        if {"method", "score"} <= info.data.keys():
+            refuse([_how_fault(info.data["method"], info.data["score"], granularity)])
+        return granularity
+
+    @field_validator("n", mode="before")
+    @classmethod
+    def _order(cls, value: object) -> object:
+        if isinstance(value, float) and math.isnan(value):
+            refuse([f"n = nan is out of range; {hint('n')}"])
+        return float(value) if isinstance(value, str) and value in ("inf", "-inf") else value
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("mask")
+    @classmethod
+    def _beside_the_recipe(cls, mask: str | None, info: ValidationInfo) -> str | None:
+        reading = cast("Reading | None", info.context)
+        if mask is None or reading is None or reading.folder is None:
+            return mask
+        return os.path.abspath(reading.folder / mask)
+
+    @field_validator("amount", "n", "dim", "mask", "scope", "seed", "args")
+    @classmethod
+    def _suits(cls, value: object, info: ValidationInfo) -> object:
+        data, key = info.data, str(info.field_name)
+        if not {"method", "score", "granularity"} <= data.keys():
+            return value  # the method itself is at fault
+        ranks = _parts(data["method"], data["score"], data["granularity"])
+        fault = _misfit(key, value, data["method"], ranks, from_data=info.context is not None)
+        refuse([fault])
+        return -1 if key == "dim" and value is None and ranks[1] == "channel" else value
+
+    @field_validator("group")
+    @classmethod
+    def _is_global(cls, group: str | None, info: ValidationInfo) -> str | None:
+        if group is not None and info.data.get("scope") == "local":
+            refuse([f"group = {show(group)} needs scope = 'global'; add it or leave group out"])
+        return group
+
+    @field_validator("args")
+    @classmethod
+    def _is_data(cls, args: dict[str, Any]) -> dict[str, Any]:
+        try:
+            same = json.loads(json.dumps(args, allow_nan=False)) == args
+        except (TypeError, ValueError, RecursionError):
+            same = False
+        if not same:
+            refuse(["args holds more than data; give texts, finite numbers, lists and tables"])
+        return args
+
+
+def group_faults(rules: Sequence[Rule]) -> Iterator[str]:
+    """One text for each key in which a rule differs from the first of its group."""
+    first: dict[str, tuple[int, dict[str, object]]] = {}
+    for at, (rule, name) in enumerate(zip(rules, rule_names(rules), strict=True), 1):
+        if rule.group is None:
+            continue
+        budget = _budget(rule)
+        start, shared = first.setdefault(rule.group, (at, budget))
+        for key in [key for key in budget if budget[key] != shared[key]]:
+            yield (
+                f"{label(at, name)}{key} differs from that of [[rule]] {start}, which is in group "
+                f"{show(rule.group)} too; make them equal or name another group"
+            )
+
+
+def _budget(rule: Rule) -> dict[str, object]:
+    """What the rules of a group must have in common."""
+    ranks = rule.method if rule.imported else (rule.score_name, rule.granularity_name)
+    return {
+        "method": ranks,
+        "amount": (type(rule.amount), rule.amount),  # a count of 1 is not a share of 1.0
+        "ties": rule.ties,
+        "seed": rule.seed,
+        "args": rule.args,
+    }
+
+
+def _parts(
+    method: str | None, score: ScoreName | None, granularity: GranularityName | None
+) -> tuple[ScoreName | None, GranularityName | None]:
+    """The score and the granularity that a method is short for, or those in its place."""
+    return METHODS.get(method, (None, None)) if method else (score, granularity)
+
+
+def _how_fault(method: str | None, score: str | None, granularity: str | None) -> str:
+    """What is wrong with a rule's method, score and granularity together; "" for nothing."""
+    if method and (score or granularity):
+        return f"method = {show(method)} says how to rank; leave score and granularity out"
+    if not (method or score or granularity):
+        return f"method is missing; {hint('method')}"
+    if score and not granularity:
+        return "granularity is missing; give granularity = 'element' or 'channel'"
+    if granularity and not score:
+        return "score is missing; give score = 'magnitude', 'norm' or 'random'"
+    return _PAIRS.get((score or "", granularity or ""), "")
+
+
+def _misfit(
+    key: str,
+    value: object,
+    method: str | None,
+    ranks: tuple[ScoreName | None, GranularityName | None],
+    *,
+    from_data: bool,
+) -> str:
+    """What is wrong with having, or not having, a key beside the rule's method; "" for nothing."""
+    score, granularity = ranks
+    own = ":" in (method or "")
+    takes = {
+        "amount": own or score is not None,
+        "args": own,
+        "dim": granularity == "channel",
+        "mask": method == "custom_from_mask",
+        "n": score == "norm",
+        "scope": own or granularity == "element",
+        "seed": own or score == "random",
+    }
+    needs = {
+        "amount": score is not None,
+        "mask": takes["mask"] and from_data,  # Python may hand the mask over beside the recipe
+        "n": takes["n"],
+    }
+    if value is None or value == {} or value == "local":
+        return f"{key} is missing; {hint(key)}" if needs.get(key) else ""
+    if takes[key]:
+        return ""
+    what = f"method = {show(method)}" if method else f"score = {show(score)}"
+    if key == "scope":
+        return f"scope = 'global' does not go with {what}; leave it out: {_NOT_GLOBAL[granularity]}"
+    return f"{key} does not go with {what}; leave it out: it is for {_USERS[key]}"

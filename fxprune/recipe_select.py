@@ -1,0 +1,143 @@
+"""The base of a recipe's tables, and `Select`: which parameters a rule takes."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, cast
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from fxprune.errors import RecipeError
+from fxprune.recipe_errors import choices, explain, hint, plain, refuse, show
+
+__all__ = ["Count", "Reading", "Select", "Table", "as_tuple"]
+
+_DTYPES = (
+    *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+)
+
+
+def as_tuple(value: object, key: str) -> object:
+    """A list as a tuple, anything else as it is.
+
+    Raises:
+        ValueError: The list is empty: as good as no key to pydantic, but not to who wrote it.
+    """
+    if isinstance(value, list | tuple) and not value:
+        raise ValueError(f"{key} = [] is empty; {hint(key)}")
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
+def _several(value: object, info: ValidationInfo) -> object:
+    several = as_tuple(value, str(info.field_name))
+    return several if isinstance(several, tuple) else (several,)
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Names = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_several, json_schema_input_type=str | list[str]),
+]
+_Sizes = Annotated[
+    tuple[Count, ...], BeforeValidator(_several, json_schema_input_type=int | list[int])
+]
+
+
+class Reading(NamedTuple):
+    """How a recipe is read from data: pydantic's context, None where Python builds the recipe."""
+
+    allow_imports: bool
+    folder: Path | None
+
+
+class Table(BaseModel):
+    """What all tables share: frozen, no unknown keys, no conversions, RecipeError on a fault."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_by_alias=True, validate_by_name=True
+    )
+
+    # pydantic would call a model's own __init__ for nested tables too, and the errors would lose
+    # their place; `wraps` also copies the mark by which pydantic knows its plain __init__.
+    @functools.wraps(BaseModel.__init__)
+    def __init__(self, **data: Any) -> None:
+        kind = type(self)
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            text = explain(error, data, model=kind, where=kind.__name__)
+            raise RecipeError(text) from None
+
+
+class Select(Table):
+    """Which parameters a rule takes: each key is a value or a list, and all given keys must hold.
+
+    Args:
+        op: Canonical names of operators that read the parameter, as "conv2d".
+        role: The argument of that operator that the parameter is, as "weight".
+        module: Class names of the owner, as "Linear".
+        path: Globs on the full name, as "layer1.*.weight".
+        regex: Regular expressions on the full name.
+        param: Attribute names in the owner, as "bias".
+        exclude: Globs on the full names to leave out.
+        min_numel: The least number of elements.
+        ndim: Numbers of dimensions.
+        dtype: Names of torch dtypes, as "float32".
+
+    Raises:
+        RecipeError: A key is unknown or its value does not fit.
+
+    Example:
+        >>> Select(op=["conv2d", "linear"], exclude="fc3.*").exclude
+        ('fc3.*',)
+    """
+
+    op: _Names = ()
+    role: _Names = ()
+    module: _Names = ()
+    path: _Names = ()
+    regex: _Names = ()
+    param: _Names = ()
+    exclude: _Names = ()
+    min_numel: Count | None = None
+    ndim: _Sizes = ()
+    dtype: _Names = ()
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        refuse(_regex_fault(pattern) for pattern in patterns)
+        return patterns
+
+    @field_validator("dtype")
+    @classmethod
+    def _exists(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        odd = [name for name in names if name not in _DTYPES]
+        refuse(f"dtype = {show(name)} {choices(name, _DTYPES)}" for name in odd)
+        return names
+
+
+def _regex_fault(pattern: str) -> str:
+    """What is wrong with a regular expression and at which character; "" for nothing."""
+    head = f"regex = {show(pattern)} is no regular expression"
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        at = len(pattern) if error.pos is None else error.pos
+        spot = f"at character {at + 1} {show(pattern[at])}" if at < len(pattern) else "at its end"
+        return f"{head}: {plain(error.msg)}, {spot}"
+    except (OverflowError, RecursionError):
+        return f"{head} that Python can compile; make it simpler"
+    return ""

@@ -1,0 +1,208 @@
+"""The only code that edits a Program: its graphs and its tree. It counts and stamps the edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.node import Node
+
+from fxprune.errors import InvariantError, ShapeError
+from fxprune.pattern import Match, Refusal, match
+from fxprune.program import Program
+from fxprune.rule import RewriteRule
+
+__all__ = ["Rewriter"]
+
+
+class Rewriter:
+    """Edits one Program.
+
+    Args:
+        program: the Program to edit; never one that a caller holds, see `fxprune.transaction`.
+        by: the pass or rule in whose name edits are made.
+
+    Attributes:
+        edits: how many edits were made.
+        refusals: what rules refused, in order.
+    """
+
+    def __init__(self, program: Program, by: str) -> None:
+        self.program = program
+        self.by = by
+        self.edits = 0
+        self.refusals: list[Refusal] = []
+
+    # Rules
+
+    def apply(self, rules: Sequence[RewriteRule]) -> None:
+        """Try each rule on each node of each graph, once, in graph order."""
+        for rewrite_rule in rules:
+            for graph in self.program.graphs.values():
+                for node in list(graph.nodes):
+                    # Erasing a node unlinks it; a rule may have erased a later one.
+                    if not getattr(node, "_erased", False):
+                        self._try(rewrite_rule, node)
+
+    def _try(self, rewrite_rule: RewriteRule, node: Node) -> None:
+        found = match(rewrite_rule.pattern, node, self.program)
+        if not isinstance(found, Match):
+            return
+        outer, self.by = self.by, rewrite_rule.name
+        result = rewrite_rule(self, node, found.bindings)
+        self.by = outer
+        if isinstance(result, Refusal):
+            self.refusals.append(result)
+
+    # Graph edits
+
+    def read(self, target: str, before: Node) -> Node:
+        """Insert a read of an attribute: a tensor, a training flag or the device."""
+        # create_node, since Graph.get_attr warns of attributes that are not tensors.
+        with before.graph.inserting_before(before):
+            return self._made(before.graph.create_node("get_attr", target))
+
+    def call(self, target: Any, args: tuple[Any, ...], before: Node) -> Node:
+        """Insert a call of a function."""
+        with before.graph.inserting_before(before):
+            return self._made(before.graph.call_function(target, args))
+
+    def set_argument(self, node: Node, position: int, value: Any) -> None:
+        """Change one positional argument of a node."""
+        args = list(node.args)
+        args[position] = value
+        node.args = tuple(args)
+        self._count()
+
+    def set_keyword(self, node: Node, name: str, value: Any) -> None:
+        """Change one keyword argument of a node."""
+        node.kwargs = {**node.kwargs, name: value}
+        self._count()
+
+    def retarget(self, node: Node, target: str) -> None:
+        """Let a read name another attribute."""
+        node.target = target
+        self._count()
+
+    def replace_uses(self, node: Node, new: Node) -> None:
+        """Let every user of `node`, but `new` itself, read `new`."""
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        self._count()
+
+    def erase(self, node: Node) -> None:
+        """Remove a node that nothing reads."""
+        node.graph.erase_node(node)
+        self._count()
+
+    # Tree edits
+
+    def add_mask(self, name: str, mask: torch.Tensor) -> None:
+        """Turn a parameter into a masked one, or give a masked one another mask.
+
+        Every alias gets the same Parameter and mask objects, under the keys, and in the order,
+        that torch.nn.utils.prune gives them.
+
+        Args:
+            name: any of the parameter's names.
+            mask: of the parameter's shape; cast to its dtype.
+
+        Raises:
+            ShapeError: the shapes differ.
+        """
+        parameter = self.program.parameter(name)
+        if mask.shape != parameter.shape:
+            raise ShapeError(
+                f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter "
+                f"{tuple(parameter.shape)}; give one entry of the mask to each of the parameter"
+            )
+        mask = mask.detach().to(parameter.dtype)
+        for owner, attribute in self._places(name):
+            if owner._parameters.get(attribute) is not None:
+                owner._parameters.pop(attribute)
+                owner._parameters[f"{attribute}_orig"] = parameter
+            owner._buffers[f"{attribute}_mask"] = mask
+        self._count()
+
+    def adopt(self, name: str) -> None:
+        """Call the stored parameter `name_orig` by the name it has when masked.
+
+        Args:
+            name: the name without the suffix; its module holds `name_orig` and `name_mask`.
+        """
+        first = self.program.first
+        if name in first:
+            return
+        shown = {key: key.removesuffix("_orig") if key == f"{name}_orig" else key for key in first}
+        self.program.first = {shown[key]: shown[value] for key, value in first.items()}
+        self.add_mask(name, self.program.masks[name])
+
+    def drop_mask(self, name: str, value: torch.Tensor | None = None) -> None:
+        """Turn a masked parameter into a plain one.
+
+        Args:
+            name: any of the parameter's names.
+            value: new values, of the same shape and dtype; the original ones when None.
+        """
+        parameter = self.program.parameter(name)
+        if value is not None:
+            replaced = nn.Parameter(value, requires_grad=parameter.requires_grad)
+            self.program.replaced.append((parameter, replaced))
+            parameter = replaced
+        for owner, attribute in self._places(name):
+            owner._parameters.pop(f"{attribute}_orig", None)
+            owner._buffers.pop(f"{attribute}_mask", None)
+            owner._parameters[attribute] = parameter
+        self._count()
+
+    def restore_order(self) -> None:
+        """Put every parameter key where the source had it."""
+        for path, module in self.program.named_modules():
+            prefix = f"{path}." if path else ""
+            ranks = {
+                name.removeprefix(prefix): i
+                for i, name in enumerate(self.program.first)
+                if name.startswith(prefix)
+            }
+            items = sorted(
+                module._parameters.items(),
+                key=lambda item: ranks.get(item[0], ranks.get(item[0].removesuffix("_orig"), 0)),
+            )
+            if [key for key, _ in items] != list(module._parameters):
+                module._parameters = dict(items)
+                self._count()
+
+    def finish(self) -> None:
+        """Compile the edited graphs.
+
+        Raises:
+            InvariantError: a graph is not well-formed.
+        """
+        if self.edits == 0:
+            return
+        for graph in self.program.graphs.values():
+            graph.owning_module = self.program
+            try:
+                graph.lint()
+            except (RuntimeError, ValueError) as error:
+                raise InvariantError(f"{self.by} left a graph that is not well-formed: {error}")
+        self.program.recompile()
+
+    # Helpers
+
+    def _places(self, name: str) -> list[tuple[nn.Module, str]]:
+        """Return owner and attribute of every alias; a module shared by two paths once."""
+        aliases = self.program.aliases[self.program.first[name]]
+        places = [self.program.owner(alias) for alias in aliases]
+        return list({(id(owner), attr): (owner, attr) for owner, attr in places}.values())
+
+    def _made(self, node: Node) -> Node:
+        node.meta["fxprune.by"] = self.by
+        self._count()
+        return node
+
+    def _count(self) -> None:
+        self.edits += 1
+
+

@@ -1,0 +1,80 @@
+"""The module tree of a Program: the source's names, parameters and buffers, without its code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["MaskedReads", "Shell", "mask_of", "raw_parameter", "shell_of"]
+
+
+class MaskedReads(nn.Module):
+    """A module whose masked parameters read as their current product with the mask.
+
+    A masked parameter `P` is stored as Parameter `P_orig` and buffer `P_mask`, the names that
+    torch.nn.utils.prune gives. Nothing is cached, so a read is never stale.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        parameters: dict[str, Any] = self.__dict__.get("_parameters") or {}
+        buffers: dict[str, Any] = self.__dict__.get("_buffers") or {}
+        orig, mask = parameters.get(f"{name}_orig"), buffers.get(f"{name}_mask")
+        if orig is not None and mask is not None:
+            return orig * mask
+        return super().__getattr__(name)
+
+
+class Shell(MaskedReads):
+    """A place in the module tree: holds what the source's module held, and its class name.
+
+    Args:
+        kind: the class name of the source's module.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def _get_name(self) -> str:
+        return self.kind
+
+
+def shell_of(module: nn.Module, into: MaskedReads | None = None) -> MaskedReads:
+    """Build the tree of shells that hold `module`'s tensors under the same names and order.
+
+    Args:
+        module: the source; its Parameter and buffer objects are shared, not copied.
+        into: the root to fill; a new Shell when absent.
+    """
+    return _shell_of(module, into, {})
+
+
+def _shell_of(
+    module: nn.Module, into: MaskedReads | None, made: dict[int, MaskedReads]
+) -> MaskedReads:
+    if id(module) in made:
+        return made[id(module)]
+    shell = Shell(type(module).__name__) if into is None else into
+    made[id(module)] = shell
+    shell._parameters = dict(module._parameters)
+    shell._buffers = dict(module._buffers)
+    shell._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    shell.training = module.training
+    for name, child in module._modules.items():
+        shell._modules[name] = None if child is None else _shell_of(child, None, made)
+    return shell
+
+
+def raw_parameter(owner: nn.Module, attribute: str) -> nn.Parameter | None:
+    """Return the Parameter object behind a name, masked or not; None where there is none."""
+    found = owner._parameters.get(attribute)
+    return owner._parameters.get(f"{attribute}_orig") if found is None else found
+
+
+def mask_of(owner: nn.Module, attribute: str) -> torch.Tensor | None:
+    """Return the mask of a parameter; None where it is not masked."""
+    if owner._parameters.get(f"{attribute}_orig") is None:
+        return None
+    return owner._buffers.get(f"{attribute}_mask")

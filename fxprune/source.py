@@ -1,0 +1,116 @@
+"""The private copy of a model that capture works on; the caller's model is never changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+
+from fxprune.errors import CaptureError
+
+__all__ = ["HookedMask", "copy_model", "training_flags", "unhook", "with_flags"]
+
+
+@dataclass(frozen=True)
+class HookedMask:
+    """A parameter that torch.nn.utils.prune had masked with a hook.
+
+    Args:
+        name: the parameter's full name.
+        mask: its mask.
+    """
+
+    name: str
+    mask: torch.Tensor
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model; attributes that are results of autograd are copied without their history.
+
+    A model that torch.nn.utils.prune has just masked holds such an attribute for each parameter,
+    and plain `copy.deepcopy` raises on it.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            for tensor in _tensors(value):
+                if not tensor.is_leaf:
+                    memo[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        yield from (part for part in value if isinstance(part, torch.Tensor))  # pyright: ignore
+
+
+def unhook(model: nn.Module) -> tuple[HookedMask, ...]:
+    """Take torch.nn.utils.prune's hooks off a model and make its parameters plain again.
+
+    Args:
+        model: a private copy; changed.
+
+    Returns:
+        The masks that were taken off, by full name.
+    """
+    found: list[HookedMask] = []
+    for path, module in model.named_modules():
+        hooks = module._forward_pre_hooks
+        keys = [key for key, hook in hooks.items() if isinstance(hook, BasePruningMethod)]
+        pruned = {hooks.pop(key)._tensor_name for key in keys}
+        stored = {f"{name}_orig": name for name in pruned}
+        order = [stored.get(key, key) for key in module._parameters]
+        for name in (name for name in order if name in pruned):
+            found.append(HookedMask(f"{path}.{name}" if path else name, _plain(module, name)))
+        module._parameters = {key: module._parameters[key] for key in order}
+    return tuple(found)
+
+
+def _plain(module: nn.Module, name: str) -> torch.Tensor:
+    """Make a hooked parameter a plain one in its module; return its mask."""
+    mask = module._buffers.pop(f"{name}_mask")
+    parameter = module._parameters.pop(f"{name}_orig")
+    vars(module).pop(name, None)
+    # setattr, so that recurrent layers see it in their list of flat weights.
+    setattr(module, name, parameter)
+    if mask is None:
+        raise CaptureError(f"the hook on {name!r} has no mask; remove it and prune again")
+    return mask
+
+
+def training_flags(model: nn.Module, mode: bool) -> dict[str, bool]:
+    """Return the flags that the model's own `train(mode)` leaves different from `mode`.
+
+    Args:
+        model: a private copy; its flags are changed.
+        mode: what `train` is called with.
+    """
+    model.train(mode)
+    return {name: m.training for name, m in model.named_modules() if m.training is not mode}
+
+
+@contextmanager
+def with_flags(model: nn.Module, value: bool, but: str | None = None) -> Iterator[None]:
+    """Set every training flag for a while, without calling any `train`.
+
+    Args:
+        model: a private copy.
+        value: what the flags become.
+        but: the name of one submodule that gets the opposite.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    for name, module in model.named_modules():
+        module.training = value != (name == but)
+    try:
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag

@@ -1,0 +1,80 @@
+"""All or nothing: edits are made on a fork, and a Program takes them over by swapping references."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fxprune.errors import InvariantError
+from fxprune.program import Program
+
+__all__ = ["commit", "fork"]
+
+_MODULE_STATE = ("_parameters", "_buffers")
+_PROGRAM_STATE = ("graphs", "outputs", "records", "notes")
+
+
+def fork(program: Program) -> Program:
+    """Return a Program with its own tree and graphs, over the same tensors.
+
+    Args:
+        program: not changed by edits of the fork, as long as these make new tensors.
+    """
+    tensors = (*program.parameters(), *program.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    return copy.deepcopy(program, memo)
+
+
+def commit(program: Program, work: Program) -> None:
+    """Let a Program become its edited fork; its modules and Parameter objects stay the same ones.
+
+    Args:
+        program: the Program that was forked.
+        work: the fork, edited; not to be used afterwards.
+
+    An exception in here, Ctrl-C included, takes back what was swapped.
+    """
+    swaps = _swaps(program, work)
+    undo: list[Callable[[], None]] = []
+    try:
+        for target, key, value in swaps:
+            undo.append(_restoring(target, key))
+            _assign(target, key, value)
+        program.recompile()
+    except BaseException:
+        for restore in reversed(undo):
+            restore()
+        program.recompile()
+        raise
+
+
+def _swaps(program: Program, work: Program) -> list[tuple[Any, str, Any]]:
+    """List (object, attribute, new value) for all that the fork has changed."""
+    kept = {id(new): old for old, new in work.replaced}
+    edited = dict(work.named_modules())
+    swaps: list[tuple[Any, str, Any]] = [(old, "data", new.data) for old, new in work.replaced]
+    for path, module in program.named_modules():
+        if path not in edited:
+            raise InvariantError(f"the edited program lost the module {path!r}")
+        for key in _MODULE_STATE:
+            items = vars(edited[path])[key].items()
+            swaps.append((module, key, {name: kept.get(id(t), t) for name, t in items}))
+    swaps += [(program, key, vars(work)[key]) for key in _PROGRAM_STATE]
+    return swaps
+
+
+def _assign(target: Any, key: str, value: Any) -> None:
+    if isinstance(target, nn.Module):
+        target.__dict__[key] = value
+    else:
+        target.data = value
+
+
+def _restoring(target: Any, key: str) -> Callable[[], None]:
+    old = target.__dict__[key] if isinstance(target, nn.Module) else target.data
+    return lambda: _assign(target, key, old)
+
+

@@ -1,0 +1,108 @@
+"""The units of a parameter, entries or channels, and which of them are alive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fxprune.errors import DimError, PassError, PassTypeError, ShapeError
+from fxprune.facts import Importance, ParamSite
+from fxprune.program import Program
+
+__all__ = ["Entries", "check_channels", "living_channels", "masked_value", "raw_value"]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The living entries of one tensor: those whose mask is exactly 1.
+
+    Args:
+        tensor: any tensor.
+        mask: of its shape, or None where all entries are alive.
+    """
+
+    tensor: torch.Tensor
+    mask: torch.Tensor | None
+
+    @property
+    def units(self) -> int:
+        """How many entries there are."""
+        return self.tensor.numel()
+
+    @property
+    def alive(self) -> int:
+        """How many of them are alive."""
+        return self.units if self.mask is None else int((self.mask == 1).sum())
+
+    def living(self, start: int, stop: int) -> torch.Tensor | None:
+        """Return which of the entries start..stop, in flat order, are alive; None: all."""
+        return None if self.mask is None else self.mask.reshape(-1)[start:stop] == 1
+
+    def chunk(self, start: int, stop: int) -> torch.Tensor:
+        """Return the living entries among start..stop, in flat order."""
+        values = self.tensor.reshape(-1)[start:stop]
+        living = self.living(start, stop)
+        return values if living is None else values[living]
+
+
+def raw_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
+    """Return what to score of living entries: the caller's importance scores, or the parameter.
+
+    A living entry has the mask 1, so its product with the mask need not be made.
+
+    Raises:
+        ShapeError: the importance scores have another shape than the parameter.
+        PassTypeError: they are no tensor.
+    """
+    given = _importance_of(site, importance)
+    return program.parameter(site.name).detach() if given is None else given
+
+
+def masked_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
+    """Return what to score of whole channels: importance scores, or the product with the mask.
+
+    Raises:
+        ShapeError: the importance scores have another shape than the parameter.
+        PassTypeError: they are no tensor.
+    """
+    given = _importance_of(site, importance)
+    return program.value(site.name) if given is None else given
+
+
+def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | None:
+    for name in site.aliases:
+        given = importance.tensors.get(name)
+        if given is None:
+            continue
+        if not isinstance(given, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PassTypeError(f"the importance scores of {name!r} are no tensor")
+        if given.shape != site.shape:
+            raise ShapeError(
+                f"the importance scores of {name!r} have shape {tuple(given.shape)}, the parameter "
+                f"{tuple(site.shape)}; give one score an entry"
+            )
+        return given.detach()
+    return None
+
+
+def check_channels(site: ParamSite, dim: int) -> None:
+    """Check that a parameter has channels along a dimension.
+
+    Raises:
+        PassError: it has one dimension or none.
+        DimError: it has no such dimension.
+    """
+    if len(site.shape) <= 1:
+        raise PassError(
+            f"{site.name!r} has shape {tuple(site.shape)}: channels need two dimensions or more; "
+            "take an unstructured method, or leave it out with ndim or exclude"
+        )
+    if not -len(site.shape) <= dim < len(site.shape):
+        raise DimError(f"dim={dim} does not exist in {site.name!r} of shape {tuple(site.shape)}")
+
+
+def living_channels(mask: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return which channels are alive: those whose mask does not sum to zero, as torch counts."""
+    others = [d for d in range(mask.dim()) if d != dim % mask.dim()]
+    return mask.sum(dim=others) != 0

@@ -1,0 +1,1 @@
+"""The passes of fxprune, found through the entry point group `fxprune.passes`."""

@@ -1,0 +1,106 @@
+"""Fold masks into the parameters, or drop them: the way back to plain weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx.node import Node
+
+from fxprune.errors import NotPrunedError
+from fxprune.pattern import Refusal
+from fxprune.pipeline import Facts, Rewrite
+from fxprune.program import Program
+from fxprune.reads import is_product, parameter_of
+from fxprune.rewriter import Rewriter
+from fxprune.rule import rule
+
+__all__ = ["FoldMasks", "UnmaskParameters", "fold_mask"]
+
+
+@rule("mul(W, m)", name="fold-mask")
+def fold_mask(rw: Rewriter, node: Node, W: Node, m: Node) -> Node | Refusal:  # noqa: N803
+    """Read W itself where it was read times a mask that the tree has no longer."""
+    if not is_product(rw.program, node):
+        return Refusal("the factor is not the parameter's mask", node)
+    name = parameter_of(rw.program, W)
+    if name is None or name in rw.program.masks:
+        return Refusal("the parameter keeps its mask", node)
+    rw.retarget(W, name)
+    rw.replace_uses(node, W)
+    rw.erase(node)
+    if not m.users:
+        rw.erase(m)
+    return W
+
+
+@dataclass(frozen=True)
+class FoldMasks(Rewrite):
+    """Multiply masks into their parameters (torch.nn.utils.prune.remove).
+
+    Args:
+        names: the parameters; all masked ones when empty.
+        zeros: "keep": as multiplication leaves them (-1 * 0 is -0.0); "clean": +0.0 wherever the
+            mask is 0, whatever stood there.
+        source_order: whether parameters go back to their place in the source's order.
+    """
+
+    name: ClassVar[str] = "finalize"
+
+    names: tuple[str, ...] = ()
+    zeros: str = "keep"
+    source_order: bool = True
+
+    def run(self, rewriter: Rewriter, facts: Facts) -> None:
+        """Fold.
+
+        Raises:
+            NotPrunedError: a named parameter has no mask.
+        """
+        for name in _masked(rewriter.program, self.names):
+            rewriter.drop_mask(name, self._folded(rewriter.program, name))
+        rewriter.apply([fold_mask])
+        if self.source_order:
+            rewriter.restore_order()
+
+    def _folded(self, program: Program, name: str) -> torch.Tensor:
+        mask, value = program.masks[name], program.value(name)
+        if self.zeros == "clean":
+            return torch.where(mask == 0, torch.zeros_like(value), value)
+        return value
+
+
+@dataclass(frozen=True)
+class UnmaskParameters(Rewrite):
+    """Drop masks; the parameters are what they were, or what training made of them.
+
+    Args:
+        names: the parameters; all masked ones when empty.
+    """
+
+    name: ClassVar[str] = "unmask"
+
+    names: tuple[str, ...] = ()
+
+    def run(self, rewriter: Rewriter, facts: Facts) -> None:
+        """Drop the masks.
+
+        Raises:
+            NotPrunedError: a named parameter has no mask.
+        """
+        for name in _masked(rewriter.program, self.names):
+            rewriter.drop_mask(name)
+        rewriter.apply([fold_mask])
+        rewriter.restore_order()
+
+
+def _masked(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        program.owner(name)
+        if name not in program.masks:
+            raise NotPrunedError(
+                f"parameter {name!r} has to be pruned before its mask can be removed; masked are "
+                f"{', '.join(program.masks) or 'none'}"
+            )
+    return tuple(dict.fromkeys(program.first[name] for name in names)) or tuple(program.masks)

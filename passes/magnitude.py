@@ -1,0 +1,67 @@
+"""Score entries by magnitude (torch.nn.utils.prune.L1Unstructured)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fxprune.facts import Importance, Scores, ScoreSource, Selection
+from fxprune.pipeline import Analysis, Facts
+from fxprune.program import Program
+from fxprune.units import Entries, raw_value
+
+__all__ = ["MagnitudeScores", "ScoreMagnitude"]
+
+
+class MagnitudeScores(ScoreSource):
+    """|t| of each living entry.
+
+    Args:
+        entries: the tensor and its mask.
+    """
+
+    def __init__(self, entries: Entries) -> None:
+        self.entries = entries
+        self.units = entries.units
+        self.alive = entries.alive
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of |t|."""
+        kind = self.entries.tensor.dtype
+        return kind.to_real() if kind.is_complex else kind
+
+    def living(self, start: int, stop: int) -> torch.Tensor | None:
+        """Return which entries are alive."""
+        return self.entries.living(start, stop)
+
+    def chunk(self, start: int, stop: int) -> torch.Tensor:
+        """Return |t| of the living entries among start..stop."""
+        return self.entries.chunk(start, stop).abs()
+
+
+@dataclass(frozen=True)
+class ScoreMagnitude(Analysis):
+    """Score each entry of the selected parameters by its magnitude."""
+
+    name: ClassVar[str] = "magnitude"
+    needs: ClassVar = (Selection, Importance)
+    gives: ClassVar = (Scores,)
+
+    def run(self, program: Program, facts: Facts) -> Scores:
+        """Return a source for each parameter.
+
+        Raises:
+            ShapeError: importance scores do not fit.
+        """
+        importance = facts[Importance]
+        return Scores(
+            {
+                site.name: MagnitudeScores(
+                    Entries(raw_value(program, site, importance), program.masks.get(site.name))
+                )
+                for site in facts[Selection].sites
+            }
+        )

@@ -1,0 +1,51 @@
+"""Insert masks: each masked parameter is read through one product, just before its first user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx.node import Node
+
+from fxprune.facts import NewMasks
+from fxprune.pattern import Refusal
+from fxprune.pipeline import Facts, Rewrite
+from fxprune.reads import is_product, parameter_of
+from fxprune.rewriter import Rewriter
+from fxprune.rule import rule
+
+__all__ = ["InsertMasks", "insert_mask"]
+
+
+@rule("W", name="insert-mask")
+def insert_mask(rw: Rewriter, node: Node, W: Node) -> Node | Refusal:  # noqa: N803
+    """Read W as W_orig * W_mask where the tree has a mask for it."""
+    name = parameter_of(rw.program, W)
+    if name is None or name not in rw.program.masks:
+        return Refusal("the parameter has no mask", node)
+    if W.op != "get_attr" or any(is_product(rw.program, user) for user in W.users):
+        return Refusal("the parameter is read through its mask already", node)
+    if not W.users:
+        return Refusal("nothing reads the parameter", node)
+    first = next(user for user in W.graph.nodes if user in W.users)
+    rw.retarget(W, f"{name}_orig")
+    mask = rw.read(f"{name}_mask", before=first)
+    product = rw.call(torch.ops.aten.mul.Tensor, (W, mask), before=first)
+    product.meta = {**W.meta, **product.meta, "fxprune.param": name}
+    rw.replace_uses(W, product)
+    return product
+
+
+@dataclass(frozen=True)
+class InsertMasks(Rewrite):
+    """Give the parameters their new masks."""
+
+    name: ClassVar[str] = "mask"
+    needs: ClassVar = (NewMasks,)
+
+    def run(self, rewriter: Rewriter, facts: Facts) -> None:
+        """Add each mask to the tree, then the products to the graphs."""
+        for name, mask in facts[NewMasks].make():
+            rewriter.add_mask(name, mask)
+        rewriter.apply([insert_mask])

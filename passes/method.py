@@ -1,0 +1,105 @@
+"""Masks from a user's own subclass of torch.nn.utils.prune.BasePruningMethod."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch.nn.utils.prune import BasePruningMethod
+
+from fxprune.errors import PassError, PassTypeError
+from fxprune.facts import Importance, Methods, NewMasks, ParamSite, Selection
+from fxprune.methods import combined_mask
+from fxprune.pipeline import Analysis, Facts
+from fxprune.program import Program
+from fxprune.units import masked_value
+
+__all__ = ["ComputeMasks"]
+
+
+@dataclass(frozen=True)
+class ComputeMasks(Analysis):
+    """Let a method's `compute_mask` decide, as torch.nn.utils.prune calls it.
+
+    Args:
+        rule: the rule's name, to find an instance among the fact Methods.
+        method: "package.module:Class", imported when there is no instance.
+        args: arguments of the class.
+        amount: its argument `amount`, where the rule has one.
+        scope: "local", or "global" for an unstructured method over all parameters at once.
+    """
+
+    name: ClassVar[str] = "method"
+    needs: ClassVar = (Selection, Importance, Methods)
+    gives: ClassVar = (NewMasks,)
+
+    rule: str
+    method: str
+    args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    amount: float | int | None = None
+    scope: str = "local"
+
+    def run(self, program: Program, facts: Facts) -> NewMasks:
+        """Return the masks, computed now: a method may draw random numbers.
+
+        Raises:
+            PassError: the class cannot be imported or made.
+            PassTypeError: it is no BasePruningMethod, or is structured and ranks globally.
+        """
+        method = facts[Methods].by_rule.get(self.rule) or self._make()
+        sites = facts[Selection].sites
+        importance = facts[Importance]
+        values = {site.name: masked_value(program, site, importance) for site in sites}
+        masks = self._masks(program, method, sites, values)
+
+        def make() -> Iterator[tuple[str, torch.Tensor]]:
+            yield from masks.items()
+
+        return NewMasks(tuple(values), make)
+
+    def _masks(
+        self,
+        program: Program,
+        method: Any,
+        sites: tuple[ParamSite, ...],
+        values: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        old = {site.name: program.masks.get(site.name) for site in sites}
+        if self.scope == "local":
+            return {name: combined_mask(method, values[name], old[name]) for name in values}
+        if method.PRUNING_TYPE != "unstructured":
+            raise PassTypeError(
+                f"global scope takes unstructured methods only; {type(method).__name__} is "
+                f"{method.PRUNING_TYPE!r}"
+            )
+        joined = torch.cat([value.reshape(-1) for value in values.values()])
+        masks = [
+            torch.ones_like(value).reshape(-1) if old[name] is None else old[name].reshape(-1)
+            for name, value in values.items()
+        ]
+        mask = combined_mask(method, joined, torch.cat(masks))
+        parts = mask.split([value.numel() for value in values.values()])
+        pairs = zip(values.items(), parts, strict=True)
+        return {name: part.view(value.shape) for (name, value), part in pairs}
+
+    def _make(self) -> Any:
+        module, _, attribute = self.method.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise PassError(f"rule {self.rule!r}: method {self.method!r}: {error}") from error
+        if not (isinstance(found, type) and issubclass(found, BasePruningMethod)):
+            raise PassTypeError(
+                f"rule {self.rule!r}: {self.method!r} is no subclass of "
+                "torch.nn.utils.prune.BasePruningMethod"
+            )
+        amount = {} if self.amount is None else {"amount": self.amount}
+        try:
+            return found(**amount, **self.args)
+        except TypeError as error:
+            raise PassError(f"rule {self.rule!r}: {self.method!r}: {error}") from error

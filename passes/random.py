@@ -1,0 +1,212 @@
+"""Score entries or channels at random (torch.nn.utils.prune.RandomUnstructured, RandomStructured).
+
+The generator is called as torch calls it: once for each parameter's living entries, or once for
+all of them when they are ranked together, and not at all when nothing is to be pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, ClassVar
+
+import torch
+
+from fxprune.errors import PassError
+from fxprune.facts import Importance, ParamSite, Scores, ScoreSource, Selection
+from fxprune.pipeline import Analysis, Facts
+from fxprune.program import Program
+from fxprune.ranking import count_of
+from fxprune.units import Entries, check_channels, living_channels, raw_value
+
+__all__ = ["Draw", "RandomScores", "ScoreRandom"]
+
+
+class Draw:
+    """A vector of uniform random numbers that is drawn again when it is read, not stored.
+
+    The generator advances once, when the draw is made.
+
+    Args:
+        count: how many numbers.
+        dtype: their dtype.
+        device: where they are drawn.
+        seed: seed of a private generator; torch's generator of the device when None.
+    """
+
+    def __init__(
+        self, count: int, dtype: torch.dtype, device: torch.device, seed: int | None
+    ) -> None:
+        self.count, self.dtype, self.device = count, dtype, device
+        self._generator = torch.Generator(device)
+        if seed is None:
+            public = default_generator(device)
+            self._generator.set_state(public.get_state())
+        else:
+            self._generator.manual_seed(seed)
+        self._state = self._generator.get_state()
+        self._position = 0
+        if seed is None:
+            torch.rand(count, dtype=dtype, device=device)
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Return numbers start..stop; reads in order go on where the last one ended."""
+        # Only the CPU's generator gives the same numbers in parts as in one call.
+        if self.device.type != "cpu":
+            return self._rewound(self.count)[start:stop]
+        if start == self._position:
+            self._position = stop
+            return self._next(stop - start)
+        numbers = self._rewound(stop)[start:]
+        self._position = stop
+        return numbers
+
+    def _rewound(self, count: int) -> torch.Tensor:
+        self._generator.set_state(self._state)
+        return self._next(count)
+
+    def _next(self, count: int) -> torch.Tensor:
+        return torch.rand(count, dtype=self.dtype, device=self.device, generator=self._generator)
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """Return torch's own generator of a device.
+
+    Raises:
+        PassError: torch has none there.
+    """
+    if device.type == "cpu":
+        return torch.default_generator
+    module: Any = getattr(torch, device.type, None)
+    generators = getattr(module, "default_generators", ())
+    if not generators:
+        raise PassError(f"there is no random generator on {device}; give the rule a seed")
+    return generators[device.index or 0]
+
+
+class RandomScores(ScoreSource):
+    """Random scores of the living units.
+
+    Args:
+        units: how many units there are.
+        kept: which are alive, or None for all.
+        draw: where the numbers come from; None where nothing will be pruned.
+        offset: where in the draw this parameter's numbers begin.
+        largest: whether the largest numbers are pruned, instead of the smallest.
+    """
+
+    def __init__(
+        self,
+        units: int,
+        kept: torch.Tensor | None,
+        draw: Draw | None,
+        offset: int,
+        *,
+        largest: bool,
+    ) -> None:
+        self.units, self._kept, self._draw = units, kept, draw
+        self._offset, self._largest = offset, largest
+        self.alive = units if kept is None else int(kept.sum())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the numbers."""
+        return torch.float32 if self._draw is None else self._draw.dtype
+
+    def living(self, start: int, stop: int) -> torch.Tensor | None:
+        """Return which units are alive."""
+        return None if self._kept is None else self._kept[start:stop]
+
+    def chunk(self, start: int, stop: int) -> torch.Tensor:
+        """Return the scores of the living units among start..stop."""
+        first, last = start, stop
+        if self._kept is not None:
+            first, last = int(self._kept[:start].sum()), int(self._kept[:stop].sum())
+        if self._draw is None:
+            device = None if self._kept is None else self._kept.device
+            return torch.zeros(last - first, device=device)
+        numbers = self._draw.read(self._offset + first, self._offset + last)
+        return -numbers if self._largest else numbers
+
+
+@dataclass(frozen=True)
+class ScoreRandom(Analysis):
+    """Score the units of the selected parameters at random.
+
+    Args:
+        amount: what will be pruned: nothing is drawn where that is no unit.
+        scope: "local" draws for each parameter, "global" once for all.
+        dim: the dimension of the channels; None to score entries.
+        seed: seed of a private generator; torch's own one when None.
+    """
+
+    name: ClassVar[str] = "random"
+    needs: ClassVar = (Selection, Importance)
+    gives: ClassVar = (Scores,)
+
+    amount: float | int
+    scope: str = "local"
+    dim: int | None = None
+    seed: int | None = None
+
+    def run(self, program: Program, facts: Facts) -> Scores:
+        """Return a source for each parameter.
+
+        Raises:
+            AmountError: the amount is more than is alive.
+            PassError, DimError: a parameter has no such channels.
+        """
+        sites = facts[Selection].sites
+        if self.dim is not None:
+            sources = {
+                site.name: self._channels(program, site, i) for i, site in enumerate(sites)
+            }
+            return Scores(sources, dim=self.dim, prune_all_ties=True)
+        importance = facts[Importance]
+        entries = {
+            site.name: Entries(raw_value(program, site, importance), program.masks.get(site.name))
+            for site in sites
+        }
+        if self.scope == "global":
+            return Scores(self._together(entries))
+        return Scores({n: self._alone(e, i) for i, (n, e) in enumerate(entries.items())})
+
+    def _channels(self, program: Program, site: ParamSite, index: int) -> RandomScores:
+        dim = -1 if self.dim is None else self.dim
+        check_channels(site, dim)
+        mask = program.masks.get(site.name)
+        kept = None if mask is None else living_channels(mask, dim).cpu()
+        alive = site.shape[dim] if kept is None else int(kept.sum())
+        draw = self._draw(alive, torch.float32, torch.device("cpu"), index, "channels")
+        return RandomScores(site.shape[dim], kept, draw, 0, largest=False)
+
+    def _alone(self, entries: Entries, index: int) -> RandomScores:
+        tensor = entries.tensor
+        draw = self._draw(entries.alive, tensor.dtype, tensor.device, index, "entries")
+        return RandomScores(
+            entries.units, entries.living(0, entries.units), draw, 0, largest=True
+        )
+
+    def _together(self, entries: Mapping[str, Entries]) -> dict[str, RandomScores]:
+        if not entries:
+            return {}
+        tensors = [part.tensor for part in entries.values()]
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        alive = sum(part.alive for part in entries.values())
+        draw = self._draw(alive, dtype, tensors[0].device, 0, "entries")
+        offset, sources = 0, dict[str, RandomScores]()
+        for name, part in entries.items():
+            living = part.living(0, part.units)
+            sources[name] = RandomScores(part.units, living, draw, offset, largest=True)
+            offset += part.alive
+        return sources
+
+    def _draw(
+        self, alive: int, dtype: torch.dtype, device: torch.device, index: int, what: str
+    ) -> Draw | None:
+        if count_of(self.amount, alive, what) == 0:
+            return None
+        # Parameters of one rule must not get the same numbers from the same seed.
+        seed = None if self.seed is None else self.seed + index
+        return Draw(alive, dtype, device, seed)

@@ -1,0 +1,156 @@
+"""Select parameters by what they are called and how the graphs use them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxprune.errors import SelectError
+from fxprune.facts import ParamSite, Selection
+from fxprune.pattern import Refusal
+from fxprune.pipeline import Analysis, Facts
+from fxprune.program import Program
+from fxprune.recipe import Select
+from fxprune.sites import sites_of
+
+__all__ = ["SelectParameters"]
+
+
+@dataclass(frozen=True)
+class SelectParameters(Analysis):
+    """Select the parameters that any of some selections takes.
+
+    Args:
+        rule: the rule's name, for messages.
+        selects: the selections, one a rule of a group.
+        names: parameters by name, in this order, in the place of selections.
+        optional: whether nothing to select is fine.
+    """
+
+    name: ClassVar[str] = "select"
+    gives: ClassVar = (Selection,)
+
+    rule: str
+    selects: tuple[Select, ...] = ()
+    names: tuple[str, ...] = ()
+    optional: bool = False
+
+    def run(self, program: Program, facts: Facts) -> Selection:
+        """Return the selected parameters, in parameter order or that of `names`.
+
+        Raises:
+            SelectError: nothing is selected, and the rule is not optional.
+            MissingParameterError: a name does not exist.
+        """
+        sites = {site.name: site for site in sites_of(program)}
+        if self.names:
+            firsts = (program.owner(name) and program.first[name] for name in self.names)
+            return Selection(tuple(sites[name] for name in dict.fromkeys(firsts)))
+        chosen: list[ParamSite] = []
+        refused: list[tuple[str, Refusal]] = []
+        for site in sites.values():
+            reasons = [_first_failure(select, site) for select in self.selects]
+            if None in reasons:
+                chosen.append(site)
+            else:
+                refused.append((site.name, Refusal(next(filter(None, reasons), ""))))
+        if not chosen and not self.optional:
+            raise SelectError(self._nothing(sites.values(), refused))
+        return Selection(tuple(chosen), tuple(refused))
+
+    def _nothing(self, sites: Iterable[ParamSite], refused: list[tuple[str, Refusal]]) -> str:
+        hint = _nearest(self.selects, list(sites))
+        shown = "".join(f"\n  {name}: {refusal.reason}" for name, refusal in refused[:5])
+        more = f"\n  ... and {len(refused) - 5} more" if len(refused) > 5 else ""
+        return (
+            f"rule {self.rule!r} selects nothing{hint}; change its select, or say optional = true"
+            f"{shown}{more}"
+        )
+
+
+def _first_failure(select: Select, site: ParamSite) -> str | None:
+    """Return the first condition that fails, in words; None when all hold."""
+    return next((text for holds, text in _conditions(select, site) if not holds()), None)
+
+
+def _conditions(select: Select, site: ParamSite) -> list[tuple[Callable[[], bool], str]]:
+    attributes = {alias.rpartition(".")[2] for alias in site.aliases}
+    kind = str(site.dtype).removeprefix("torch.")
+    used = ", ".join(f"{role} of {op}" for op, role in site.uses) or "nothing"
+    return [
+        (
+            lambda: _uses(select, site),
+            f"it is {used}, not {' or '.join(select.role) or 'any argument'} of "
+            f"{' or '.join(select.op) or 'any operator'}",
+        ),
+        (
+            lambda: not select.module or bool(set(select.module) & set(site.modules)),
+            f"its module is a {' or '.join(site.modules)}, not a {' or '.join(select.module)}",
+        ),
+        (
+            lambda: not select.path or _globbed(site.aliases, select.path),
+            f"its name does not match path {' or '.join(map(repr, select.path))}",
+        ),
+        (
+            lambda: not select.regex
+            or any(re.search(r, alias) for r in select.regex for alias in site.aliases),
+            f"its name does not match regex {' or '.join(map(repr, select.regex))}",
+        ),
+        (
+            lambda: not select.param or bool(set(select.param) & attributes),
+            f"its attribute is {' or '.join(sorted(attributes))}, not {' or '.join(select.param)}",
+        ),
+        (
+            lambda: not _globbed(site.aliases, select.exclude),
+            f"exclude {' or '.join(map(repr, select.exclude))} leaves it out",
+        ),
+        (
+            lambda: select.min_numel is None or site.numel >= select.min_numel,
+            f"it has {site.numel} entries, fewer than min_numel = {select.min_numel}",
+        ),
+        (
+            lambda: not select.ndim or len(site.shape) in select.ndim,
+            f"it has {len(site.shape)} dimensions, not {' or '.join(map(str, select.ndim))}",
+        ),
+        (
+            lambda: not select.dtype or kind in select.dtype,
+            f"its dtype is {kind}, not {' or '.join(select.dtype)}",
+        ),
+    ]
+
+
+def _uses(select: Select, site: ParamSite) -> bool:
+    if not select.op and not select.role:
+        return True
+    return any(
+        (not select.op or op in select.op) and (not select.role or role in select.role)
+        for op, role in site.uses
+    )
+
+
+def _globbed(names: Iterable[str], globs: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in names)
+
+
+def _nearest(selects: Iterable[Select], sites: list[ParamSite]) -> str:
+    """Suggest the nearest operator, module, name or attribute for one that does not occur."""
+    there = {
+        "op": {op for site in sites for op, _ in site.uses},
+        "role": {role for site in sites for _, role in site.uses},
+        "module": {module for site in sites for module in site.modules},
+        "path": {alias for site in sites for alias in site.aliases},
+        "param": {alias.rpartition(".")[2] for site in sites for alias in site.aliases},
+    }
+    for select in selects:
+        for key, values in there.items():
+            for asked in getattr(select, key):
+                if asked in values or (key == "path" and _globbed(values, [asked])):
+                    continue
+                near = difflib.get_close_matches(asked, sorted(values), n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                return f" ({key} {asked!r} does not occur in the program{hint})"
+    return ""

@@ -1,0 +1,178 @@
+"""Pruning calls as data: what `torch.nn.utils.prune` or `fxprune.functional` is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["KINDS", "OWN", "STRUCTURED", "Call", "methods_of", "perform"]
+
+STRUCTURED = ("random_structured", "ln_structured")
+KINDS = (
+    "identity",
+    "random_unstructured",
+    "l1_unstructured",
+    *STRUCTURED,
+    "global_unstructured",
+    "custom_from_mask",
+    "own_method",
+    "remove",
+)
+
+
+class EveryOther:
+    """The tutorial's own method: prunes every other entry that is alive."""
+
+    PRUNING_TYPE = "unstructured"
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        mask = default_mask.clone()
+        mask.view(-1)[::2] = 0
+        return mask
+
+
+class Channels:
+    """An own structured method: prunes the first channel that is alive along `dim`."""
+
+    PRUNING_TYPE = "structured"
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        mask = default_mask.clone()
+        mask.index_fill_(self.dim, torch.arange(min(1, t.shape[self.dim])), 0)
+        return mask
+
+
+class Thirds:
+    """An own method over all entries, dead ones too, that draws and scores: the lowest third."""
+
+    PRUNING_TYPE = "global"
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        noisy = t.abs().float() + 0.1 * torch.rand(t.shape)
+        return default_mask * (noisy > noisy.flatten().quantile(1 / 3)).to(default_mask.dtype)
+
+
+OWN = {"every_other": EveryOther, "channels": Channels, "thirds": Thirds}
+
+
+@cache
+def methods_of(prune: Any) -> dict[str, Any]:
+    """The method classes of torch.nn.utils.prune or fxprune.functional, and a user's own on it."""
+    own = {k: type(c.__name__, (c, prune.BasePruningMethod), {}) for k, c in OWN.items()}
+    ready = {
+        "l1": prune.L1Unstructured,
+        "random": prune.RandomUnstructured,
+        "identity": prune.Identity,
+    }
+    return {**ready, **own}
+
+
+@dataclass(frozen=True, repr=False)
+class Call:
+    """One pruning call; its repr leaves out what has the default value.
+
+    Attributes:
+        kind: one of `KINDS`.
+        names: full parameter names: one, or for `global_unstructured` one or more.
+        amount: share or count.
+        method: for `global_unstructured` and `own_method`: a key of `methods_of`.
+        n: norm of `ln_structured`.
+        dim: channel dimension of structured kinds.
+        seed: given to `torch.manual_seed` before the call.
+        scores_seed: draw importance scores from this seed; None: the weights are the scores.
+        mask_seed: draw the mask of `custom_from_mask` from this seed.
+        keep: share of ones in that mask.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    amount: float | int = 0.5
+    method: str = "l1"
+    n: int | float | str = 2
+    dim: int = 0
+    seed: int = 0
+    scores_seed: int | None = None
+    mask_seed: int = 0
+    keep: float = 0.5
+
+    def __repr__(self) -> str:
+        drawn = [(f.name, getattr(self, f.name), f.default) for f in fields(self)[2:]]
+        changed = [f"{name}={value!r}" for name, value, default in drawn if value != default]
+        return f"Call({', '.join([repr(self.kind), repr(self.names), *changed])})"
+
+    def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Importance scores by name, with the shape and dtype of the given weights."""
+        if self.scores_seed is None:
+            return None
+        generator = torch.Generator().manual_seed(self.scores_seed)
+        return {
+            name: torch.randn(weights[name].shape, generator=generator).to(weights[name].dtype)
+            for name in self.names
+        }
+
+    def mask(self, shape: torch.Size) -> Tensor:
+        """The mask of `custom_from_mask`."""
+        generator = torch.Generator().manual_seed(self.mask_seed)
+        return torch.rand(shape, generator=generator) < self.keep
+
+    def method_arguments(self) -> dict[str, Any]:
+        """The keyword arguments with which the call's method is made."""
+        if self.method in ("l1", "random"):
+            return {"amount": self.amount}
+        return {"dim": self.dim} if self.method == "channels" else {}
+
+
+Owners = Mapping[str, tuple[Any, str]]
+
+
+def perform(
+    call: Call,
+    prune: Any,
+    owners: Owners,
+    weights: Mapping[str, Tensor],
+    methods: Mapping[str, Any],
+) -> None:
+    """Do what a call asks, under its seed.
+
+    Args:
+        call: what to do.
+        prune: torch.nn.utils.prune, or what has its functions.
+        owners: the (module, name) pair that `prune` wants, by full parameter name.
+        weights: tensors of each parameter's shape and dtype.
+        methods: see `methods_of`.
+    """
+    scores = call.scores(weights)
+    torch.manual_seed(call.seed)
+    if call.kind == "global_unstructured":
+        pairs = [owners[name] for name in call.names]
+        by_pair = None if scores is None else {owners[k]: v for k, v in scores.items()}
+        prune.global_unstructured(
+            pairs, methods[call.method], importance_scores=by_pair, **call.method_arguments()
+        )
+        return
+    name = call.names[0]
+    own = {} if scores is None else {"importance_scores": scores[name]}
+    module, attribute = owners[name]
+    match call.kind:
+        case "random_unstructured":
+            prune.random_unstructured(module, attribute, call.amount)
+        case "l1_unstructured":
+            prune.l1_unstructured(module, attribute, amount=call.amount, **own)
+        case "random_structured":
+            prune.random_structured(module, attribute, call.amount, call.dim)
+        case "ln_structured":
+            prune.ln_structured(module, attribute, call.amount, call.n, call.dim, **own)
+        case "custom_from_mask":
+            prune.custom_from_mask(module, attribute, call.mask(weights[name].shape))
+        case "own_method":
+            methods[call.method].apply(module, attribute, **own, **call.method_arguments())
+        case _:  # identity, remove
+            getattr(prune, call.kind)(module, attribute)

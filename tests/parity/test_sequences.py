@@ -1,0 +1,13 @@
+"""Random models, random sequences of pruning calls: fxprune is torch, bit for bit."""
+
+from __future__ import annotations
+
+from hypothesis import given
+
+from tests.parity.check import check_sequence
+from tests.strategies import Case, cases
+
+
+@given(cases())
+def test_any_sequence_of_calls_is_torchs(case: Case) -> None:
+    check_sequence(case.arch, case.calls)

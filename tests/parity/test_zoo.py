@@ -1,0 +1,39 @@
+"""Every method on every named model: fxprune is torch, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+
+import fxprune
+from tests.calls import Call
+from tests.parity.check import check_calls
+from tests.parity.oracle import Oracle
+from tests.zoo import ZOO
+
+
+def every_method(oracle: Oracle) -> tuple[Call, ...]:
+    """One method after another over the parameters, then some on all, then some again."""
+    names = list(dict.fromkeys(oracle.names.values()))
+    flat = [name for name in names if oracle.hooked.get_parameter(name).ndim == 1]
+    matrices = [name for name in names if name not in flat]
+    calls: list[Call] = [Call("l1_unstructured", (name,), amount=0.3) for name in flat]
+    kinds = ["ln_structured", "random_structured", "l1_unstructured", "random_unstructured"]
+    for i, name in enumerate(matrices):
+        calls.append(Call(kinds[i % len(kinds)], (name,), amount=0.4, dim=i % 2, seed=i))
+    first, last = matrices[0], matrices[-1]
+    return (
+        *calls,
+        Call("global_unstructured", tuple(names), amount=0.2),
+        Call("ln_structured", (last,), amount=1, n=1, dim=-1),
+        Call("remove", (first,)),
+        Call("custom_from_mask", (first,), keep=0.8),
+        Call("own_method", (last,), method="every_other"),
+        Call("global_unstructured", (first, last), amount=3, method="random", seed=1),
+    )
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_method_on_a_named_model_is_torchs(name: str) -> None:
+    model, args, kwargs = ZOO[name]()
+    program = fxprune.capture(model, args, kwargs)
+    check_calls(program, model, args, kwargs, every_method(Oracle(model)))
