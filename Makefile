@@ -17,7 +17,7 @@ lint: ## check format and lint
 	$(PYTHON) -m ruff check .
 
 type: ## check types
-	$(PYTHON) -m pyright
+	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
 test: ## run every test
 	$(PYTHON) -m pytest

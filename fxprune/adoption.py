@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fxprune import tensors
 from fxprune.importing import PATH
 from fxprune.program import Program
 from fxprune.reads import parameter_read
@@ -21,7 +22,7 @@ def adoption_notes(program: Program, hooked: Iterable[HookedMask]) -> tuple[str,
     """
     notes: list[str] = []
     for mask in hooked:
-        aliases = program.aliases[program.first[mask.name]]
+        aliases = tensors.aliases(program)[program.captured.first[mask.name]]
         if len(aliases) > 1:
             notes.append(
                 f"{mask.name} is tied: its mask acts on all of {', '.join(aliases)}, where the "
@@ -41,7 +42,7 @@ def _is_read_elsewhere(program: Program, name: str) -> bool:
     owner = name.rpartition(".")[0]
     for graph in program.graphs.values():
         for node in graph.nodes:
-            if parameter_read(program, node) != program.first[name]:
+            if parameter_read(program, node) != program.captured.first[name]:
                 continue
             paths = [str(user.meta.get(PATH, owner)) for user in node.users]
             if any(path != owner and not path.startswith(f"{owner}.") for path in paths):

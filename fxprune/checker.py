@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune import tensors
 from fxprune.bits import same_bits
 from fxprune.errors import InvariantError
 from fxprune.program import Program
@@ -27,10 +28,10 @@ def check_invariants(program: Program, by: str) -> None:
     Raises:
         InvariantError: says which parameter or node is at fault.
     """
-    for name, aliases in program.aliases.items():
-        parameters = {id(program.parameter(alias)) for alias in aliases}
-        masks = {id(program.masks[alias]) for alias in aliases if alias in program.masks}
-        whole = len(masks) == 0 or all(alias in program.masks for alias in aliases)
+    for name, aliases in tensors.aliases(program).items():
+        parameters = {id(tensors.parameter(program, alias)) for alias in aliases}
+        masks = {id(tensors.masks(program)[alias]) for alias in aliases if alias in tensors.masks(program)}
+        whole = len(masks) == 0 or all(alias in tensors.masks(program) for alias in aliases)
         if len(parameters) > 1 or len(masks) > 1 or not whole:
             raise InvariantError(f"{by}: the aliases {aliases} have no longer one tensor and mask")
         if masks:
@@ -49,7 +50,7 @@ def check_invariants(program: Program, by: str) -> None:
 
 
 def _check_mask(program: Program, name: str, by: str) -> None:
-    mask, parameter = program.masks[name], program.parameter(name)
+    mask, parameter = tensors.masks(program)[name], tensors.parameter(program, name)
     if (mask.shape, mask.dtype) != (parameter.shape, parameter.dtype):
         raise InvariantError(
             f"{by}: the mask of {name!r} is {tuple(mask.shape)} {mask.dtype}, the parameter "
@@ -62,7 +63,7 @@ def _check_read(program: Program, node: Any, by: str) -> None:
     name = parameter_read(program, node)
     if name is None or mask_read_of(program, node) is not None:
         return
-    masked = name in program.masks
+    masked = name in tensors.masks(program)
     if masked and not all(is_product(program, user) for user in node.users):
         raise InvariantError(f"{by}: node {node.name} reads {name!r} past its mask")
     stored = f"{name}_orig" if masked else name
@@ -82,9 +83,12 @@ def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     try:
         for part, _ in flags:
             part.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # Not under no_grad: torch.matmul folds its operands differently when a weight requires no
+        # gradient, as a product made under no_grad does, and then rounds differently.
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return pytree.tree_leaves(module(*args, **kwargs))
+            outputs = pytree.tree_leaves(module(*args, **kwargs))
+        return [x.detach() if isinstance(x, torch.Tensor) else x for x in outputs]
     finally:
         for part, flag in flags:
             part.training = flag

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
+from fxprune import tensors
 from fxprune.adoption import adoption_notes
 from fxprune.checker import check_same, observe
 from fxprune.errors import PassTypeError
@@ -18,7 +19,7 @@ from fxprune.facts import GivenMasks, Importance, Methods
 from fxprune.frontend import capture_module
 from fxprune.pipeline import Facts, Pipeline, Rewrite
 from fxprune.plan import Stage, stage_of, stages_of
-from fxprune.program import Program
+from fxprune.program import Program, example_of
 from fxprune.recipe import Finalize, Recipe, Rule
 from fxprune.records import record_of
 from fxprune.registry import create
@@ -75,7 +76,7 @@ def capture(
         names = tuple(mask.name for mask in hooked)
         given = GivenMasks({mask.name: mask.mask for mask in hooked})
         rule = Rule(name="torch.nn.utils.prune", select="*", method="custom_from_mask")
-        program.notes += adoption_notes(program, hooked)
+        program.captured.notes += adoption_notes(program, hooked)
         _run_stage(program, stage_of((rule,), names=names), [given], None)
     Pipeline((create("adopt"),)).run(program, Facts())
     return program
@@ -211,7 +212,7 @@ def unmask(program: Program, *names: str, inplace: bool = False) -> Program:
 def is_pruned(module: nn.Module) -> bool:
     """Tell whether a Program has masks, or a module hooks of torch.nn.utils.prune."""
     if isinstance(module, Program):
-        return len(module.masks) > 0
+        return len(tensors.masks(module)) > 0
     hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
     return any(isinstance(hook, BasePruningMethod) for hook in hooks)
 
@@ -243,7 +244,7 @@ def edit(
     work = fork(program) if inplace else copy.deepcopy(program)
     Pipeline((step,)).run(work, Facts(), on_pass=on_pass)
     if same:
-        args, kwargs = program.example()
+        args, kwargs = example_of(program)
         check_same(observe(program, args, kwargs), observe(work, args, kwargs), step.name)
     return _done(program, work, inplace=inplace)
 
@@ -254,7 +255,7 @@ def _run_stage(
     facts = Facts(_facts(given))
     named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
     trace = stage.pipeline.run(work, facts, on_pass=named)
-    work.records += (record_of(stage, facts, trace),)
+    work.captured.records += (record_of(stage, facts, trace),)
 
 
 def _facts(given: Iterable[Any]) -> list[Any]:
@@ -266,7 +267,7 @@ def _facts(given: Iterable[Any]) -> list[Any]:
 
 def _done(program: Program, work: Program, *, inplace: bool) -> Program:
     if not inplace:
-        work.replaced = []
+        work.captured.replaced = []
         return work
     commit(program, work)
     return program

@@ -19,7 +19,7 @@ from fxprune.importing import GraphImporter
 from fxprune.inputs import Input, InputSpec
 from fxprune.modes import settle_modes
 from fxprune.nesting import Nesting
-from fxprune.program import BOTH, EVAL, TRAIN, Program
+from fxprune.program import BOTH, EVAL, TRAIN, Captured, Program
 from fxprune.shell import shell_of
 from fxprune.source import HookedMask, copy_model, training_flags, unhook, with_flags
 
@@ -55,7 +55,7 @@ def capture_module(
     settle_modes(program)
     live_devices(program)
     if BOTH not in program.graphs:
-        program.deciders = find_deciders(source, example.args, example.kwargs)
+        program.captured.deciders = find_deciders(source, example.args, example.kwargs)
         program.recompile()
     return program, masks
 
@@ -98,24 +98,20 @@ def _assemble(
     example: Batched,
     frozen: dict[bool, dict[str, bool]],
 ) -> Program:
-    root = Program(nn.Module(), fx.Graph(), "Program")
-    shell_of(source, into=root)
+    root = shell_of(source)
     first: dict[int, str] = {}
     named = source.named_parameters(remove_duplicate=False)
     names = {name: first.setdefault(id(parameter), name) for name, parameter in named}
     importer = GraphImporter(root, names)
     graphs = {mode: importer.graph(module) for mode, module in exported.items()}
-    data: dict[str, Any] = {
-        "inputs": _input_spec(source, exported[TRAIN], example),
-        "outputs": {mode: _nesting(module) for mode, module in exported.items()},
-        "deciders": (),
-        "frozen": frozen,
-        "first": names,
-        "kind": type(source).__name__,
-        "records": (),
-        "notes": (),
-    }
-    return Program.assemble(root, graphs, data)
+    captured = Captured(
+        inputs=_input_spec(source, exported[TRAIN], example),
+        outputs={mode: _nesting(module) for mode, module in exported.items()},
+        first=names,
+        kind=type(source).__name__,
+        frozen=frozen,
+    )
+    return Program.assemble(root, graphs, captured)
 
 
 def _nesting(module: fx.GraphModule) -> Nesting:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import fx, nn
 
+from fxprune import tensors
 from fxprune.compiler import edit, run_stages
 from fxprune.errors import PassError, PassTypeError
 from fxprune.facts import GivenMasks, Importance, Methods
@@ -21,7 +22,7 @@ from fxprune.inputs import InputSpec
 from fxprune.methods import combined_mask
 from fxprune.nesting import Nesting
 from fxprune.plan import stage_of
-from fxprune.program import BOTH, Program
+from fxprune.program import BOTH, Captured, Program
 from fxprune.ranking import check_amount
 from fxprune.recipe import Rule
 from fxprune.registry import create
@@ -74,7 +75,9 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
 
     def apply_mask(self, module: Program) -> torch.Tensor:
         """Return the masked parameter, with its gradient."""
-        return module.masks[self._tensor_name] * module.parameter(self._tensor_name)
+        return tensors.masks(module)[self._tensor_name] * tensors.parameter(
+            module, self._tensor_name
+        )
 
     def remove(self, module: Program) -> None:
         """Fold the mask into the parameter."""
@@ -100,7 +103,7 @@ class _BuiltIn(BasePruningMethod):
         """
         program = bare_program(t)
         _mask(program, ("t",), self, {}, "local")
-        pruned = program.masks["t"].to(default_mask.dtype) == 0
+        pruned = tensors.masks(program)["t"].to(default_mask.dtype) == 0
         return default_mask.clone(memory_format=torch.contiguous_format).masked_fill_(pruned, 0)
 
 
@@ -298,14 +301,11 @@ def bare_program(t: torch.Tensor) -> Program:
     tree.register_parameter("t", nn.Parameter(t.detach(), requires_grad=False))
     graph = fx.Graph()
     graph.output(())
-    data: dict[str, Any] = {
-        "inputs": InputSpec((), Nesting(((), {})), (), ()),
-        "outputs": {BOTH: Nesting(())},
-        "deciders": (),
-        "frozen": {True: {}, False: {}},
-        "first": {"t": "t"},
-        "kind": "Tensor",
-        "records": (),
-        "notes": (),
-    }
-    return Program.assemble(tree, {BOTH: graph}, data)
+    captured = Captured(
+        inputs=InputSpec((), Nesting(((), {})), (), ()),
+        outputs={BOTH: Nesting(())},
+        first={"t": "t"},
+        kind="Tensor",
+        frozen={True: {}, False: {}},
+    )
+    return Program.assemble(tree, {BOTH: graph}, captured)

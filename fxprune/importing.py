@@ -39,6 +39,9 @@ class GraphImporter:
         self._copy(module, graph, copied, reads)
         output = next(node for node in module.graph.nodes if node.op == "output")
         graph.output(_mapped(output.args[0], copied))
+        for read in reads.values():
+            if not read.users:
+                graph.erase_node(read)
         return graph
 
     def _copy(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 
+from fxprune import tensors
 from fxprune.bits import same_bits
 from fxprune.errors import StateError
 
@@ -28,7 +29,7 @@ def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, An
     Raises:
         StateError: two aliases of one parameter have different values or masks.
     """
-    tied = [names for names in program.aliases.values() if len(names) > 1]
+    tied = [names for names in tensors.aliases(program).values() if len(names) > 1]
     if not tied:
         return state
     aligned = dict(state)
@@ -42,7 +43,7 @@ def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, An
 
 
 def _align(program: Program, state: dict[str, Any], names: tuple[str, ...]) -> None:
-    if names[0] not in program.masks:
+    if names[0] not in tensors.masks(program):
         _one(state, [name for name in names if name in state], "values")
         return
     origs = [key for n in names for key in (f"{n}_orig", n) if key in state]

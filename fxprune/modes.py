@@ -50,8 +50,9 @@ def settle_modes(program: Program) -> None:
         evaluation, skip=_differs_harmlessly
     ):
         program.graphs = {BOTH: train}
-        program.outputs = {BOTH: program.outputs[TRAIN]}
+        program.captured.outputs = {BOTH: program.captured.outputs[TRAIN]}
     rewriter.finish()
+    program.recompile()
 
 
 def _pairs(train: Any, evaluation: Any) -> list[tuple[Node, Node]]:

@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
-from fxprune.errors import InvariantError, MissingParameterError
+from fxprune import tensors
+from fxprune.errors import CaptureError, InvariantError
 from fxprune.graphs import copy_graph, decode_graph, encode_graph
 from fxprune.inputs import InputSpec
 from fxprune.loading import aligned_state
 from fxprune.nesting import Nesting
-from fxprune.shell import MaskedReads, mask_of, raw_parameter
+from fxprune.shell import MaskedReads
 
 if TYPE_CHECKING:
     from fxprune.facts import RuleRecord
 
-__all__ = ["Masks", "Program", "compile_forward"]
+__all__ = ["BOTH", "EVAL", "TRAIN", "Captured", "Program"]
 
 BOTH, TRAIN, EVAL = "both", "train", "eval"
 # The parts of a module that hold its tensors and children.
 _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
-# The Program's own data beside its tree and graphs.
-_DATA = ("inputs", "outputs", "deciders", "frozen", "first", "kind", "records", "notes")
+
+
+@dataclass
+class Captured:
+    """What a Program knows beside its tensors and graphs.
+
+    Args:
+        inputs: names, shapes and dtypes of the arguments.
+        outputs: how the outputs are nested, by mode.
+        first: every parameter's name, aliases included, in the source's order, mapped to the
+            first name of the same parameter.
+        kind: the class name of the source.
+        frozen: by mode, the training flags that the source's own `train(mode)` sets otherwise.
+        deciders: the submodules whose training flags choose the graph, where there are two.
+        records: what each pruning rule did.
+        notes: what a reader of the report must know, as where capture changes the source.
+        replaced: (old, new) Parameter pairs of a fork, until it is committed.
+    """
+
+    inputs: InputSpec
+    outputs: dict[str, Nesting]
+    first: dict[str, str]
+    kind: str
+    frozen: dict[bool, dict[str, bool]]
+    deciders: tuple[str, ...] = ()
+    records: tuple[RuleRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    replaced: list[tuple[nn.Parameter, nn.Parameter]] = field(
+        default_factory=list[tuple[nn.Parameter, nn.Parameter]]
+    )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Captured:
+        # All that it holds is replaced, never changed, but for the pairs of a fork.
+        return Captured(**{**vars(self), "replaced": []})
 
 
 class Program(fx.GraphModule, MaskedReads):
@@ -37,113 +70,70 @@ class Program(fx.GraphModule, MaskedReads):
 
     Attributes:
         graphs: the graphs by mode: one under "both", or one each under "train" and "eval".
-        inputs: names, shapes and dtypes of the arguments.
-        masks: the masks by parameter name; any alias of a tied parameter finds its mask.
-        deciders: the submodules whose training flags choose the graph, where there are two.
-        first: every parameter's name, aliases included, in the source's order, mapped to the
-            first name of the same parameter.
-        records: what each pruning rule did, for the report.
-        replaced: (old, new) Parameter pairs of a fork, until it is committed.
-        notes: what a reader of the report must know, for example where capture changes the source.
+        captured: what it knows beside its tensors and graphs.
     """
 
     graphs: dict[str, fx.Graph]
-    inputs: InputSpec
-    outputs: dict[str, Nesting]
-    deciders: tuple[str, ...]
-    frozen: dict[bool, dict[str, bool]]
-    first: dict[str, str]
-    kind: str
-    records: tuple[RuleRecord, ...]
-    notes: tuple[str, ...]
-    replaced: list[tuple[nn.Parameter, nn.Parameter]]
+    captured: Captured
 
     @classmethod
-    def assemble(cls, tree: nn.Module, graphs: Mapping[str, fx.Graph], data: Mapping[str, Any]):
-        """Build a Program around a module tree, graphs and data, sharing the tree's tensors."""
+    def assemble(
+        cls, tree: nn.Module, graphs: Mapping[str, fx.Graph], captured: Captured
+    ) -> Program:
+        """Build a Program around a module tree, graphs and data, sharing the tree's tensors.
+
+        Raises:
+            CaptureError: a name in the tree's root is one that a GraphModule needs itself.
+        """
         program = cls(nn.Module(), fx.Graph(), "Program")
         for key in _TREE:
             program.__dict__[key] = tree.__dict__[key]
-        program.__dict__.update(data)
-        program.replaced = []
+        program.captured = captured
         program.graphs = dict(graphs)
+        _let_source_names_win(program)
         program.recompile()
         return program
 
+    # What users ask
+
+    @property
+    def masks(self) -> tensors.Masks:
+        """The masks by parameter name; any alias of a tied parameter finds its mask."""
+        return tensors.masks(self)
+
+    @property
+    def inputs(self) -> InputSpec:
+        """Names, shapes and dtypes of the arguments."""
+        return self.captured.inputs
+
+    @property
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Every parameter's names, keyed by the first of them, in the source's order."""
+        return tensors.aliases(self)
+
+    @property
+    def records(self) -> tuple[RuleRecord, ...]:
+        """What each pruning rule did."""
+        return self.captured.records
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the report must know."""
+        return self.captured.notes
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return the Parameter behind a name: the original one, where it is masked."""
+        return tensors.parameter(self, name)
+
+    def value(self, name: str) -> torch.Tensor:
+        """Return a parameter's current value, masked where it has a mask, without gradient."""
+        return tensors.value(self, name)
+
+    def example(self, *, batch: int = 2, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Draw `(args, kwargs)` that fit; see `example_of`."""
+        return example_of(self, batch=batch, seed=seed)
+
     # Graphs and modes
-
-    @property
-    def mode(self) -> str:
-        """The graph that runs: "both", or what the deciding training flags say.
-
-        Raises:
-            InvariantError: the flags disagree, so that no captured graph is right.
-        """
-        if BOTH in self.graphs:
-            return BOTH
-        on = [name for name in self.deciders if self.get_submodule(name).training]
-        if len(on) == len(self.deciders):
-            return TRAIN
-        if not on:
-            return EVAL
-        off = [name for name in self.deciders if name not in on]
-        raise InvariantError(
-            f"the graph differs between train and eval mode, and the training flags disagree: on "
-            f"for {_quoted(on)}, off for {_quoted(off)}; call train() or eval() on the program, or "
-            "set these alike"
-        )
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The graph of the current mode."""
-        return self.graphs[self.mode] if self.graphs else self._graph
-
-    @graph.setter
-    def graph(self, graph: fx.Graph) -> None:
-        if not self.__dict__.get("graphs"):
-            self._graph = graph
-            self.graphs = {}
-            return
-        self.graphs[self.mode] = graph
-        self.recompile()
-
-    def recompile(self) -> Any:
-        """Compile each graph's code, and the forward that chooses among them."""
-        if not self.__dict__.get("graphs"):
-            return super().recompile()
-        code: Any = None
-        cls = type(self)
-        for mode, graph in self.graphs.items():
-            graph.owning_module = self
-            self._graph = graph
-            code = super().recompile()
-            setattr(cls, f"_forward_{mode}", cls.forward)
-        cls.forward = compile_forward(self.inputs)
-        return code
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves = self.inputs.flatten(args, kwargs)
-        mode = self.mode
-        # A graph may switch grad mode in a region; an error inside must not leave it switched.
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            found = self._flat(mode, leaves)
-        return self.outputs[mode].unflatten(found)
-
-    def _flat(self, mode: str, leaves: list[Any]) -> Any:
-        if mode == BOTH:
-            return self._forward_both(*leaves)
-        if mode == TRAIN:
-            return self._forward_train(*leaves)
-        return self._forward_eval(*leaves)
-
-    def train(self, mode: bool = True) -> Program:
-        """Set the training flags as the source's own `train(mode)` did at capture."""
-        super().train(mode)
-        for name, flag in self.frozen[mode].items():
-            self.get_submodule(name).training = flag
-        return self
-
-    # Parameters and masks
 
     @property
     def device(self) -> torch.device:
@@ -153,56 +143,50 @@ class Program(fx.GraphModule, MaskedReads):
         return torch.device("cpu")
 
     @property
-    def aliases(self) -> dict[str, tuple[str, ...]]:
-        """Every parameter's names, keyed by the first of them, in the source's order."""
-        groups: dict[str, list[str]] = {}
-        for name, first in self.first.items():
-            groups.setdefault(first, []).append(name)
-        return {first: tuple(group) for first, group in groups.items()}
+    def graph(self) -> fx.Graph:
+        """The graph of the current mode."""
+        return self.graphs[mode_of(self)] if self.__dict__.get("graphs") else self._graph
 
-    def owner(self, name: str) -> tuple[nn.Module, str]:
-        """Return the module that holds a parameter, and the attribute's name there.
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        if self.__dict__.get("graphs"):
+            self.graphs[mode_of(self)] = graph
+            self.recompile()
+            return
+        # torch.fx.GraphModule.__init__ sets an empty graph before there is a mode.
+        self._graph = graph
+        self.graphs = {}
 
-        Raises:
-            MissingParameterError: there is no such parameter; suggests the nearest.
-        """
-        path, _, attribute = name.rpartition(".")
-        if name in self.first:
-            return self.get_submodule(path), attribute
-        near = difflib.get_close_matches(name, self.first, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {_quoted(self.first)}"
-        raise MissingParameterError(f"the program has no parameter {name!r}{hint}")
+    def recompile(self) -> Any:
+        """Compile each graph's code, and the forward that chooses among them."""
+        if not self.__dict__.get("graphs"):
+            return super().recompile()
+        code: Any = None
+        cls: Any = type(self)
+        for mode, graph in self.graphs.items():
+            graph.owning_module = self
+            self._graph = graph
+            code = super().recompile()
+            setattr(cls, f"_forward_{mode}", cls.forward)
+        cls.forward = _forward_like(self.captured.inputs)
+        return code
 
-    def parameter(self, name: str) -> nn.Parameter:
-        """Return the Parameter behind a name: the original, where it is masked.
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves = self.captured.inputs.flatten(args, kwargs)
+        mode = mode_of(self)
+        # A graph may switch grad mode in a region; an error inside must not leave it switched.
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            found = getattr(self, f"_forward_{mode}")(*leaves)
+        return self.captured.outputs[mode].unflatten(found)
 
-        Raises:
-            MissingParameterError: there is no such parameter.
-        """
-        found = raw_parameter(*self.owner(name))
-        if found is None:
-            raise MissingParameterError(f"the parameter {name!r} was taken out of the program")
-        return found
-
-    def value(self, name: str) -> torch.Tensor:
-        """Return a parameter's current value, masked where it has a mask, without gradient."""
-        mask = self.masks.get(name)
-        raw = self.parameter(name).detach()
-        return raw if mask is None else raw * mask
-
-    @property
-    def masks(self) -> Masks:
-        """The masks by parameter name."""
-        return Masks(self)
+    def train(self, mode: bool = True) -> Program:
+        """Set the training flags as the source's own `train(mode)` did at capture."""
+        super().train(mode)
+        for name, flag in self.captured.frozen[bool(mode)].items():
+            self.get_submodule(name).training = flag
+        return self
 
     # Copies and files
-
-    def example(self, *, batch: int = 2, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Draw `(args, kwargs)` that fit, in the Program's own dtype and on its device."""
-        dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
-        return self.inputs.example(
-            batch=batch, seed=seed, dtype=next(dtypes, None), device=self.device
-        )
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -212,19 +196,16 @@ class Program(fx.GraphModule, MaskedReads):
         Raises:
             StateError: two aliases of one parameter disagree.
         """
-        return super().load_state_dict(
-            aligned_state(self, state_dict), strict=strict, assign=assign
-        )
+        aligned = aligned_state(self, state_dict)
+        return super().load_state_dict(aligned, strict=strict, assign=assign)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
-        if id(self) in memo:
-            return memo[id(self)]
-        tree = nn.Module()
-        for key in _TREE:
-            tree.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
-        graphs = {mode: copy_graph(graph) for mode, graph in self.graphs.items()}
-        data = {key: self.__dict__[key] for key in _DATA}
-        memo[id(self)] = Program.assemble(tree, graphs, data)
+        if id(self) not in memo:
+            tree = nn.Module()
+            for key in _TREE:
+                tree.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
+            graphs = {mode: copy_graph(graph) for mode, graph in self.graphs.items()}
+            memo[id(self)] = Program.assemble(tree, graphs, copy.deepcopy(self.captured))
         return memo[id(self)]
 
     def __copy__(self) -> Program:
@@ -235,38 +216,65 @@ class Program(fx.GraphModule, MaskedReads):
         for key in _TREE:
             tree.__dict__[key] = self.__dict__[key]
         graphs = {mode: encode_graph(graph) for mode, graph in self.graphs.items()}
-        return _rebuild, (tree, graphs, {key: self.__dict__[key] for key in _DATA})
+        return _rebuild, (tree, graphs, copy.deepcopy(self.captured))
 
 
-class Masks(Mapping[str, torch.Tensor]):
-    """A Program's masks by parameter name: iterates first names, finds any alias."""
+def mode_of(program: Program) -> str:
+    """Return the graph that runs: "both", or what the deciding training flags say.
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._program.first:
-            raise KeyError(name)
-        mask = mask_of(*self._program.owner(name))
-        if mask is None:
-            raise KeyError(name)
-        return mask
-
-    def __iter__(self) -> Iterator[str]:
-        firsts = dict.fromkeys(self._program.first.values())
-        return iter(tuple(name for name in firsts if self._has(name)))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __repr__(self) -> str:
-        return f"Masks({', '.join(self)})"
-
-    def _has(self, name: str) -> bool:
-        return mask_of(*self._program.owner(name)) is not None
+    Raises:
+        InvariantError: the flags disagree, so that no captured graph is right.
+    """
+    if BOTH in program.graphs:
+        return BOTH
+    deciders = program.captured.deciders
+    on = [name for name in deciders if program.get_submodule(name).training]
+    if len(on) == len(deciders):
+        return TRAIN
+    if not on:
+        return EVAL
+    off = [name for name in deciders if name not in on]
+    raise InvariantError(
+        f"the graph differs between train and eval mode, and the training flags disagree: on for "
+        f"{tensors.quoted(on)}, off for {tensors.quoted(off)}; call train() or eval() on the "
+        "program, or set these alike"
+    )
 
 
-def compile_forward(inputs: InputSpec) -> Any:
+def example_of(
+    program: Program, *, batch: int = 2, seed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Draw `(args, kwargs)` that fit, in the Program's own dtype and on its device.
+
+    Args:
+        program: any Program.
+        batch: the size of every symbolic dimension.
+        seed: seed of a private generator.
+    """
+    dtypes = (p.dtype for p in program.parameters() if p.is_floating_point())
+    return program.captured.inputs.example(
+        batch=batch, seed=seed, dtype=next(dtypes, None), device=program.device
+    )
+
+
+def _let_source_names_win(program: Program) -> None:
+    """Let names of the source that Program uses for convenience mean what they meant there."""
+    root = (*program._modules, *program._parameters, *program._buffers)
+    cls: Any = type(program)
+    for name in root:
+        if name in _NEEDED or hasattr(fx.GraphModule, name):
+            raise CaptureError(
+                f"{name!r} is a name that torch.fx.GraphModule or Program needs itself; rename "
+                f"that attribute of {program.captured.kind}"
+            )
+        if hasattr(Program, name):
+            setattr(cls, name, property(lambda self, name=name: MaskedReads.__getattr__(self, name)))
+
+
+_NEEDED = frozenset({"graphs", "graph", "captured", "device"})
+
+
+def _forward_like(inputs: InputSpec) -> Any:
     """Return a `forward(self, ...)` with the source's argument names."""
     signature = inputs.signature
     parameters = list(signature.parameters)[1:]
@@ -285,11 +293,6 @@ def compile_forward(inputs: InputSpec) -> Any:
     return forward
 
 
-def _rebuild(tree: nn.Module, graphs: Mapping[str, Any], data: Mapping[str, Any]) -> Program:
+def _rebuild(tree: nn.Module, graphs: Mapping[str, Any], captured: Captured) -> Program:
     decoded = {mode: decode_graph(graph) for mode, graph in graphs.items()}
-    return Program.assemble(tree, decoded, data)
-
-
-def _quoted(names: Any) -> str:
-    shown = [repr(name) for name in list(names)[:6]]
-    return ", ".join(shown) + (", ..." if len(names) > 6 else "")
+    return Program.assemble(tree, decoded, captured)

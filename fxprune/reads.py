@@ -51,6 +51,6 @@ def _named(program: Program, value: Any, suffix: str) -> str | None:
     target = str(value.target)
     # A source may itself have a parameter called weight_orig: the exact name comes first.
     for name in (target, target.removesuffix(suffix)):
-        if name in program.first:
-            return program.first[name]
+        if name in program.captured.first:
+            return program.captured.first[name]
     return None

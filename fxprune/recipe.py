@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _MOST_BYTES = 2**20
-_MOST_DOTS = 5000  # in a line: tomllib takes time quadratic in the parts of a dotted key
+_MOST_DOTS = 2000  # in a line: tomllib takes time quadratic in the parts of a dotted key
 _TOO_DEEP = "tables and lists are nested too deeply; no key needs this"
 _VERSION = 1
 
@@ -54,6 +54,8 @@ class Finalize(Table):
         'keep'
     """
 
+    __init__ = Table.__init__
+
     zeros: Literal["keep", "clean"] = "keep"
 
 
@@ -68,6 +70,8 @@ class Export(Table):
         ('onnx',)
     """
 
+    __init__ = Table.__init__
+
     formats: tuple[Literal["pt2", "safetensors", "onnx"], ...] = ("pt2", "safetensors")
 
     @field_validator("formats", mode="before")
@@ -78,7 +82,7 @@ class Export(Table):
     @field_validator("formats")
     @classmethod
     def _once_each(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [name for at, name in enumerate(formats) if name in formats[:at]]
+        twice = [name for name, times in Counter(formats).items() if times > 1]
         refuse(f"formats has '{name}' twice; name each format once" for name in twice)
         return formats
 
@@ -100,6 +104,8 @@ class Recipe(Table):
         >>> recipe.rules[0].name
         'rule-1'
     """
+
+    __init__ = Table.__init__
 
     version: int = _VERSION
     rules: tuple[Rule, ...] = Field(alias="rule")
@@ -247,7 +253,7 @@ def _read(file: Path, where: str) -> str:
             raise RecipeError(f"{where}: larger than 1 MB; a recipe holds rules, not weights")
         return raw.decode("utf-8-sig")
     except OSError as error:
-        raise RecipeError(f"{where}: cannot be read: {error.strerror}") from None
+        raise RecipeError(f"{where}: cannot be read: {error.strerror}; make it readable") from None
     except UnicodeDecodeError as error:
         spot = f"byte {error.start + 1}"
         raise RecipeError(f"{where}: {spot} is not UTF-8 text; save it as UTF-8") from None

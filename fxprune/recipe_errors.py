@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _MOST_FAULTS = 50
+_MOST_ITEMS = 4 * _MOST_FAULTS  # of pydantic's; some come to the same fault
 _LONGEST = 60
 _MOST_LEVELS = 32
 _HINTS = {
@@ -42,6 +43,7 @@ _HINTS = {
     "ndim": "give a whole number of 0 or more, or a list of them",
     "optional": "write true or false",
     "rule": "write each rule under its own [[rule]]",
+    "rules": "give a list of rules",
     "seed": "give a whole number from 0 to 2**64 - 1",
     "select": 'write select = { path = "conv1.weight" }',
     "version": "write version = 1",
@@ -139,15 +141,14 @@ def explain(
     """
     items = cast("list[dict[str, Any]]", error.errors(include_url=False))
     rules = _rules(data)
-    faults = [f for item in items[:_MOST_FAULTS] for f in _faults(item, rules, model)]
+    faults = [f for item in items[:_MOST_ITEMS] for f in _faults(item, rules, model)]
     faults += [_Fault("", text) for text in twins(rules)]
     # A misspelt key is one fault, not a missing key as well.
     meant = {(fault.place, f"{fault.meant} is missing") for fault in faults if fault.meant}
     kept = [f for f in faults if (f.place, f.text.partition(";")[0]) not in meant]
     lines = list(dict.fromkeys(f"{where}: {fault.place}{fault.text}" for fault in kept))
-    left = max(len(items), len(lines)) - _MOST_FAULTS
-    more = [f"{where}: and {left} more"] if left > 0 else []
-    return "\n".join([*lines[:_MOST_FAULTS], *more])
+    more = len(lines) > _MOST_FAULTS or len(items) > _MOST_ITEMS
+    return "\n".join([*lines[:_MOST_FAULTS], *[f"{where}: and more faults"] * more])
 
 
 def nested_too_deeply(value: object) -> bool:

@@ -87,6 +87,8 @@ class Rule(Table):
         ('norm', 'channel', -1)
     """
 
+    __init__ = Table.__init__
+
     name: _Line = ""
     select: Select
     method: str | None = None
@@ -143,6 +145,14 @@ class Rule(Table):
         if {"method", "score"} <= info.data.keys():
             refuse([_how_fault(info.data["method"], info.data["score"], granularity)])
         return granularity
+
+    @field_validator("amount", "n", mode="before")
+    @classmethod
+    def _is_simple(cls, value: object, info: ValidationInfo) -> object:
+        key = str(info.field_name)
+        if not isinstance(value, int | float | str | None):  # pydantic takes a tensor for a float
+            refuse([f"{key} = {show(value)} is not a number; {hint(key)}"])
+        return value
 
     @field_validator("n", mode="before")
     @classmethod

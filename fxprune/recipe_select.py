@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -20,9 +21,11 @@ from pydantic import (
 from fxprune.errors import RecipeError
 from fxprune.recipe_errors import choices, explain, hint, plain, refuse, show
 
-__all__ = ["Count", "Reading", "Select", "Table", "as_tuple"]
+__all__ = ["DTYPES", "Count", "Reading", "Select", "Table", "as_tuple"]
 
-_DTYPES = (
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
     *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
@@ -62,6 +65,14 @@ class Reading(NamedTuple):
     folder: Path | None
 
 
+def _as_pydantics_own(init: _Init) -> _Init:
+    """Mark an __init__ as pydantic's own: `wraps` copies the mark along with the rest.
+
+    pydantic calls any other __init__ for nested tables too, where an error has no place yet.
+    """
+    return cast("_Init", functools.wraps(BaseModel.__init__)(init))
+
+
 class Table(BaseModel):
     """What all tables share: frozen, no unknown keys, no conversions, RecipeError on a fault."""
 
@@ -69,9 +80,8 @@ class Table(BaseModel):
         extra="forbid", frozen=True, strict=True, validate_by_alias=True, validate_by_name=True
     )
 
-    # pydantic would call a model's own __init__ for nested tables too, and the errors would lose
-    # their place; `wraps` also copies the mark by which pydantic knows its plain __init__.
-    @functools.wraps(BaseModel.__init__)
+    # Each table takes this over by name: type checkers would give it one of strict types instead.
+    @_as_pydantics_own
     def __init__(self, **data: Any) -> None:
         kind = type(self)
         try:
@@ -104,6 +114,8 @@ class Select(Table):
         ('fc3.*',)
     """
 
+    __init__ = Table.__init__
+
     op: _Names = ()
     role: _Names = ()
     module: _Names = ()
@@ -124,8 +136,8 @@ class Select(Table):
     @field_validator("dtype")
     @classmethod
     def _exists(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        odd = [name for name in names if name not in _DTYPES]
-        refuse(f"dtype = {show(name)} {choices(name, _DTYPES)}" for name in odd)
+        odd = [name for name in names if name not in DTYPES]
+        refuse(f"dtype = {show(name)} {choices(name, DTYPES)}" for name in odd)
         return names
 
 

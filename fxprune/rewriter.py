@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.fx.node import Node
 
+from fxprune import tensors
 from fxprune.errors import InvariantError, ShapeError
 from fxprune.pattern import Match, Refusal, match
 from fxprune.program import Program
@@ -111,7 +112,7 @@ class Rewriter:
         Raises:
             ShapeError: the shapes differ.
         """
-        parameter = self.program.parameter(name)
+        parameter = tensors.parameter(self.program, name)
         if mask.shape != parameter.shape:
             raise ShapeError(
                 f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter "
@@ -131,12 +132,12 @@ class Rewriter:
         Args:
             name: the name without the suffix; its module holds `name_orig` and `name_mask`.
         """
-        first = self.program.first
+        first = self.program.captured.first
         if name in first:
             return
         shown = {key: key.removesuffix("_orig") if key == f"{name}_orig" else key for key in first}
-        self.program.first = {shown[key]: shown[value] for key, value in first.items()}
-        self.add_mask(name, self.program.masks[name])
+        self.program.captured.first = {shown[key]: shown[value] for key, value in first.items()}
+        self.add_mask(name, tensors.masks(self.program)[name])
 
     def drop_mask(self, name: str, value: torch.Tensor | None = None) -> None:
         """Turn a masked parameter into a plain one.
@@ -145,10 +146,10 @@ class Rewriter:
             name: any of the parameter's names.
             value: new values, of the same shape and dtype; the original ones when None.
         """
-        parameter = self.program.parameter(name)
+        parameter = tensors.parameter(self.program, name)
         if value is not None:
             replaced = nn.Parameter(value, requires_grad=parameter.requires_grad)
-            self.program.replaced.append((parameter, replaced))
+            self.program.captured.replaced.append((parameter, replaced))
             parameter = replaced
         for owner, attribute in self._places(name):
             owner._parameters.pop(f"{attribute}_orig", None)
@@ -162,7 +163,7 @@ class Rewriter:
             prefix = f"{path}." if path else ""
             ranks = {
                 name.removeprefix(prefix): i
-                for i, name in enumerate(self.program.first)
+                for i, name in enumerate(self.program.captured.first)
                 if name.startswith(prefix)
             }
             items = sorted(
@@ -193,8 +194,8 @@ class Rewriter:
 
     def _places(self, name: str) -> list[tuple[nn.Module, str]]:
         """Return owner and attribute of every alias; a module shared by two paths once."""
-        aliases = self.program.aliases[self.program.first[name]]
-        places = [self.program.owner(alias) for alias in aliases]
+        aliases = tensors.aliases(self.program)[self.program.captured.first[name]]
+        places = [tensors.owner(self.program, alias) for alias in aliases]
         return list({(id(owner), attr): (owner, attr) for owner, attr in places}.values())
 
     def _made(self, node: Node) -> Node:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["MaskedReads", "Shell", "mask_of", "raw_parameter", "shell_of"]
+__all__ = ["MaskedReads", "Shell", "kind_of", "mask_of", "raw_parameter", "shell_of"]
 
 
 class MaskedReads(nn.Module):
@@ -35,35 +35,36 @@ class Shell(MaskedReads):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.kind = kind
+        self._kind = kind
 
     def _get_name(self) -> str:
-        return self.kind
+        return self._kind
 
 
-def shell_of(module: nn.Module, into: MaskedReads | None = None) -> MaskedReads:
-    """Build the tree of shells that hold `module`'s tensors under the same names and order.
+def kind_of(module: nn.Module) -> str:
+    """Return the class name of the source's module that a part of a Program stands for."""
+    return module._kind if isinstance(module, Shell) else type(module).__name__
+
+
+def shell_of(module: nn.Module) -> Shell:
+    """Build the tree of shells that hold a module's tensors under the same names and order.
 
     Args:
         module: the source; its Parameter and buffer objects are shared, not copied.
-        into: the root to fill; a new Shell when absent.
     """
-    return _shell_of(module, into, {})
+    return _shell_of(module, {})
 
 
-def _shell_of(
-    module: nn.Module, into: MaskedReads | None, made: dict[int, MaskedReads]
-) -> MaskedReads:
+def _shell_of(module: nn.Module, made: dict[int, Shell]) -> Shell:
     if id(module) in made:
         return made[id(module)]
-    shell = Shell(type(module).__name__) if into is None else into
-    made[id(module)] = shell
+    shell = made[id(module)] = Shell(type(module).__name__)
     shell._parameters = dict(module._parameters)
     shell._buffers = dict(module._buffers)
     shell._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
     shell.training = module.training
     for name, child in module._modules.items():
-        shell._modules[name] = None if child is None else _shell_of(child, None, made)
+        shell._modules[name] = None if child is None else _shell_of(child, made)
     return shell
 
 

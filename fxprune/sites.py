@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from torch.fx.node import Node
 
+from fxprune import tensors
 from fxprune import ops
 from fxprune.facts import ParamSite
 from fxprune.program import Program
 from fxprune.reads import is_product, parameter_read
+from fxprune.shell import kind_of
 
 __all__ = ["sites_of"]
 
@@ -30,16 +32,17 @@ def sites_of(program: Program) -> tuple[ParamSite, ...]:
                 uses.setdefault(name, []).extend(_uses(program, node))
     return tuple(
         _site(program, name, aliases, tuple(dict.fromkeys(uses.get(name, []))))
-        for name, aliases in program.aliases.items()
+        for name, aliases in tensors.aliases(program).items()
     )
 
 
 def _site(
     program: Program, name: str, aliases: tuple[str, ...], uses: tuple[tuple[str, str], ...]
 ) -> ParamSite:
-    owners = (program.owner(alias)[0] for alias in aliases)
-    modules = tuple(dict.fromkeys(str(getattr(owner, "kind", "")) for owner in owners))
-    parameter = program.parameter(name)
+    owners = (tensors.owner(program, alias)[0] for alias in aliases)
+    kinds = (program.captured.kind if o is program else kind_of(o) for o in owners)
+    modules = tuple(dict.fromkeys(kinds))
+    parameter = tensors.parameter(program, name)
     return ParamSite(name, aliases, modules, uses, parameter.shape, parameter.dtype)
 
 

@@ -14,7 +14,7 @@ from fxprune.program import Program
 __all__ = ["commit", "fork"]
 
 _MODULE_STATE = ("_parameters", "_buffers")
-_PROGRAM_STATE = ("graphs", "outputs", "records", "notes")
+_PROGRAM_STATE = ("graphs", "captured")
 
 
 def fork(program: Program) -> Program:
@@ -53,9 +53,10 @@ def commit(program: Program, work: Program) -> None:
 
 def _swaps(program: Program, work: Program) -> list[tuple[Any, str, Any]]:
     """List (object, attribute, new value) for all that the fork has changed."""
-    kept = {id(new): old for old, new in work.replaced}
+    replaced, work.captured.replaced = work.captured.replaced, []
+    kept = {id(new): old for old, new in replaced}
     edited = dict(work.named_modules())
-    swaps: list[tuple[Any, str, Any]] = [(old, "data", new.data) for old, new in work.replaced]
+    swaps: list[tuple[Any, str, Any]] = [(old, "data", new.data) for old, new in replaced]
     for path, module in program.named_modules():
         if path not in edited:
             raise InvariantError(f"the edited program lost the module {path!r}")

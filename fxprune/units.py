@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fxprune import tensors
 from fxprune.errors import DimError, PassError, PassTypeError, ShapeError
 from fxprune.facts import Importance, ParamSite
 from fxprune.program import Program
@@ -56,7 +57,7 @@ def raw_value(program: Program, site: ParamSite, importance: Importance) -> torc
         PassTypeError: they are no tensor.
     """
     given = _importance_of(site, importance)
-    return program.parameter(site.name).detach() if given is None else given
+    return tensors.parameter(program, site.name).detach() if given is None else given
 
 
 def masked_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
@@ -67,7 +68,7 @@ def masked_value(program: Program, site: ParamSite, importance: Importance) -> t
         PassTypeError: they are no tensor.
     """
     given = _importance_of(site, importance)
-    return program.value(site.name) if given is None else given
+    return tensors.value(program, site.name) if given is None else given
 
 
 def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | None:

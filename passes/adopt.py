@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx.node import Node
 
+from fxprune import tensors
 from fxprune.ops import canonical_name
 from fxprune.pattern import Refusal
 from fxprune.pipeline import Facts, Rewrite
@@ -60,8 +61,8 @@ def _masked_pair(program: Program, orig: Any, mask: Any) -> tuple[Node, Node, st
         return None
     path, _, attribute = f"{name}_mask".rpartition(".")
     buffer = program.get_submodule(path)._buffers.get(attribute)
-    parameter = program.parameter(stored)
-    if name == stored and name not in program.masks or buffer is None:
+    parameter = tensors.parameter(program, stored)
+    if name == stored and name not in tensors.masks(program) or buffer is None:
         return None
     return (orig, mask, name) if buffer.shape == parameter.shape else None
 

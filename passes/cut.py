@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from fxprune import tensors
 from fxprune.facts import NewMasks, Ranking, Scores
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
@@ -37,8 +38,8 @@ class CutUnits(Analysis):
 
 
 def _mask(program: Program, scores: Scores, name: str, pruned: torch.Tensor) -> torch.Tensor:
-    parameter = program.parameter(name)
-    old = program.masks.get(name)
+    parameter = tensors.parameter(program, name)
+    old = tensors.masks(program).get(name)
     source = scores.sources[name]
     # Without a memory format: masks are contiguous, as torch's are.
     mask = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)

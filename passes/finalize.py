@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch.fx.node import Node
 
+from fxprune import tensors
 from fxprune.errors import NotPrunedError
 from fxprune.pattern import Refusal
 from fxprune.pipeline import Facts, Rewrite
@@ -25,7 +26,7 @@ def fold_mask(rw: Rewriter, node: Node, W: Node, m: Node) -> Node | Refusal:  # 
     if not is_product(rw.program, node):
         return Refusal("the factor is not the parameter's mask", node)
     name = parameter_of(rw.program, W)
-    if name is None or name in rw.program.masks:
+    if name is None or name in tensors.masks(rw.program):
         return Refusal("the parameter keeps its mask", node)
     rw.retarget(W, name)
     rw.replace_uses(node, W)
@@ -65,7 +66,7 @@ class FoldMasks(Rewrite):
             rewriter.restore_order()
 
     def _folded(self, program: Program, name: str) -> torch.Tensor:
-        mask, value = program.masks[name], program.value(name)
+        mask, value = tensors.masks(program)[name], tensors.value(program, name)
         if self.zeros == "clean":
             return torch.where(mask == 0, torch.zeros_like(value), value)
         return value
@@ -97,10 +98,10 @@ class UnmaskParameters(Rewrite):
 
 def _masked(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        program.owner(name)
-        if name not in program.masks:
+        tensors.owner(program, name)
+        if name not in tensors.masks(program):
             raise NotPrunedError(
                 f"parameter {name!r} has to be pruned before its mask can be removed; masked are "
-                f"{', '.join(program.masks) or 'none'}"
+                f"{', '.join(tensors.masks(program)) or 'none'}"
             )
-    return tuple(dict.fromkeys(program.first[name] for name in names)) or tuple(program.masks)
+    return tuple(dict.fromkeys(program.captured.first[name] for name in names)) or tuple(tensors.masks(program))

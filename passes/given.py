@@ -11,6 +11,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
+from fxprune import tensors
 from fxprune.errors import FormatError, PassError, PassTypeError, ShapeError
 from fxprune.facts import GivenMasks, NewMasks, ParamSite, Selection
 from fxprune.pipeline import Analysis, Facts
@@ -83,7 +84,7 @@ def read_masks(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _combined(program: Program, name: str, mask: torch.Tensor | None) -> torch.Tensor:
-    parameter, old = program.parameter(name), program.masks.get(name)
+    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
     if old is None:
         old = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
     else:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from fxprune import tensors
 from fxprune.facts import Importance, Scores, ScoreSource, Selection
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
@@ -60,7 +61,7 @@ class ScoreMagnitude(Analysis):
         return Scores(
             {
                 site.name: MagnitudeScores(
-                    Entries(raw_value(program, site, importance), program.masks.get(site.name))
+                    Entries(raw_value(program, site, importance), tensors.masks(program).get(site.name))
                 )
                 for site in facts[Selection].sites
             }

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch.fx.node import Node
 
+from fxprune import tensors
 from fxprune.facts import NewMasks
 from fxprune.pattern import Refusal
 from fxprune.pipeline import Facts, Rewrite
@@ -22,7 +23,7 @@ __all__ = ["InsertMasks", "insert_mask"]
 def insert_mask(rw: Rewriter, node: Node, W: Node) -> Node | Refusal:  # noqa: N803
     """Read W as W_orig * W_mask where the tree has a mask for it."""
     name = parameter_of(rw.program, W)
-    if name is None or name not in rw.program.masks:
+    if name is None or name not in tensors.masks(rw.program):
         return Refusal("the parameter has no mask", node)
     if W.op != "get_attr" or any(is_product(rw.program, user) for user in W.users):
         return Refusal("the parameter is read through its mask already", node)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.utils.prune import BasePruningMethod
 
+from fxprune import tensors
 from fxprune.errors import PassError, PassTypeError
 from fxprune.facts import Importance, Methods, NewMasks, ParamSite, Selection
 from fxprune.methods import combined_mask
@@ -67,7 +68,7 @@ class ComputeMasks(Analysis):
         sites: tuple[ParamSite, ...],
         values: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        old = {site.name: program.masks.get(site.name) for site in sites}
+        old = {site.name: tensors.masks(program).get(site.name) for site in sites}
         if self.scope == "local":
             return {name: combined_mask(method, values[name], old[name]) for name in values}
         if method.PRUNING_TYPE != "unstructured":

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fxprune import tensors
 from fxprune.facts import Importance, ParamSite, Scores, ScoreSource, Selection
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
@@ -83,7 +84,7 @@ class ScoreNorm(Analysis):
         def source(site: ParamSite) -> NormScores:
             check_channels(site, self.dim)
             tensor = masked_value(program, site, importance)
-            return NormScores(tensor, program.masks.get(site.name), self.n, self.dim)
+            return NormScores(tensor, tensors.masks(program).get(site.name), self.n, self.dim)
 
         sources = {site.name: source(site) for site in facts[Selection].sites}
         return Scores(sources, dim=self.dim, keep_first=True)

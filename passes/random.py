@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fxprune import tensors
 from fxprune.errors import PassError
 from fxprune.facts import Importance, ParamSite, Scores, ScoreSource, Selection
 from fxprune.pipeline import Analysis, Facts
@@ -165,7 +166,7 @@ class ScoreRandom(Analysis):
             return Scores(sources, dim=self.dim, prune_all_ties=True)
         importance = facts[Importance]
         entries = {
-            site.name: Entries(raw_value(program, site, importance), program.masks.get(site.name))
+            site.name: Entries(raw_value(program, site, importance), tensors.masks(program).get(site.name))
             for site in sites
         }
         if self.scope == "global":
@@ -175,7 +176,7 @@ class ScoreRandom(Analysis):
     def _channels(self, program: Program, site: ParamSite, index: int) -> RandomScores:
         dim = -1 if self.dim is None else self.dim
         check_channels(site, dim)
-        mask = program.masks.get(site.name)
+        mask = tensors.masks(program).get(site.name)
         kept = None if mask is None else living_channels(mask, dim).cpu()
         alive = site.shape[dim] if kept is None else int(kept.sum())
         draw = self._draw(alive, torch.float32, torch.device("cpu"), index, "channels")

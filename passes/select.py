@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxprune import tensors
 from fxprune.errors import SelectError
 from fxprune.facts import ParamSite, Selection
 from fxprune.pattern import Refusal
@@ -48,7 +49,7 @@ class SelectParameters(Analysis):
         """
         sites = {site.name: site for site in sites_of(program)}
         if self.names:
-            firsts = (program.owner(name) and program.first[name] for name in self.names)
+            firsts = (tensors.owner(program, name) and program.captured.first[name] for name in self.names)
             return Selection(tuple(sites[name] for name in dict.fromkeys(firsts)))
         chosen: list[ParamSite] = []
         refused: list[tuple[str, Refusal]] = []

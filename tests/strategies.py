@@ -41,6 +41,7 @@ __all__ = ["SHAPES", "Case", "archs", "calls", "canonical", "cases", "sequences"
 SHAPES = ("features", "sequence", "tokens", *SPATIAL)
 MAX_WIDTH = 6
 ORDINARY = (0.5, 0.2, 0.0, 1.0, 0.3, 0.9)
+UNSTRUCTURED = tuple(kind for kind in KINDS if kind not in STRUCTURED)
 OUT_OF_RANGE = (1.5, -0.1, -1)
 SEEDS = st.integers(0, 2**16)
 
@@ -101,31 +102,39 @@ def wrapped(shape: str, width: int) -> st.SearchStrategy[Layer]:
     return st.one_of(options)
 
 
-def layers(shape: str, width: int) -> st.SearchStrategy[Layer]:
-    """One layer for `width` channels of the given kind of shape."""
+def recurrents() -> st.SearchStrategy[Layer]:
+    kinds = st.sampled_from(list(RECURRENT))
     widths = st.integers(1, MAX_WIDTH)
-    plain: list[st.SearchStrategy[Layer]] = [
-        weighted(shape, widths),
+    return st.builds(Recurrent, kinds, widths, st.sampled_from([1, 2]), st.booleans())
+
+
+def owning(shape: str, width: int) -> list[st.SearchStrategy[Layer]]:
+    """The kinds of layers that own a matrix."""
+    plain = weighted(shape, st.integers(1, MAX_WIDTH))
+    return [plain, recurrents(), attentions(width)] if shape == "sequence" else [plain]
+
+
+def layers(shape: str, width: int) -> st.SearchStrategy[Layer]:
+    """One layer for `width` channels of the given kind of shape, each kind as likely."""
+    options = [
+        *owning(shape, width),
         st.builds(Activation, st.sampled_from(list(ACTIVATIONS))),
         norms(shape),
+        wrapped(shape, width),
+        st.builds(Dropout, st.sampled_from([0.2, 0.5])),
     ]
-    if shape == "sequence":
-        kinds = st.sampled_from(list(RECURRENT))
-        plain.append(st.builds(Recurrent, kinds, widths, st.sampled_from([1, 2]), st.booleans()))
-        plain.append(attentions(width))
-    plain.append(wrapped(shape, width))
-    plain.append(st.builds(Dropout, st.sampled_from([0.2, 0.5])))
-    return st.one_of(plain)
+    # not one_of: it flattens what is nested, and so makes nested kinds likelier
+    return st.sampled_from(options).flatmap(lambda option: option)
 
 
 @st.composite
 def archs(draw: st.DrawFn, max_layers: int = 5) -> Arch:
-    """Architectures with at least one parameter."""
+    """Architectures with at least one matrix."""
     shape = draw(st.sampled_from(SHAPES))
-    width = first = draw(st.integers(1, MAX_WIDTH))
+    first = draw(st.integers(1, MAX_WIDTH))
     inner = "sequence" if shape == "tokens" else shape
-    stack = [draw(weighted(inner, st.integers(1, MAX_WIDTH)))]
-    width = stack[0].width_out(width)
+    stack = [draw(draw(st.sampled_from(owning(inner, first))))]
+    width = stack[0].width_out(first)
     for _ in range(draw(st.integers(0, max_layers - 1))):
         stack.append(draw(layers(inner, width)))
         width = stack[-1].width_out(width)
@@ -175,8 +184,8 @@ def ranked(kind: str, names: tuple[str, ...], size: int) -> st.SearchStrategy[Ca
 
 
 def structured(kind: str, name: str, parameter: Tensor) -> st.SearchStrategy[Call]:
-    last = parameter.ndim - 1
-    dims = st.integers(0, last) | st.integers(-last - 1, -1) | st.sampled_from([0, last + 1])
+    ndim = parameter.ndim
+    dims = st.sampled_from([*range(ndim), *range(-ndim, 0), ndim])
     norm_orders = [2, 1, float("inf"), float("-inf"), 0, 3.5, "fro", "nuc"]
     return st.builds(
         Call,
@@ -218,7 +227,7 @@ def one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrategy
 
 
 @st.composite
-def calls(draw: st.DrawFn, arch: Arch, max_calls: int = 5) -> tuple[Call, ...]:
+def calls(draw: st.DrawFn, arch: Arch, max_calls: int = 6) -> tuple[Call, ...]:
     """Calls on at most three parameters, so that most are pruned again and again."""
     parameters = canonical(arch)
     names = st.sampled_from(list(parameters))
@@ -227,7 +236,7 @@ def calls(draw: st.DrawFn, arch: Arch, max_calls: int = 5) -> tuple[Call, ...]:
     drawn: list[Call] = []
     for _ in range(draw(st.integers(1, max_calls))):
         name = draw(st.sampled_from(chosen))
-        kinds = KINDS if pool[name].ndim > 1 else [k for k in KINDS if k not in STRUCTURED]
+        kinds = (*KINDS, *STRUCTURED) if pool[name].ndim > 1 else UNSTRUCTURED
         drawn.append(draw(one_call(draw(st.sampled_from(kinds)), name, pool)))
     return tuple(drawn)
 

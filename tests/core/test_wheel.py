@@ -28,7 +28,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the unpacked wheel, built from a copy so that the checkout stays clean."""
+    """The unpacked wheel, built from a copy so that the checkout stays clean."""
     base = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         source, target = ROOT / name, base / "source" / name
