@@ -65,7 +65,7 @@ def batched(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], bat
     names = argument_names(model, args)
     tree = {**dict(zip(names, args, strict=True)), **kwargs}
     paths, _ = pytree.tree_flatten_with_path(tree)
-    labels = tuple(f"{path[0].key}{pytree.keystr(path[1:])}" for path, _ in paths)
+    labels = tuple(f"{_key(path[0])}{pytree.keystr(path[1:])}" for path, _ in paths)
     leaves, spec = pytree.tree_flatten((args, kwargs))
     dims = _named_dims(labels, leaves, batch)
     if dims is None:
@@ -82,6 +82,10 @@ def batched(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], bat
         ]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     return Batched(tuple(args), dict(kwargs), tuple(dims), names, labels)
+
+
+def _key(entry: Any) -> str:
+    return str(entry.key)
 
 
 def argument_names(model: nn.Module, args: tuple[Any, ...]) -> tuple[str, ...]:
@@ -102,7 +106,7 @@ def argument_names(model: nn.Module, args: tuple[Any, ...]) -> tuple[str, ...]:
 
 def _named_dims(labels: tuple[str, ...], leaves: list[Any], batch: Any) -> list[int | None] | None:
     if batch is None:
-        return [None] * len(leaves)
+        return list[int | None]([None] * len(leaves))
     if not isinstance(batch, int) or isinstance(batch, bool):
         return None
     dims: list[int | None] = []

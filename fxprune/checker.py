@@ -30,7 +30,11 @@ def check_invariants(program: Program, by: str) -> None:
     """
     for name, aliases in tensors.aliases(program).items():
         parameters = {id(tensors.parameter(program, alias)) for alias in aliases}
-        masks = {id(tensors.masks(program)[alias]) for alias in aliases if alias in tensors.masks(program)}
+        masks = {
+            id(tensors.masks(program)[alias])
+            for alias in aliases
+            if alias in tensors.masks(program)
+        }
         whole = len(masks) == 0 or all(alias in tensors.masks(program) for alias in aliases)
         if len(parameters) > 1 or len(masks) > 1 or not whole:
             raise InvariantError(f"{by}: the aliases {aliases} have no longer one tensor and mask")

@@ -249,9 +249,7 @@ def edit(
     return _done(program, work, inplace=inplace)
 
 
-def _run_stage(
-    work: Program, stage: Stage, given: Iterable[Any], on_pass: OnPass | None
-) -> None:
+def _run_stage(work: Program, stage: Stage, given: Iterable[Any], on_pass: OnPass | None) -> None:
     facts = Facts(_facts(given))
     named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
     trace = stage.pipeline.run(work, facts, on_pass=named)

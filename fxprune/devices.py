@@ -69,5 +69,3 @@ def _start_from_input(rewriter: Rewriter, node: Node) -> None:
 
 def _stands_before(node: Node, other: Node) -> bool:
     return node < other
-
-

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from fxprune.compiler import edit, is_pruned
 from fxprune.errors import PassTypeError
@@ -193,5 +192,3 @@ def remove(module: Program, name: str) -> Program:
     """
     step = create("finalize", names=(name,), source_order=False)
     return edit(module, step, inplace=True)
-
-

@@ -12,17 +12,15 @@ from typing import Any
 
 import torch
 import torch.nn.utils.prune as torch_prune
-from torch import fx, nn
 
 from fxprune import tensors
+from fxprune.bare import bare_program
 from fxprune.compiler import edit, run_stages
 from fxprune.errors import PassError, PassTypeError
 from fxprune.facts import GivenMasks, Importance, Methods
-from fxprune.inputs import InputSpec
 from fxprune.methods import combined_mask
-from fxprune.nesting import Nesting
 from fxprune.plan import stage_of
-from fxprune.program import BOTH, Captured, Program
+from fxprune.program import Program
 from fxprune.ranking import check_amount
 from fxprune.recipe import Rule
 from fxprune.registry import create
@@ -81,7 +79,9 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
 
     def remove(self, module: Program) -> None:
         """Fold the mask into the parameter."""
-        edit(module, create("finalize", names=(self._tensor_name,), source_order=False), inplace=True)
+        edit(
+            module, create("finalize", names=(self._tensor_name,), source_order=False), inplace=True
+        )
 
 
 class _BuiltIn(BasePruningMethod):
@@ -94,7 +94,10 @@ class _BuiltIn(BasePruningMethod):
         kept = ("amount", "n", "dim")
         return {"method": self.method} | {k: v for k, v in vars(self).items() if k in kept}
 
-    def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
+    # torch declares no return type, which reads as None.
+    def compute_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, t: torch.Tensor, default_mask: torch.Tensor
+    ) -> torch.Tensor:
         """Return `default_mask` with zeros where the method prunes `t`.
 
         Args:
@@ -223,7 +226,9 @@ class PruningContainer(BasePruningMethod):
     def __getitem__(self, index: int) -> Any:
         return self._pruning_methods[index]
 
-    def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
+    def compute_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, t: torch.Tensor, default_mask: torch.Tensor
+    ) -> torch.Tensor:
         """Let the last method mask what `default_mask` leaves alive of `t`."""
         return combined_mask(self._pruning_methods[-1], t, default_mask)
 
@@ -251,7 +256,7 @@ def apply_globally(
     Raises:
         PassTypeError: the class is no pruning method, or is not unstructured.
     """
-    method = _OF_TORCH.get(pruning_method, pruning_method)(**kwargs)
+    method: Any = (_OF_TORCH.get(pruning_method) or pruning_method)(**kwargs)
     if not isinstance(method, torch_prune.BasePruningMethod):
         raise PassTypeError(f"{pruning_method!r} is no subclass of BasePruningMethod")
     kind = getattr(method, "PRUNING_TYPE", None)
@@ -277,14 +282,12 @@ def _mask(
         )
     kind = type(method)
     is_built_in = isinstance(method, _BuiltIn) and kind.compute_mask is _BuiltIn.compute_mask
-    if is_built_in:
-        keys = method.rule()
-    else:
-        keys = {"method": f"{kind.__module__}:{kind.__name__}"}
+    imported = {"method": f"{kind.__module__}:{kind.__name__}"}
+    keys: dict[str, Any] = method.rule() if is_built_in else imported
     if not is_built_in or method.method != "identity":
         keys["scope"] = scope
     rule = Rule(name="functional", select="*", ties="torch", **keys)
-    given = [Importance(scores), Methods({"functional": method})]
+    given: list[Any] = [Importance(scores), Methods({"functional": method})]
     if isinstance(method, CustomFromMask):
         given.append(GivenMasks({names[0]: method.mask}))
     run_stages(program, [stage_of((rule,), names=names)], given, inplace=True)
@@ -293,19 +296,3 @@ def _mask(
 def _amount(amount: Any) -> float | int:
     check_amount(amount)
     return int(amount) if isinstance(amount, numbers.Integral) else float(amount)
-
-
-def bare_program(t: torch.Tensor) -> Program:
-    """Return a Program that holds one parameter `t` and computes nothing."""
-    tree = nn.Module()
-    tree.register_parameter("t", nn.Parameter(t.detach(), requires_grad=False))
-    graph = fx.Graph()
-    graph.output(())
-    captured = Captured(
-        inputs=InputSpec((), Nesting(((), {})), (), ()),
-        outputs={BOTH: Nesting(())},
-        first={"t": "t"},
-        kind="Tensor",
-        frozen={True: {}, False: {}},
-    )
-    return Program.assemble(tree, {BOTH: graph}, captured)

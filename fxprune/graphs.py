@@ -68,12 +68,18 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     return copy
 
 
-def fingerprint(graph: fx.Graph, *, skip: Callable[[Node], bool]) -> tuple[Any, ...]:
+def fingerprint(
+    graph: fx.Graph,
+    *,
+    skip: Callable[[Node], bool],
+    transparent: Callable[[Node], bool] = lambda node: False,
+) -> tuple[Any, ...]:
     """Return a value equal for two graphs that do the same, whatever their nodes are called.
 
     Args:
         graph: the graph.
         skip: tells which nodes to leave out; nothing that is kept may read them.
+        transparent: tells which nodes to take for their first argument.
     """
     numbers: dict[Node, int] = {}
 
@@ -84,7 +90,10 @@ def fingerprint(graph: fx.Graph, *, skip: Callable[[Node], bool]) -> tuple[Any, 
     for node in graph.nodes:
         if skip(node):
             continue
-        numbers[node] = len(numbers)
+        if transparent(node):
+            numbers[node] = numbers[node.args[0]]  # pyright: ignore[reportArgumentType]
+            continue
+        numbers[node] = len(lines)
         # Placeholders are numbered by their place; names may differ between two captures.
         target = None if node.op in ("placeholder", "output") else _encode_target(node.target)
         lines.append((node.op, target, _map(node.args, number), _map(node.kwargs, number)))
@@ -161,6 +170,10 @@ def _encode_target(target: Any) -> tuple[str, ...]:
         return ("op", *target._schema.name.split("::"), target._overloadname)
     if isinstance(target, HigherOrderOperator):
         return ("hop", target._name)
+    # Methods of tensors, as torch.Tensor.numel, are written in C and do not know their module.
+    owner = getattr(target, "__objclass__", None)
+    if owner is not None:
+        return ("function", owner.__module__, f"{owner.__qualname__}.{target.__name__}")
     return ("function", target.__module__, target.__qualname__)
 
 

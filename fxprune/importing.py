@@ -17,6 +17,8 @@ __all__ = ["PATH", "VALUE", "GraphImporter"]
 PATH = "fxprune.path"  # meta key: the module whose forward made the node
 VALUE = "fxprune.value"  # meta key: (shape, dtype) of the node's tensor
 
+# torch.compile cannot trace these operators of export, but the functions they stand for.
+_COMPILABLE = {torch.ops.aten.sym_numel.default: torch.Tensor.numel}
 _GRAD_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
@@ -65,6 +67,7 @@ class GraphImporter:
                 copied[node] = copied[node.args[0]][node.args[1]]
             else:
                 copied[node] = graph.node_copy(node, lambda n: copied[n])
+                copied[node].target = _COMPILABLE.get(node.target, node.target)
                 copied[node].meta = _plain_meta(node)
 
     def _inline(
@@ -76,8 +79,8 @@ class GraphImporter:
         reads: dict[str, Node],
     ) -> tuple[Any, ...]:
         """Copy a region of another grad mode into the flat graph, so that rules see inside it."""
-        enabled, region, *inputs = node.args
-        nested = module.get_submodule(str(region.target))
+        enabled, region, *inputs = tuple[Any, ...](node.args)
+        nested: Any = module.get_submodule(str(region.target))
         inside = [n for n in nested.graph.nodes if n.op == "placeholder"]
         copied.update(zip(inside, (_mapped(arg, copied) for arg in inputs), strict=True))
         before = graph.call_function(torch.is_grad_enabled)
@@ -150,6 +153,6 @@ def _plain_meta(node: Node) -> dict[str, Any]:
         meta["stack_trace"] = node.meta["stack_trace"]
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
-        shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
+        shape = tuple(str(d) if isinstance(d, torch.SymInt) else int(d) for d in value.shape)
         meta[VALUE] = (shape, value.dtype)
     return meta

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
 
 from fxprune import tensors
 from fxprune.bits import same_bits
@@ -32,11 +32,9 @@ def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, An
     tied = [names for names in tensors.aliases(program).values() if len(names) > 1]
     if not tied:
         return state
-    aligned = dict(state)
-    if hasattr(state, "_metadata"):
-        # torch reads versions of the modules from this attribute of its ordered dict.
-        aligned = type(state)(aligned)
-        aligned._metadata = state._metadata  # pyright: ignore
+    aligned: Any = OrderedDict(state)
+    # torch reads versions of the modules from this attribute of its ordered dict.
+    aligned._metadata = getattr(state, "_metadata", None)
     for names in tied:
         _align(program, aligned, names)
     return aligned

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch import fx
 from torch.fx.node import Node
 
 from fxprune import ops
@@ -46,13 +47,39 @@ def settle_modes(program: Program) -> None:
     for node in (*train.nodes, *evaluation.nodes):
         if node not in matched:
             _settle_alone(rewriter, node)
-    if fingerprint(train, skip=_differs_harmlessly) == fingerprint(
-        evaluation, skip=_differs_harmlessly
-    ):
+    if _prints(train) == _prints(evaluation):
+        _add_contiguous(rewriter, train, evaluation)
         program.graphs = {BOTH: train}
         program.captured.outputs = {BOTH: program.captured.outputs[TRAIN]}
     rewriter.finish()
     program.recompile()
+
+
+def _prints(graph: fx.Graph) -> Any:
+    return fingerprint(graph, skip=_differs_harmlessly, transparent=_is_contiguous)
+
+
+def _add_contiguous(rewriter: Rewriter, train: fx.Graph, evaluation: fx.Graph) -> None:
+    """Let the train graph make contiguous what the eval graph does.
+
+    Capture leaves out the call where the example was contiguous, which may depend on the mode.
+    """
+    here, there = _calls(train), _calls(evaluation)
+    for node in evaluation.nodes:
+        if not _is_contiguous(node) or node.args[0] not in there:
+            continue
+        same = here[there.index(node.args[0])]
+        if not any(_is_contiguous(user) for user in same.users):
+            made = rewriter.call(node.target, (same, *node.args[1:]), before=same.next)
+            rewriter.replace_uses(same, made)
+
+
+def _calls(graph: fx.Graph) -> list[Node]:
+    return [n for n in graph.nodes if not _differs_harmlessly(n) and not _is_contiguous(n)]
+
+
+def _is_contiguous(node: Node) -> bool:
+    return node.target is torch.ops.aten.contiguous.default
 
 
 def _pairs(train: Any, evaluation: Any) -> list[tuple[Node, Node]]:
@@ -115,6 +142,8 @@ def _settle_counter(rewriter: Rewriter, node: Node) -> None:
         return
     flag = _flag(rewriter, node, negated=False)
     rewriter.call(count_batch, (node.args[0], flag), before=node)
+    # A module called twice counts on from the first count, which is the buffer itself.
+    rewriter.replace_uses(node, node.args[0])
     rewriter.erase(node)
 
 

@@ -1,4 +1,4 @@
-"""How values are nested in tuples, lists, dicts and dataclasses: a pytree structure that pickles."""
+"""How values are nested in tuples, lists, dicts and dataclasses, in a form that pickles."""
 
 from __future__ import annotations
 

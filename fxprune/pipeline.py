@@ -161,5 +161,3 @@ def _given(step: Analysis, fact: Any) -> Any:
         says = ", ".join(kind.__name__ for kind in step.gives)
         raise PassError(f"the pass {step.name!r} gave {type(fact).__name__}, but says {says}")
     return fact
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,7 +59,7 @@ class Captured:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Captured:
         # All that it holds is replaced, never changed, but for the pairs of a fork.
-        return Captured(**{**vars(self), "replaced": []})
+        return replace(self, replaced=[])
 
 
 class Program(fx.GraphModule, MaskedReads):
@@ -148,13 +148,13 @@ class Program(fx.GraphModule, MaskedReads):
         return self.graphs[mode_of(self)] if self.__dict__.get("graphs") else self._graph
 
     @graph.setter
-    def graph(self, graph: fx.Graph) -> None:
+    def graph(self, g: fx.Graph) -> None:
         if self.__dict__.get("graphs"):
-            self.graphs[mode_of(self)] = graph
+            self.graphs[mode_of(self)] = g
             self.recompile()
             return
         # torch.fx.GraphModule.__init__ sets an empty graph before there is a mode.
-        self._graph = graph
+        self._graph = g
         self.graphs = {}
 
     def recompile(self) -> Any:
@@ -268,7 +268,9 @@ def _let_source_names_win(program: Program) -> None:
                 f"that attribute of {program.captured.kind}"
             )
         if hasattr(Program, name):
-            setattr(cls, name, property(lambda self, name=name: MaskedReads.__getattr__(self, name)))
+            setattr(
+                cls, name, property(lambda self, name=name: MaskedReads.__getattr__(self, name))
+            )
 
 
 _NEEDED = frozenset({"graphs", "graph", "captured", "device"})

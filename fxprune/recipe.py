@@ -243,17 +243,18 @@ class Recipe(Table):
 def _read(file: Path, where: str) -> str:
     if file.suffix.lower() not in (".toml", ".json"):
         raise RecipeError(f"{where}: the name does not end in .toml or .json; a recipe's does")
-    if not file.is_file():
-        what = "is not a file" if file.exists() else "does not exist"
-        raise RecipeError(f"{where}: this {what}; give the path of a .toml or .json file")
     try:
+        if not file.is_file():
+            what = "is not a file" if file.exists() else "does not exist"
+            raise RecipeError(f"{where}: this {what}; give the path of a .toml or .json file")
         with file.open("rb") as stream:
             raw = stream.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
-            raise RecipeError(f"{where}: larger than 1 MB; a recipe holds rules, not weights")
-        return raw.decode("utf-8-sig")
     except OSError as error:
         raise RecipeError(f"{where}: cannot be read: {error.strerror}; make it readable") from None
+    if len(raw) > _MOST_BYTES:
+        raise RecipeError(f"{where}: larger than 1 MB; a recipe holds rules, not weights")
+    try:
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         spot = f"byte {error.start + 1}"
         raise RecipeError(f"{where}: {spot} is not UTF-8 text; save it as UTF-8") from None

@@ -34,7 +34,9 @@ def find(name: str) -> type[Any]:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise PassError(f"the pass {name!r} cannot be imported from {table[name]}: {error}") from error
+        raise PassError(
+            f"the pass {name!r} cannot be imported from {table[name]}: {error}"
+        ) from error
 
 
 def create(name: str, **options: Any) -> Any:

@@ -187,7 +187,9 @@ class Rewriter:
             try:
                 graph.lint()
             except (RuntimeError, ValueError) as error:
-                raise InvariantError(f"{self.by} left a graph that is not well-formed: {error}")
+                raise InvariantError(
+                    f"{self.by} left a graph that is not well-formed: {error}"
+                ) from error
         self.program.recompile()
 
     # Helpers
@@ -205,5 +207,3 @@ class Rewriter:
 
     def _count(self) -> None:
         self.edits += 1
-
-

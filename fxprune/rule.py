@@ -35,6 +35,7 @@ class RewriteRule:
     rewrite: Rewrite
 
     def __call__(self, rewriter: Rewriter, node: Node, bindings: dict[str, Any]) -> Node | Refusal:
+        """Rewrite one match."""
         return self.rewrite(rewriter, node, **bindings)
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from torch.fx.node import Node
 
-from fxprune import tensors
-from fxprune import ops
+from fxprune import ops, tensors
 from fxprune.facts import ParamSite
 from fxprune.program import Program
 from fxprune.reads import is_product, parameter_read

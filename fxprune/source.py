@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,13 +63,15 @@ def unhook(model: nn.Module) -> tuple[HookedMask, ...]:
     """
     found: list[HookedMask] = []
     for path, module in model.named_modules():
-        hooks = module._forward_pre_hooks
+        hooks: dict[int, Any] = module._forward_pre_hooks
         keys = [key for key, hook in hooks.items() if isinstance(hook, BasePruningMethod)]
         pruned = {hooks.pop(key)._tensor_name for key in keys}
         stored = {f"{name}_orig": name for name in pruned}
         order = [stored.get(key, key) for key in module._parameters]
-        for name in (name for name in order if name in pruned):
-            found.append(HookedMask(f"{path}.{name}" if path else name, _plain(module, name)))
+        prefix = f"{path}." if path else ""
+        found.extend(
+            HookedMask(f"{prefix}{name}", _plain(module, name)) for name in order if name in pruned
+        )
         module._parameters = {key: module._parameters[key] for key in order}
     return tuple(found)
 
@@ -98,7 +100,7 @@ def training_flags(model: nn.Module, mode: bool) -> dict[str, bool]:
 
 
 @contextmanager
-def with_flags(model: nn.Module, value: bool, but: str | None = None) -> Iterator[None]:
+def with_flags(model: nn.Module, value: bool, but: str | None = None) -> Generator[None]:
     """Set every training flag for a while, without calling any `train`.
 
     Args:

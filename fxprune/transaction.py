@@ -1,4 +1,4 @@
-"""All or nothing: edits are made on a fork, and a Program takes them over by swapping references."""
+"""All or nothing: edits are made on a fork, which a Program then becomes by swapping references."""
 
 from __future__ import annotations
 
@@ -77,5 +77,3 @@ def _assign(target: Any, key: str, value: Any) -> None:
 def _restoring(target: Any, key: str) -> Callable[[], None]:
     old = target.__dict__[key] if isinstance(target, nn.Module) else target.data
     return lambda: _assign(target, key, old)
-
-

@@ -62,7 +62,7 @@ def _masked_pair(program: Program, orig: Any, mask: Any) -> tuple[Node, Node, st
     path, _, attribute = f"{name}_mask".rpartition(".")
     buffer = program.get_submodule(path)._buffers.get(attribute)
     parameter = tensors.parameter(program, stored)
-    if name == stored and name not in tensors.masks(program) or buffer is None:
+    if (name == stored and name not in tensors.masks(program)) or buffer is None:
         return None
     return (orig, mask, name) if buffer.shape == parameter.shape else None
 

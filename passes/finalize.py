@@ -104,4 +104,6 @@ def _masked(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
                 f"parameter {name!r} has to be pruned before its mask can be removed; masked are "
                 f"{', '.join(tensors.masks(program)) or 'none'}"
             )
-    return tuple(dict.fromkeys(program.captured.first[name] for name in names)) or tuple(tensors.masks(program))
+    return tuple(dict.fromkeys(program.captured.first[name] for name in names)) or tuple(
+        tensors.masks(program)
+    )

@@ -61,7 +61,9 @@ class ScoreMagnitude(Analysis):
         return Scores(
             {
                 site.name: MagnitudeScores(
-                    Entries(raw_value(program, site, importance), tensors.masks(program).get(site.name))
+                    Entries(
+                        raw_value(program, site, importance), tensors.masks(program).get(site.name)
+                    )
                 )
                 for site in facts[Selection].sites
             }

@@ -68,20 +68,18 @@ class ComputeMasks(Analysis):
         sites: tuple[ParamSite, ...],
         values: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        old = {site.name: tensors.masks(program).get(site.name) for site in sites}
+        masked = tensors.masks(program)
+        old = {site.name: masked[site.name] for site in sites if site.name in masked}
         if self.scope == "local":
-            return {name: combined_mask(method, values[name], old[name]) for name in values}
+            return {name: combined_mask(method, values[name], old.get(name)) for name in values}
         if method.PRUNING_TYPE != "unstructured":
             raise PassTypeError(
                 f"global scope takes unstructured methods only; {type(method).__name__} is "
                 f"{method.PRUNING_TYPE!r}"
             )
         joined = torch.cat([value.reshape(-1) for value in values.values()])
-        masks = [
-            torch.ones_like(value).reshape(-1) if old[name] is None else old[name].reshape(-1)
-            for name, value in values.items()
-        ]
-        mask = combined_mask(method, joined, torch.cat(masks))
+        masks = [old.get(name, torch.ones_like(value)) for name, value in values.items()]
+        mask = combined_mask(method, joined, torch.cat([mask.reshape(-1) for mask in masks]))
         parts = mask.split([value.numel() for value in values.values()])
         pairs = zip(values.items(), parts, strict=True)
         return {name: part.view(value.shape) for (name, value), part in pairs}

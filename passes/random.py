@@ -160,13 +160,13 @@ class ScoreRandom(Analysis):
         """
         sites = facts[Selection].sites
         if self.dim is not None:
-            sources = {
-                site.name: self._channels(program, site, i) for i, site in enumerate(sites)
-            }
+            sources = {site.name: self._channels(program, site, i) for i, site in enumerate(sites)}
             return Scores(sources, dim=self.dim, prune_all_ties=True)
         importance = facts[Importance]
         entries = {
-            site.name: Entries(raw_value(program, site, importance), tensors.masks(program).get(site.name))
+            site.name: Entries(
+                raw_value(program, site, importance), tensors.masks(program).get(site.name)
+            )
             for site in sites
         }
         if self.scope == "global":
@@ -185,9 +185,7 @@ class ScoreRandom(Analysis):
     def _alone(self, entries: Entries, index: int) -> RandomScores:
         tensor = entries.tensor
         draw = self._draw(entries.alive, tensor.dtype, tensor.device, index, "entries")
-        return RandomScores(
-            entries.units, entries.living(0, entries.units), draw, 0, largest=True
-        )
+        return RandomScores(entries.units, entries.living(0, entries.units), draw, 0, largest=True)
 
     def _together(self, entries: Mapping[str, Entries]) -> dict[str, RandomScores]:
         if not entries:

@@ -49,7 +49,9 @@ class SelectParameters(Analysis):
         """
         sites = {site.name: site for site in sites_of(program)}
         if self.names:
-            firsts = (tensors.owner(program, name) and program.captured.first[name] for name in self.names)
+            firsts = (
+                tensors.owner(program, name) and program.captured.first[name] for name in self.names
+            )
             return Selection(tuple(sites[name] for name in dict.fromkeys(firsts)))
         chosen: list[ParamSite] = []
         refused: list[tuple[str, Refusal]] = []
@@ -97,8 +99,10 @@ def _conditions(select: Select, site: ParamSite) -> list[tuple[Callable[[], bool
             f"its name does not match path {' or '.join(map(repr, select.path))}",
         ),
         (
-            lambda: not select.regex
-            or any(re.search(r, alias) for r in select.regex for alias in site.aliases),
+            lambda: (
+                not select.regex
+                or any(re.search(r, alias) for r in select.regex for alias in site.aliases)
+            ),
             f"its name does not match regex {' or '.join(map(repr, select.regex))}",
         ),
         (

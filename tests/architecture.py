@@ -32,6 +32,8 @@ class Arch:
         keywords: whether inputs and outputs are named: two keyword inputs, a dict of outputs.
         dtype: of the parameters: float32, float64 or bfloat16.
         grid: round parameters to this step, which makes equal magnitudes.
+        outlier: a value that is put into the first matrix: an infinity, NaN, ...
+        frozen: whether the first parameter of several is not trained.
         seed: of parameters and inputs.
     """
 
@@ -42,6 +44,8 @@ class Arch:
     keywords: bool = False
     dtype: str = "float32"
     grid: float | None = None
+    outlier: float | None = None
+    frozen: bool = False
     seed: int = 0
 
 
@@ -107,13 +111,18 @@ def example_input(arch: Arch, dtype: torch.dtype) -> Tensor:
     return torch.randn(BATCH, arch.width, *SPATIAL.get(arch.shape, ()), dtype=dtype)
 
 
-def randomise(model: nn.Module, grid: float | None) -> None:
+def randomise(model: nn.Module, arch: Arch) -> None:
     """Draw every parameter anew: biases and norms start out as constants, which hides mistakes."""
+    parameters = list(model.parameters())
     with torch.no_grad():
-        for p in model.parameters():
+        for p in parameters:
             p.copy_(torch.randn(p.shape) * 0.7)
-            if grid is not None:
-                p.copy_((p / grid).round() * grid)
+            if arch.grid is not None:
+                p.copy_((p / arch.grid).round() * arch.grid)
+        if arch.outlier is not None:
+            next(p for p in parameters if p.ndim > 1).view(-1)[-1] = arch.outlier
+    if arch.frozen and len(parameters) > 1:
+        parameters[0].requires_grad_(False)
 
 
 def build(arch: Arch) -> Built:
@@ -122,7 +131,7 @@ def build(arch: Arch) -> Built:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arch.seed)
         network = Network(arch)
-        randomise(network, arch.grid)
+        randomise(network, arch)
         model = network.to(dtype)
         x = example_input(arch, dtype)
         if not arch.keywords:

@@ -90,6 +90,8 @@ class Call:
         scores_seed: draw importance scores from this seed; None: the weights are the scores.
         mask_seed: draw the mask of `custom_from_mask` from this seed.
         keep: share of ones in that mask.
+        soft: let that mask scale what it keeps, as torch allows.
+        misshapen: give a mask, or scores, of another shape than the parameter's.
     """
 
     kind: str
@@ -102,6 +104,8 @@ class Call:
     scores_seed: int | None = None
     mask_seed: int = 0
     keep: float = 0.5
+    soft: bool = False
+    misshapen: bool = False
 
     def __repr__(self) -> str:
         drawn = [(f.name, getattr(self, f.name), f.default) for f in fields(self)[2:]]
@@ -113,15 +117,19 @@ class Call:
         if self.scores_seed is None:
             return None
         generator = torch.Generator().manual_seed(self.scores_seed)
-        return {
-            name: torch.randn(weights[name].shape, generator=generator).to(weights[name].dtype)
-            for name in self.names
-        }
+        shapes = {name: self.shape_for(weights[name]) for name in self.names}
+        drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        return {name: scores.to(weights[name].dtype) for name, scores in drawn.items()}
 
-    def mask(self, shape: torch.Size) -> Tensor:
+    def mask(self, weight: Tensor) -> Tensor:
         """The mask of `custom_from_mask`."""
         generator = torch.Generator().manual_seed(self.mask_seed)
-        return torch.rand(shape, generator=generator) < self.keep
+        drawn = torch.rand(self.shape_for(weight), generator=generator)
+        kept = drawn < self.keep
+        return kept * drawn.to(weight.dtype) if self.soft else kept
+
+    def shape_for(self, weight: Tensor) -> tuple[int, ...]:
+        return (*weight.shape, 2) if self.misshapen else tuple(weight.shape)
 
     def method_arguments(self) -> dict[str, Any]:
         """The keyword arguments with which the call's method is made."""
@@ -171,7 +179,7 @@ def perform(
         case "ln_structured":
             prune.ln_structured(module, attribute, call.amount, call.n, call.dim, **own)
         case "custom_from_mask":
-            prune.custom_from_mask(module, attribute, call.mask(weights[name].shape))
+            prune.custom_from_mask(module, attribute, call.mask(weights[name]))
         case "own_method":
             methods[call.method].apply(module, attribute, **own, **call.method_arguments())
         case _:  # identity, remove

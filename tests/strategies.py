@@ -43,6 +43,8 @@ MAX_WIDTH = 6
 ORDINARY = (0.5, 0.2, 0.0, 1.0, 0.3, 0.9)
 UNSTRUCTURED = tuple(kind for kind in KINDS if kind not in STRUCTURED)
 OUT_OF_RANGE = (1.5, -0.1, -1)
+OUTLIERS = (float("inf"), float("nan"), -0.0, 1e-40)
+RARELY = st.sampled_from([False] * 9 + [True])
 SEEDS = st.integers(0, 2**16)
 
 
@@ -146,6 +148,8 @@ def archs(draw: st.DrawFn, max_layers: int = 5) -> Arch:
         keywords=draw(st.sampled_from([False, False, False, True])),
         dtype=draw(st.sampled_from(["float32"] * 4 + ["float64", "bfloat16"])),
         grid=draw(st.sampled_from([None, None, 0.5])),
+        outlier=draw(st.sampled_from([*[None] * 9, *OUTLIERS])),
+        frozen=draw(st.sampled_from([False, False, False, True])),
         seed=draw(SEEDS),
     )
 
@@ -180,6 +184,7 @@ def ranked(kind: str, names: tuple[str, ...], size: int) -> st.SearchStrategy[Ca
         method=method,
         seed=SEEDS,
         scores_seed=scores,
+        misshapen=RARELY if kind == "l1_unstructured" else st.just(False),
     )
 
 
@@ -210,7 +215,15 @@ def one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrategy
         return several.flatmap(lambda names: ranked(kind, names, parameter.numel()))
     if kind == "custom_from_mask":
         keeps = st.sampled_from([0.5, 0.9, 0.0, 1.0])
-        return st.builds(Call, st.just(kind), st.just(one), mask_seed=SEEDS, keep=keeps)
+        return st.builds(
+            Call,
+            st.just(kind),
+            st.just(one),
+            mask_seed=SEEDS,
+            keep=keeps,
+            soft=RARELY,
+            misshapen=RARELY,
+        )
     if kind == "own_method":
         methods = ["every_other", "thirds", *(["channels"] if parameter.ndim > 1 else [])]
         return st.builds(
@@ -218,6 +231,7 @@ def one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrategy
             st.just(kind),
             st.just(one),
             method=st.sampled_from(methods),
+            dim=st.integers(-parameter.ndim, parameter.ndim - 1),
             seed=SEEDS,
             scores_seed=SCORES,
         )

@@ -65,6 +65,8 @@ def test_paths_that_are_no_file(tmp_path: Path):
     folder = tmp_path / "folder.toml"
     folder.mkdir()
     assert refused(folder) == f"this is not a file; {mend}"
+    long = tmp_path / f"{'a' * 300}.toml"
+    assert refused(long) == "cannot be read: File name too long; make it readable"
     with pytest.raises(RecipeError, match="this does not exist"):
         Recipe.load("a\0b.toml")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -83,6 +84,8 @@ ARCHS: dict[str, Callable[[Arch], bool]] = {
     "tied": lambda arch: arch.tied,
     "keywords": lambda arch: arch.keywords,
     "ties": lambda arch: arch.grid is not None,
+    "infinity": lambda arch: arch.outlier == float("inf"),
+    "frozen": lambda arch: arch.frozen,
     "width 1": lambda arch: arch.width == 1,
     "five layers": lambda arch: len(arch.layers) == 5,
 }
@@ -125,6 +128,9 @@ CASES: dict[str, Callable[[Case], bool]] = {
     ),
     "no amount": any_call(lambda call: call.kind == "l1_unstructured" and call.amount == 0.0),
     "all": any_call(lambda call: call.kind == "l1_unstructured" and call.amount == 1.0),
+    "soft mask": any_call(lambda call: call.soft),
+    "misshapen mask": any_call(lambda call: call.misshapen and call.kind == "custom_from_mask"),
+    "misshapen scores": any_call(lambda call: call.misshapen and call.scores_seed is not None),
     "count": any_call(lambda call: isinstance(call.amount, int) and call.amount > 0),
     "out of range": any_call(lambda call: call.amount == 1.5),
     "scores": any_call(lambda call: call.scores_seed is not None),
@@ -187,7 +193,9 @@ def test_calls_name_parameters_by_their_first_name(case: Case) -> None:
 @given(cases())
 def test_a_case_prints_as_what_makes_it(case: Case) -> None:
     names = {name: getattr(layers, name) for name in layers.__all__}
-    assert eval(repr(case), {**names, "Case": Case, "Arch": Arch, "Call": Call, "inf": float("inf")}) == case  # noqa: S307
+    names |= {"Case": Case, "Arch": Arch, "Call": Call, "inf": math.inf, "nan": math.nan}
+    # as texts, because NaN differs from itself
+    assert repr(eval(repr(case), names)) == repr(case)
 
 
 def test_calls_shrink_to_one_plain_call() -> None:

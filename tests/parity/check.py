@@ -214,7 +214,7 @@ def _read(program: fxprune.Program, name: str) -> Any:
 
 
 def _spoil(model: nn.Module) -> None:
-    """Change every floating parameter and buffer, masks among them, so that loading must act."""
+    """Change all that a state dict holds, masks among them, so that loading must act."""
     with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
+        for tensor in model.state_dict().values():
             tensor.add_(1)

@@ -111,11 +111,11 @@ def test_the_sign_of_a_zero_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_doing_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("identity", "ln_structured", "remove"):
+    for call in (Call("identity", (LAST,)), AGAIN, Call("remove", (FIRST,))):
         with monkeypatch.context() as patch:
-            patch.setattr(fx_prune, name, lambda *_, **__: None)
+            patch.setattr(fx_prune, call.kind, lambda *_, **__: None)
             with pytest.raises(Difference):
-                check_sequence(ARCH, (HALF, Call(name, (FIRST,))))
+                check_sequence(ARCH, (HALF, call))
 
 
 def test_another_refusal_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

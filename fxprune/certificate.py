@@ -1,0 +1,117 @@
+"""Certificates: what a comparison of two models found."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Certificate", "Failure"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One place where two models differ.
+
+    Args:
+        mode: "train" or "eval".
+        input: which input it was.
+        output: which output or buffer differs; None where a side raised.
+        difference: the largest absolute difference there; None where a side raised.
+        message: what differs, in a sentence.
+        node: the first node of the graph whose value differs; None where it is not known.
+
+    Example:
+        >>> print(Failure("eval", "args", "output", 0.5, "output differs by up to 0.5"))
+        eval mode, args: output differs by up to 0.5
+    """
+
+    mode: str
+    input: str
+    output: str | None
+    difference: float | None
+    message: str
+    node: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.mode} mode, {self.input}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Whether two models keep a promise, on which inputs, and where they break it.
+
+    Args:
+        promise: "same" or "close".
+        bound: the largest difference that the promise allows, times the size of the numbers
+            compared where these are above 1; 0 for "same".
+        seed: the seed of the inputs and of what the models draw.
+        trials: how many times the two were run and compared, over all inputs and modes.
+        inputs: the inputs compared, by mode.
+        largest: the largest absolute difference of any output.
+        failures: where they differ, in the order found.
+        skipped: drawn inputs that neither side takes.
+
+    Example:
+        >>> certificate = Certificate("same", 0.0, 0, 2, ("eval: args", "train: args"), 0.0)
+        >>> bool(certificate), str(certificate)
+        (True, 'same: kept on 2 of 2 trials, largest difference 0')
+    """
+
+    promise: str
+    bound: float
+    seed: int
+    trials: int
+    inputs: tuple[str, ...]
+    largest: float
+    failures: tuple[Failure, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the promise is kept."""
+        return not self.failures
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        broken = len({(failure.mode, failure.input) for failure in self.failures})
+        head = (
+            f"{self.promise}: kept on {self.trials - broken} of {self.trials} trials, largest "
+            f"difference {self.largest:g}"
+        )
+        return "\n".join([head, *map(str, self.failures)])
+
+    def to_json(self) -> str:
+        """Return all of it as JSON; numbers that JSON lacks are strings.
+
+        Example:
+            >>> print(Certificate("same", 0.0, 0, 1, ("eval: args",), float("inf")).to_json())
+            {
+              "ok": true,
+              "promise": "same",
+              "bound": 0.0,
+              "seed": 0,
+              "trials": 1,
+              "inputs": [
+                "eval: args"
+              ],
+              "largest": "inf",
+              "failures": [],
+              "skipped": []
+            }
+        """
+        data = _jsonable({"ok": self.ok, **asdict(self)})
+        return json.dumps(data, indent=2, allow_nan=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _jsonable(part) for key, part in value.items()}  # pyright: ignore
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(part) for part in value]  # pyright: ignore
+    return value
