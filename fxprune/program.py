@@ -11,7 +11,9 @@ import torch
 from torch import fx, nn
 
 from fxprune import tensors
+from fxprune.codegen import fast_graph
 from fxprune.errors import CaptureError, InvariantError
+from fxprune.forward import forward_like
 from fxprune.graphs import copy_graph, decode_graph, encode_graph
 from fxprune.inputs import InputSpec
 from fxprune.loading import aligned_state
@@ -165,10 +167,11 @@ class Program(fx.GraphModule, MaskedReads):
         cls: Any = type(self)
         for mode, graph in self.graphs.items():
             graph.owning_module = self
-            self._graph = graph
+            self._graph = fast_graph(graph)
             code = super().recompile()
+            self._graph = graph
             setattr(cls, f"_forward_{mode}", cls.forward)
-        cls.forward = _forward_like(self.captured.inputs)
+        cls.forward = forward_like(self.captured.inputs)
         return code
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -274,25 +277,6 @@ def _let_source_names_win(program: Program) -> None:
 
 
 _NEEDED = frozenset({"graphs", "graph", "captured", "device"})
-
-
-def _forward_like(inputs: InputSpec) -> Any:
-    """Return a `forward(self, ...)` with the source's argument names."""
-    signature = inputs.signature
-    parameters = list(signature.parameters)[1:]
-    for name in parameters:
-        if not name.isidentifier():
-            raise InvariantError(f"the argument name {name!r} is not a Python identifier")
-    split = len(inputs.names)
-    args = "".join(f"{name}, " for name in parameters[:split])
-    kwargs = ", ".join(f"{name!r}: {name}" for name in parameters[split:])
-    head = ", ".join(["self", *parameters])
-    namespace: dict[str, Any] = {}
-    exec(f"def forward({head}):\n    return self._run(({args}), {{{kwargs}}})\n", namespace)
-    forward = namespace["forward"]
-    given = [p.default for p in signature.parameters.values() if p.default is not p.empty]
-    forward.__defaults__ = tuple(given) or None
-    return forward
 
 
 def _rebuild(tree: nn.Module, graphs: Mapping[str, Any], captured: Captured) -> Program:

@@ -18,9 +18,13 @@ class MaskedReads(nn.Module):
     """
 
     def __getattr__(self, name: str) -> Any:
-        parameters: dict[str, Any] = self.__dict__.get("_parameters") or {}
-        buffers: dict[str, Any] = self.__dict__.get("_buffers") or {}
-        orig, mask = parameters.get(f"{name}_orig"), buffers.get(f"{name}_mask")
+        state = self.__dict__
+        # A graph reads each tensor by its path: the common cases first.
+        for kind in ("_modules", "_parameters", "_buffers"):
+            if kind in state and name in state[kind]:
+                return state[kind][name]
+        orig = state.get("_parameters", {}).get(f"{name}_orig")
+        mask = state.get("_buffers", {}).get(f"{name}_mask")
         if orig is not None and mask is not None:
             return orig * mask
         return super().__getattr__(name)

@@ -10,11 +10,12 @@ from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
 from fxprune.differences import Holder
+from fxprune.importing import PATH
 from fxprune.program import Program, mode_of
 from fxprune.reads import is_product, parameter_of
 from fxprune.tensors import masks
 
-__all__ = ["Steps", "first_difference", "recorded"]
+__all__ = ["Steps", "first_difference", "recorded", "told"]
 
 Steps = dict[str, tuple[Node, list[torch.Tensor]]]
 """The tensors that each node gave, keyed by what the node stands for, in the order run."""
@@ -51,6 +52,15 @@ def first_difference(after: Steps, before: Steps, holder: Holder) -> Node | None
         if key in before and _differ(values, before[key][1], holder):
             return node
     return None
+
+
+def told(program: Program, node: Node) -> str:
+    """Say what a node is: the parameter it stands for, or its operator and module."""
+    name = parameter_of(program, node)
+    if name is not None:
+        return f"{node.name}, the parameter {name!r}"
+    place = f" in {node.meta[PATH]!r}" if node.meta.get(PATH) else ""
+    return f"{node.name} ({node.target}{place})"
 
 
 def _differ(after: list[torch.Tensor], before: list[torch.Tensor], holder: Holder) -> bool:

@@ -196,7 +196,8 @@ class _Pair:
 
     def finalize(self, keys: list[str]) -> None:
         final = fxprune.finalize(self.program)
-        values = {**dict(self.oracle.hooked.named_buffers()), **self.oracle.weights()}
+        buffers = dict(self.oracle.hooked.named_buffers(remove_duplicate=False))
+        values = {**buffers, **self.oracle.weights()}
         self.same("keys after finalize", list(final.state_dict()), keys)
         self.same("state dict after finalize", dict(final.state_dict()), {k: values[k] for k in keys})
 

@@ -1,0 +1,156 @@
+"""Compile: all that a recipe declares, from the model to certified files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune import tensors
+from fxprune.certificate import Certificate
+from fxprune.compiler import OnPass, RecipeLike, capture, finalize, prune, unmask
+from fxprune.errors import InvariantError
+from fxprune.exporting import check_format
+from fxprune.files import export
+from fxprune.program import Program
+from fxprune.recipe import Recipe
+from fxprune.reports import Report, report
+from fxprune.verify import verify
+from fxprune.writing import PathLike, check_folder, replacing_folder, write_text
+
+__all__ = ["Result", "compile"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compile` made.
+
+    Args:
+        program: masked, or with plain weights where the recipe finalizes.
+        report: what was pruned.
+        certificate: what was checked, and that it holds.
+        files: what was written.
+    """
+
+    program: Program
+    report: Report
+    certificate: Certificate
+    files: tuple[Path, ...] = ()
+
+
+def compile(
+    model: nn.Module,
+    recipe: RecipeLike,
+    args: tuple[Any, ...] | torch.Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    batch: Any = 0,
+    out: PathLike | None = None,
+    allow_imports: bool = False,
+    on_pass: OnPass | None = None,
+) -> Result:
+    """Do all that a recipe declares: capture, prune, finalize, verify, report, export.
+
+    The certificate says that the result is bit-equal, in train and in eval mode, to
+
+    - the masked program, where the recipe has `[finalize]`; with `zeros = "clean"`, to the masked
+      program whose pruned entries are +0.0, as the point of "clean" is to differ where they are
+      -0.0 or NaN;
+    - the program captured from the model with the masked values written into its weights, where
+      the recipe only masks.
+
+    Args:
+        model: a module, or a Program.
+        recipe: a Recipe, a dict, or the path of a .toml or .json file.
+        args: example positional inputs, to capture and to verify with.
+        kwargs: example keyword inputs.
+        batch: see `fxprune.capture`.
+        out: a folder for the formats of `[export]`, as `model.pt2`, and for report.json and
+            certificate.json. None: nothing is written. All is made before any file is moved there.
+        allow_imports: let the recipe import pruning methods by "package.module:Class".
+        on_pass: called with the name of each step before it runs.
+
+    Raises:
+        RecipeError: the recipe is at fault.
+        FormatError: `out` is a file or cannot be written, or a format cannot be.
+        InvariantError: the certificate does not hold; nothing is written.
+
+    Example:
+        >>> rule = {"select": "weight", "method": "l1_unstructured", "amount": 0.5}
+        >>> recipe = {"rule": [rule], "finalize": {}}
+        >>> result = compile(nn.Linear(4, 2), recipe, (torch.zeros(2, 4),))
+        >>> int((result.program.weight == 0).sum()), bool(result.certificate)
+        (4, True)
+    """
+    plan = Recipe.of(recipe, allow_imports=allow_imports)
+    formats = plan.export.formats if plan.export is not None and out is not None else ()
+    for name in formats:
+        check_format(f".{name}")
+    if out is not None:
+        check_folder(out)
+    tell = on_pass or _silent
+    tell("capture")
+    dense = capture(model, args, kwargs, batch=batch)
+    masked = prune(dense, plan, on_pass=on_pass)
+    program = masked
+    if plan.finalize is not None:
+        program = finalize(masked, zeros=plan.finalize.zeros, on_pass=on_pass)
+    tell("verify")
+    takes_none = isinstance(args, tuple) and not args and not kwargs
+    given = (None, None) if takes_none else (args, kwargs)
+    certificate = verify(program, _oracle(plan, dense, masked), *given)
+    if not certificate:
+        raise InvariantError(
+            f"the compiled program breaks its promise and was not written: {certificate}"
+        )
+    tell("report")
+    result = Result(program, report(program), certificate)
+    return result if out is None else _written(result, Path(out), formats, tell)
+
+
+def _silent(step: str) -> None:
+    """Tell nobody."""
+
+
+def _oracle(plan: Recipe, dense: Program, masked: Program) -> Program:
+    """Return the Program that the result must equal bit for bit."""
+    if plan.finalize is None:
+        return _with_values(dense, masked)
+    return masked if plan.finalize.zeros == "keep" else _with_clean_zeros(masked)
+
+
+def _with_values(dense: Program, masked: Program) -> Program:
+    """Return the dense Program with the masked values written into its weights."""
+    oracle = unmask(dense) if dense.masks else copy.deepcopy(dense)
+    with torch.no_grad():
+        for name in tensors.masks(masked):
+            tensors.parameter(oracle, name).copy_(tensors.value(masked, name))
+    return oracle
+
+
+def _with_clean_zeros(masked: Program) -> Program:
+    """Return the masked Program with +0.0 wherever the mask is 0."""
+    oracle = copy.deepcopy(masked)
+    with torch.no_grad():
+        for name, mask in tensors.masks(oracle).items():
+            tensors.parameter(oracle, name).masked_fill_(mask == 0, 0.0)
+    return oracle
+
+
+def _written(
+    result: Result, out: Path, formats: tuple[str, ...], tell: Callable[[str], None]
+) -> Result:
+    names = [f"model.{name}" for name in formats]
+    with replacing_folder(out) as folder:
+        for name in names:
+            tell(f"export: {name}")
+            export(result.program, folder / name)
+        write_text(folder / "report.json", result.report.to_json())
+        write_text(folder / "certificate.json", result.certificate.to_json())
+    files = (out / name for name in (*names, "report.json", "certificate.json"))
+    return replace(result, files=tuple(files))

@@ -1,0 +1,159 @@
+"""Programs as files of other tools: torch.export's .pt2, ONNX, and safetensors weights."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from fxprune.errors import FormatError
+from fxprune.program import Program, example_of
+
+__all__ = ["WRITERS", "check_format", "write_onnx", "write_pt2", "write_safetensors"]
+
+_BATCH = 4  # neither 0 nor 1, which torch.export takes for constants; even, for models that halve
+_MOST_ONNX_BYTES = 2**31 - 1  # what protobuf can hold
+
+
+def check_format(suffix: str) -> None:
+    """Check that a format is known and that what writes it is installed.
+
+    Args:
+        suffix: with its dot, as ".pt2".
+
+    Raises:
+        FormatError: says which formats there are, or what to install.
+    """
+    if suffix not in WRITERS:
+        known = ", ".join(WRITERS)
+        raise FormatError(f"{suffix or 'no suffix'!r} is no format to export to; there are {known}")
+    if suffix == ".onnx" and importlib.util.find_spec("onnxscript") is None:
+        raise FormatError(
+            "torch writes .onnx with onnxscript, which is not installed; run "
+            "`pip install fxprune[onnx]`"
+        )
+
+
+def write_pt2(program: Program, path: Path) -> None:
+    """Write the current mode's graph and the weights as torch.export.save does.
+
+    Args:
+        program: not changed.
+        path: ends in .pt2; `torch.export.load` reads it.
+    """
+    with _quiet():
+        torch.export.save(_exported(program), path)
+
+
+def write_onnx(program: Program, path: Path) -> None:
+    """Write the current mode as one .onnx file, weights included.
+
+    Args:
+        program: not changed.
+        path: the file.
+
+    Raises:
+        FormatError: the weights are larger than one .onnx file can hold.
+    """
+    size = sum(tensor.nbytes for tensor in program.state_dict().values())
+    if size > _MOST_ONNX_BYTES:
+        raise FormatError(
+            f"the weights have {size / 2**30:.1f} GiB, and one .onnx file holds less than 2; export "
+            "to .pt2 or .safetensors"
+        )
+    with _quiet():
+        exported = _exported(program)
+        names = _by_argument(program, _symbols)
+        written: Any = torch.onnx.export(exported, dynamo=True, dynamic_shapes=names, verbose=False)
+        written.save(str(path), external_data=False)
+
+
+def write_safetensors(program: Program, path: Path) -> None:
+    """Write `state_dict()` as a safetensors file that loads strictly into the source class.
+
+    The format lets no two keys share memory, and the source class wants every key, so a tied
+    parameter is written once under each of its names.
+
+    Args:
+        program: not changed.
+        path: the file; `safetensors.torch.load_file` reads it.
+    """
+    seen: set[int] = set()
+    state: dict[str, torch.Tensor] = {}
+    for key, tensor in program.state_dict().items():
+        where = tensor.untyped_storage().data_ptr()
+        state[key] = tensor.clone() if where in seen else tensor
+        state[key] = state[key].contiguous()
+        seen.add(where)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+WRITERS: Mapping[str, Callable[[Program, Path], None]] = {
+    ".pt2": write_pt2,
+    ".safetensors": write_safetensors,
+    ".onnx": write_onnx,
+}
+
+
+def _exported(program: Program) -> torch.export.ExportedProgram:
+    """Export a private copy in the program's current mode, its symbolic dimensions dynamic."""
+    args, kwargs = example_of(program, batch=_BATCH)
+    shapes = _by_argument(program, _dynamic)
+    source = copy.deepcopy(program)
+    return torch.export.export(source, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _by_argument(program: Program, mark: Callable[[str], Any]) -> dict[str, Any]:
+    """Return what `mark` makes of each symbolic dimension, by argument name and dimension."""
+    spec = program.captured.inputs
+    leaves = [
+        {at: mark(size) for at, size in enumerate(leaf.shape) if isinstance(size, str)} or None
+        for leaf in spec.inputs
+    ]
+    args, kwargs = spec.nesting.unflatten(leaves)
+    return dict(zip(spec.names, args, strict=True)) | dict(kwargs)
+
+
+def _dynamic(size: str) -> Any:
+    return torch.export.Dim.AUTO
+
+
+def _symbols(size: str) -> str | Any:
+    # A multiple of a symbol has no name of its own.
+    return torch.export.Dim.AUTO if "*" in size else size
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what torch's exporters say of themselves, not of the model."""
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    with warnings.catch_warnings():
+        for message, category in _OF_TORCH:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        registry.addFilter(_is_of_the_model)
+        try:
+            yield
+        finally:
+            registry.removeFilter(_is_of_the_model)
+
+
+_OF_TORCH: tuple[tuple[str, type[Warning]], ...] = (
+    # torch's own pytree specs, copied
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
+    # torch.utils.mkldnn, which the ONNX exporter imports
+    (r"`torch\.jit\.script_method` is deprecated", DeprecationWarning),
+    # two inputs that share a dimension get one name for it, as they should
+    (r"# The axis name: .* will not be used, since it shares the same shape", UserWarning),
+)
+
+
+def _is_of_the_model(record: logging.LogRecord) -> bool:
+    return "torchvision is not installed" not in record.getMessage()

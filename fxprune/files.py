@@ -1,0 +1,134 @@
+"""Programs and weights as files: written whole or not at all, read without running anything."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+
+from fxprune.errors import FormatError, FxpruneError, PassTypeError
+from fxprune.exporting import WRITERS, check_format
+from fxprune.program import Program
+from fxprune.writing import PathLike, replacing, replacing_folder, write_text
+
+__all__ = [
+    "PathLike",
+    "export",
+    "read_weights",
+    "replacing",
+    "replacing_folder",
+    "write_text",
+]
+
+_SAFE = ".safetensors"
+_PICKLED = (".pt", ".pth", ".bin")
+
+
+def export(program: Program, path: PathLike) -> Path:
+    """Write a Program in the format that the file's suffix names.
+
+    `.pt2` (torch.export.load) and `.onnx` hold the graph of the current mode, with the symbolic
+    dimensions of the Program dynamic; `.safetensors` holds `state_dict()`, which loads strictly
+    into the source class after finalize. The file is moved into place when it is complete.
+
+    Args:
+        program: not changed.
+        path: the file to write; an earlier one is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        FormatError: the suffix is unknown, the file cannot be written there, or torch cannot
+            export the Program to it; an earlier file is untouched.
+
+    Example:
+        >>> import fxprune, tempfile
+        >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = export(program, Path(folder, "net.safetensors"))
+        ...     sorted(read_weights(path))
+        ['bias', 'weight']
+    """
+    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(
+            f"export takes a Program, not {type(program).__name__}; call fxprune.capture first"
+        )
+    target = Path(path)
+    suffix = target.suffix.lower()
+    check_format(suffix)
+    with replacing(target) as temporary:
+        try:
+            WRITERS[suffix](program, temporary)
+        except (FxpruneError, OSError):
+            raise
+        except Exception as error:  # exporters raise many kinds, all of which mean the same here
+            raise FormatError(
+                f"{target}: torch cannot write this program as {suffix}: {_first_line(error)}"
+            ) from error
+    return target
+
+
+def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
+    """Read a state dict from a file, on the CPU; nothing in the file is run.
+
+    Args:
+        path: a .safetensors file, or a .pt, .pth or .bin file with a pickled state dict, which is
+            read with `weights_only=True`.
+
+    Returns:
+        The tensors by key.
+
+    Raises:
+        FormatError: the file is missing, damaged, of another kind, or holds more than tensors.
+    """
+    source = Path(path)
+    suffix = source.suffix.lower()
+    if suffix not in (_SAFE, *_PICKLED):
+        known = ", ".join((_SAFE, *_PICKLED))
+        raise FormatError(f"{source}: weights are read from {known} files; save them as one")
+    if not source.is_file():
+        what = "is no file" if source.exists() else "does not exist"
+        raise FormatError(f"{source}: this {what}; give the path of a {suffix} file")
+    try:
+        found = load_file(source) if suffix == _SAFE else _unpickled(source)
+    except OSError as error:
+        raise FormatError(f"{source}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file raises many kinds, all of which mean the same here
+        raise FormatError(
+            f"{source}: this {suffix} file is damaged or holds other things than tensors, and "
+            f"nothing in it was run ({type(error).__name__}); save `model.state_dict()` again"
+        ) from error
+    return _tensors_of(source, found)
+
+
+def _unpickled(source: Path) -> Any:
+    with warnings.catch_warnings():
+        # It goes on to refuse such a file, which is said then.
+        warnings.filterwarnings("ignore", message=".*looks like a TorchScript archive")
+        return torch.load(source, map_location="cpu", weights_only=True)
+
+
+def _tensors_of(source: Path, found: object) -> dict[str, torch.Tensor]:
+    if not isinstance(found, Mapping):
+        raise FormatError(
+            f"{source}: this holds a {type(found).__name__}, not a state dict; save "
+            "`model.state_dict()`"
+        )
+    state = dict(cast("Mapping[Any, Any]", found))
+    others = [key for key, x in state.items() if not isinstance(x, torch.Tensor)]
+    if others or not state:
+        what = f"{others[0]!r} is a {type(state[others[0]]).__name__}" if others else "it is empty"
+        raise FormatError(
+            f"{source}: a state dict has tensors only, but here {what}; save `model.state_dict()`"
+        )
+    return {str(key): tensor for key, tensor in state.items()}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,283 @@
+"""Hold two models to each other, on given and on drawn inputs, in train and in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.certificate import Certificate, Failure
+from fxprune.differences import Difference, Holder
+from fxprune.errors import InputError, PassError, PassTypeError
+from fxprune.program import EVAL, TRAIN, Program, example_of
+from fxprune.source import copy_model
+from fxprune.stepping import first_difference, recorded, told
+from fxprune.tensors import masks
+
+__all__ = ["BOUND", "verify"]
+
+# One rounding of a number to float32 moves it by up to 6e-8 of its size, so a changed weight shows.
+# Sums of a million float64 numbers in another order differ by about 1e-10, so that does not.
+BOUND = 1e-9
+
+
+def verify(
+    after: nn.Module,
+    before: nn.Module,
+    args: tuple[Any, ...] | torch.Tensor | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    promise: str = "same",
+    trials: int = 3,
+    seed: int = 0,
+    bound: float = BOUND,
+) -> Certificate:
+    """Hold two models to each other in train and in eval mode; a difference raises nothing.
+
+    Each run is of private copies from one seed, so that dropout draws alike and neither model,
+    nor the global generator, changes. Gradients are on, since torch takes other kernels without.
+
+    Args:
+        after: a Program or any module.
+        before: what it is held to; another one.
+        args: positional inputs, compared before the drawn ones.
+        kwargs: keyword inputs.
+        promise: "same": outputs equal bit for bit, and where a Program takes part its persistent
+            buffers after a step in train mode (batch statistics) as well. "close": outputs of
+            float64 copies of both within `bound`.
+        trials: how many inputs to draw for each mode from the input spec of `before`, or of
+            `after` where only that is a Program: batches 1, 3, 5, ... in eval mode and 2, 4, 6, ...
+            in train mode, where batch norm refuses a single row.
+        seed: seed of the drawn inputs and of each run.
+        bound: the largest difference that is close, times the largest number of the output where
+            that is above 1.
+
+    Returns:
+        A Certificate: true where the promise is kept. A drawn input that neither side takes is
+        skipped; a mode in which nothing could be compared is a failure.
+
+    Raises:
+        InputError: there is nothing to compare on: no args, and no Program to draw for.
+        PassError: an option is out of range.
+
+    Example:
+        >>> model = nn.Linear(3, 2)
+        >>> certificate = verify(copy_model(model), model, (torch.ones(4, 3),))
+        >>> certificate.ok
+        True
+    """
+    _check_request(after, before, promise, trials, bound)
+    given = None
+    if args is not None or kwargs is not None:
+        inputs = () if args is None else args
+        given = (
+            (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs),
+            dict(kwargs or {}),
+        )
+    spec = next((side for side in (before, after) if isinstance(side, Program)), None)
+    if given is None and (spec is None or trials == 0):
+        raise InputError(
+            "verify has no input to compare on: give args= and kwargs=, or hold a Program, for "
+            "which inputs can be drawn, with trials= of 1 or more"
+        )
+    comparison = _Comparison(after, before, promise, seed, bound)
+    for mode in (EVAL, TRAIN):
+        for trial in _trials(mode, given, spec, trials, seed):
+            comparison.compare(trial)
+        comparison.close(mode)
+    return comparison.certificate()
+
+
+def _check_request(after: Any, before: Any, promise: str, trials: int, bound: float) -> None:
+    for name, side in (("after", after), ("before", before)):
+        if not isinstance(side, nn.Module):
+            raise PassTypeError(f"verify: {name} is a {type(side).__name__}, not an nn.Module")
+    if promise not in ("same", "close"):
+        raise PassError(f"verify: promise={promise!r} is unknown; give 'same' or 'close'")
+    if trials < 0:
+        raise PassError(f"verify: trials={trials} is negative; give 0 or more")
+    if not bound >= 0:
+        raise PassError(f"verify: bound={bound} is no bound; give 0 or more")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    mode: str
+    label: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    drawn: bool
+
+
+_Given = tuple[tuple[Any, ...], dict[str, Any]] | None
+
+
+def _trials(
+    mode: str, given: _Given, spec: Program | None, count: int, seed: int
+) -> Iterator[_Trial]:
+    if given is not None:
+        args, kwargs = given
+        yield _Trial(mode, "the given input", args, kwargs, drawn=False)
+    if spec is None:
+        return
+    for i in range(count):
+        batch = 2 * i + (2 if mode == TRAIN else 1)
+        label = f"drawn with batch {batch} and seed {seed + i}"
+        args, kwargs = example_of(spec, batch=batch, seed=seed + i)
+        yield _Trial(mode, label, args, kwargs, drawn=True)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one side gave: an output and its buffers, or an error."""
+
+    output: Any = None
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    error: str | None = None
+
+
+@dataclass
+class _Comparison:
+    """Compares two models trial by trial, and gathers what it finds."""
+
+    after: nn.Module
+    before: nn.Module
+    promise: str
+    seed: int
+    bound: float
+    inputs: list[str] = field(default_factory=list[str])
+    skipped: list[str] = field(default_factory=list[str])
+    failures: list[Failure] = field(default_factory=list[Failure])
+    largest: float = 0.0
+
+    @property
+    def holder(self) -> Holder:
+        return Holder(None if self.promise == "same" else self.bound)
+
+    def compare(self, trial: _Trial) -> None:
+        """Run both sides on one input and keep what differs."""
+        after, before = self._run(self.after, trial), self._run(self.before, trial)
+        if trial.drawn and after.error and before.error:
+            self.skipped.append(f"{trial.mode}: {trial.label}: {before.error}")
+            return
+        self.inputs.append(f"{trial.mode}: {trial.label}")
+        if after.error or before.error:
+            message = f"after {_outcome(after)}; before {_outcome(before)}"
+            self.failures.append(Failure(trial.mode, trial.label, None, None, message))
+            return
+        found = self.holder.nests("output", after.output, before.output)
+        self.largest = max(self.largest, *(difference.size for difference in found), 0.0)
+        if self.promise == "same" and trial.mode == TRAIN:
+            shared = [name for name in after.buffers if name in before.buffers]
+            found += [
+                self.holder.leaves(f"buffer {name!r}", after.buffers[name], before.buffers[name])
+                for name in shared
+            ]
+        self._report(trial, [difference for difference in found if difference.text])
+
+    def close(self, mode: str) -> None:
+        """Fail a mode in which no input could be compared."""
+        if any(label.startswith(f"{mode}: ") for label in self.inputs):
+            return
+        why = next((text for text in self.skipped if text.startswith(f"{mode}: ")), "")
+        message = f"neither side takes any input that was drawn; give args=. {why}"
+        self.failures.append(Failure(mode, "every input", None, None, message))
+
+    def certificate(self) -> Certificate:
+        return Certificate(
+            promise=self.promise,
+            bound=0.0 if self.promise == "same" else self.bound,
+            seed=self.seed,
+            trials=len(self.inputs),
+            inputs=tuple(self.inputs),
+            largest=self.largest,
+            failures=tuple(self.failures),
+            skipped=tuple(self.skipped),
+        )
+
+    def _report(self, trial: _Trial, differences: list[Difference]) -> None:
+        if not differences:
+            return
+        node, suffix = self._first_node(trial)
+        for found in differences:
+            message = f"{found.where} {found.text}{suffix}"
+            failure = Failure(trial.mode, trial.label, found.where, found.size, message, node)
+            self.failures.append(failure)
+
+    def _run(self, model: nn.Module, trial: _Trial) -> _Run:
+        try:
+            module, args, kwargs = self._prepared(model, trial)
+            with _reproducible(self.seed):
+                output = module(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a model may raise anything, and it is a finding
+            return _Run(error=_one_line(error))
+        return _Run(pytree.tree_map_only(torch.Tensor, _at_rest, output), self._buffers(module))
+
+    def _prepared(
+        self, model: nn.Module, trial: _Trial
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Return a private copy of a model in the trial's mode, and of the inputs."""
+        module = copy_model(model)
+        args, kwargs = pytree.tree_map_only(
+            torch.Tensor, lambda x: x.detach().clone(), (trial.args, trial.kwargs)
+        )
+        if self.promise == "close":
+            module._apply(_wide)
+            args, kwargs = pytree.tree_map_only(torch.Tensor, _wide, (args, kwargs))
+        return module.train(trial.mode == TRAIN), args, kwargs
+
+    def _buffers(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the persistent buffers that are no masks, where a Program takes part."""
+        if not any(isinstance(side, Program) for side in (self.after, self.before)):
+            return {}
+        kept = set(module.state_dict())
+        if isinstance(module, Program):
+            kept -= {f"{alias}_mask" for alias in module.captured.first if alias in masks(module)}
+        return {name: _at_rest(x) for name, x in module.named_buffers() if name in kept}
+
+    def _first_node(self, trial: _Trial) -> tuple[str | None, str]:
+        """Return the first node that differs, and a sentence about it; nothing for modules."""
+        if not (isinstance(self.after, Program) and isinstance(self.before, Program)):
+            return None, ""
+        steps: list[Any] = []
+        for side in (self.after, self.before):
+            program, args, kwargs = self._prepared(side, trial)
+            with _reproducible(self.seed):
+                steps.append(recorded(program, args, kwargs))
+        node = first_difference(steps[0], steps[1], self.holder)
+        if node is None:
+            return None, ""
+        return node.name, f"; the first node that differs is {told(self.after, node)}"
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """Run from a seed with gradients on; the caller's generators stay as they are."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        torch.manual_seed(seed)
+        yield
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _at_rest(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu()
+
+
+def _outcome(run: _Run) -> str:
+    return f"raises {run.error}" if run.error else "runs"
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,155 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fxprune.errors import FormatError
+
+__all__ = ["PathLike", "check_folder", "replacing", "replacing_folder", "write_text"]
+
+PathLike = str | os.PathLike[str]
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Args:
+        path: the file; an earlier one is replaced.
+        text: what it will hold.
+
+    Raises:
+        FormatError: it cannot be written there.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def replacing(path: PathLike) -> Iterator[Path]:
+    """Give a temporary file beside `path`, and move it into place if the block does not raise.
+
+    Args:
+        path: the file to write; an earlier one is replaced in one step, or stays.
+
+    Raises:
+        FormatError: there is no folder to write into, `path` is no file, or writing fails.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder, "a.txt")) as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     os.listdir(folder)
+        ['a.txt']
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise FormatError(f"{target}: this is {what}; give the path of a file")
+    _check_parent(target)
+    temporary = target.with_name(f"{_temporary_name()}{target.suffix}")
+    try:
+        # Made here, so that a folder that cannot be written to is found before the work.
+        temporary.touch(exist_ok=False)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise FormatError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_folder(path: PathLike) -> None:
+    """Check, before the work, that `replacing_folder` can write to a path.
+
+    Raises:
+        FormatError: the path is a file, or its parent folder is missing, or it is read-only.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise FormatError(f"{target}: this is a file; give the path of a folder to write into")
+    if not target.exists():
+        _check_parent(target)
+    if not os.access(_place_of(target), os.W_OK):
+        raise FormatError(f"{target}: this folder cannot be written to; give another one")
+
+
+@contextmanager
+def replacing_folder(path: PathLike) -> Iterator[Path]:
+    """Give a temporary folder, and move what is in it to `path` if the block does not raise.
+
+    Args:
+        path: the folder; made if it is not there. Files of the same names are replaced, others
+            stay. If a file cannot be moved, those moved before it are taken back.
+
+    Raises:
+        FormatError: the folder or a file in it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing_folder(Path(folder, "out")) as temporary:
+        ...         write_text(temporary / "a.txt", "whole")
+        ...     os.listdir(folder), os.listdir(Path(folder, "out"))
+        (['out'], ['a.txt'])
+    """
+    target = Path(path)
+    check_folder(target)
+    temporary = _place_of(target) / _temporary_name()
+    try:
+        temporary.mkdir()
+        yield temporary
+        if target.exists():
+            _move_files(temporary, target)
+        else:
+            os.replace(temporary, target)
+    except OSError as error:
+        raise FormatError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_name() -> str:
+    return f".fxprune-{secrets.token_hex(6)}"
+
+
+def _place_of(target: Path) -> Path:
+    """Return the folder for the temporary folder: on the disk that the files go to."""
+    return target if target.is_dir() else target.parent
+
+
+def _check_parent(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise FormatError(f"{target}: the folder {target.parent} does not exist; make it first")
+
+
+def _move_files(source: Path, target: Path) -> None:
+    kept = source / "kept"
+    names = sorted(path.name for path in source.iterdir())
+    blocked = [name for name in names if (target / name).is_dir()]
+    if blocked:
+        raise FormatError(f"{target / blocked[0]}: this is a folder, where a file goes; move it")
+    kept.mkdir()
+    with ExitStack() as undo:
+        for name in names:
+            new, old = source / name, target / name
+            if old.exists():
+                undo.callback(_put_back, kept / name, old)
+                os.replace(old, kept / name)
+            else:
+                undo.callback(old.unlink, missing_ok=True)
+            os.replace(new, old)
+        undo.pop_all()
+
+
+def _put_back(kept: Path, old: Path) -> None:
+    if kept.exists():
+        os.replace(kept, old)
