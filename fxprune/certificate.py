@@ -77,7 +77,7 @@ class Certificate:
         return self.ok
 
     def __str__(self) -> str:
-        broken = len({(failure.mode, failure.input) for failure in self.failures})
+        broken = len({f"{f.mode}: {f.input}" for f in self.failures}.intersection(self.inputs))
         head = (
             f"{self.promise}: kept on {self.trials - broken} of {self.trials} trials, largest "
             f"difference {self.largest:g}"

@@ -12,6 +12,7 @@ __all__ = [
     "InputError",
     "InvariantError",
     "MissingParameterError",
+    "NormError",
     "NotPrunedError",
     "PassError",
     "PassTypeError",
@@ -68,6 +69,10 @@ class DimError(PassError, IndexError):
 
 class ShapeError(PassError, AssertionError):
     """A mask or a score differs in shape from its parameter (torch raises AssertionError)."""
+
+
+class NormError(PassError, RuntimeError):
+    """A norm cannot be taken of a parameter of that shape (torch raises RuntimeError)."""
 
 
 class NotPrunedError(PassError):

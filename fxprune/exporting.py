@@ -6,15 +6,17 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from fxprune.errors import FormatError
+from fxprune.forward import forward_like
 from fxprune.program import Program, example_of
 
 __all__ = ["WRITERS", "check_format", "write_onnx", "write_pt2", "write_safetensors"]
@@ -66,8 +68,8 @@ def write_onnx(program: Program, path: Path) -> None:
     size = sum(tensor.nbytes for tensor in program.state_dict().values())
     if size > _MOST_ONNX_BYTES:
         raise FormatError(
-            f"the weights have {size / 2**30:.1f} GiB, and one .onnx file holds less than 2; export "
-            "to .pt2 or .safetensors"
+            f"the weights have {size / 2**30:.1f} GiB, and one .onnx file holds less than 2; "
+            "export to .pt2 or .safetensors"
         )
     with _quiet():
         exported = _exported(program)
@@ -107,8 +109,30 @@ def _exported(program: Program) -> torch.export.ExportedProgram:
     """Export a private copy in the program's current mode, its symbolic dimensions dynamic."""
     args, kwargs = example_of(program, batch=_BATCH)
     shapes = _by_argument(program, _dynamic)
-    source = copy.deepcopy(program)
+    source = _plain(copy.deepcopy(program))
     return torch.export.export(source, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+class _Plain(nn.Module):
+    """A Program as a module that is no GraphModule, under the same keys.
+
+    torch.export runs the graph of a GraphModule past its forward, and so loses how inputs and
+    outputs are nested.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        for key in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[key] = program.__dict__[key]
+        self.__dict__["program"] = program
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.__dict__["program"]._run(args, kwargs)
+
+
+def _plain(program: Program) -> nn.Module:
+    cls: Any = type("Plain", (_Plain,), {"forward": forward_like(program.captured.inputs)})
+    return cls(program)
 
 
 def _by_argument(program: Program, mark: Callable[[str], Any]) -> dict[str, Any]:
@@ -132,7 +156,7 @@ def _symbols(size: str) -> str | Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep back what torch's exporters say of themselves, not of the model."""
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
     with warnings.catch_warnings():

@@ -17,13 +17,12 @@ import torch
 
 from fxprune.compiler import edit, is_pruned
 from fxprune.errors import PassTypeError
+from fxprune.functional_base import BasePruningMethod, PruningContainer
 from fxprune.functional_methods import (
-    BasePruningMethod,
     CustomFromMask,
     Identity,
     L1Unstructured,
     LnStructured,
-    PruningContainer,
     RandomStructured,
     RandomUnstructured,
     apply_globally,

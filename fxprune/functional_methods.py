@@ -7,7 +7,7 @@ They derive from torch's BasePruningMethod, so that code which checks for it goe
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,73 +15,20 @@ import torch.nn.utils.prune as torch_prune
 
 from fxprune import tensors
 from fxprune.bare import bare_program
-from fxprune.compiler import edit, run_stages
-from fxprune.errors import PassError, PassTypeError
-from fxprune.facts import GivenMasks, Importance, Methods
-from fxprune.methods import combined_mask
-from fxprune.plan import stage_of
+from fxprune.errors import PassTypeError
+from fxprune.functional_base import BasePruningMethod, mask_parameters
 from fxprune.program import Program
 from fxprune.ranking import check_amount
-from fxprune.recipe import Rule
-from fxprune.registry import create
 
 __all__ = [
-    "BasePruningMethod",
     "CustomFromMask",
     "Identity",
     "L1Unstructured",
     "LnStructured",
-    "PruningContainer",
     "RandomStructured",
     "RandomUnstructured",
     "apply_globally",
 ]
-
-
-class BasePruningMethod(torch_prune.BasePruningMethod):
-    """The base of pruning methods; a subclass has PRUNING_TYPE and `compute_mask`.
-
-    `compute_mask(t, default_mask)` gets what is alive of a parameter and of its mask, as in
-    torch.nn.utils.prune.
-    """
-
-    PRUNING_TYPE = "unstructured"
-
-    @classmethod
-    def apply(
-        cls,
-        module: Program,
-        name: str,
-        *args: Any,
-        importance_scores: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Mask one parameter of a Program in place, and return the method.
-
-        Args:
-            module: the Program.
-            name: the parameter's full name.
-            *args: arguments of the class.
-            importance_scores: of the parameter's shape; the method gets them in its place.
-            **kwargs: arguments of the class.
-        """
-        method: Any = cls(*args, **kwargs)
-        method._tensor_name = name
-        scores = {} if importance_scores is None else {name: importance_scores}
-        _mask(module, (name,), method, scores, "local")
-        return method
-
-    def apply_mask(self, module: Program) -> torch.Tensor:
-        """Return the masked parameter, with its gradient."""
-        return tensors.masks(module)[self._tensor_name] * tensors.parameter(
-            module, self._tensor_name
-        )
-
-    def remove(self, module: Program) -> None:
-        """Fold the mask into the parameter."""
-        edit(
-            module, create("finalize", names=(self._tensor_name,), source_order=False), inplace=True
-        )
 
 
 class _BuiltIn(BasePruningMethod):
@@ -91,6 +38,8 @@ class _BuiltIn(BasePruningMethod):
 
     def rule(self) -> dict[str, Any]:
         """Return the keys of the recipe's rule."""
+        if type(self).compute_mask is not _BuiltIn.compute_mask:
+            return super().rule()
         kept = ("amount", "n", "dim")
         return {"method": self.method} | {k: v for k, v in vars(self).items() if k in kept}
 
@@ -105,7 +54,7 @@ class _BuiltIn(BasePruningMethod):
             default_mask: of its shape.
         """
         program = bare_program(t)
-        _mask(program, ("t",), self, {}, "local")
+        mask_parameters(program, ("t",), self, {}, "local")
         pruned = tensors.masks(program)["t"].to(default_mask.dtype) == 0
         return default_mask.clone(memory_format=torch.contiguous_format).masked_fill_(pruned, 0)
 
@@ -154,7 +103,7 @@ class RandomStructured(_BuiltIn):
     PRUNING_TYPE = "structured"
 
     def __init__(self, amount: float | int, dim: int = -1) -> None:
-        self.amount, self.dim = _amount(amount), dim
+        self.amount, self.dim = _amount(amount), _dim(dim)
 
 
 class LnStructured(_BuiltIn):
@@ -170,7 +119,7 @@ class LnStructured(_BuiltIn):
     PRUNING_TYPE = "structured"
 
     def __init__(self, amount: float | int, n: float | str, dim: int = -1) -> None:
-        self.amount, self.n, self.dim = _amount(amount), n, dim
+        self.amount, self.n, self.dim = _amount(amount), n, _dim(dim)
 
 
 class CustomFromMask(_BuiltIn):
@@ -185,52 +134,6 @@ class CustomFromMask(_BuiltIn):
 
     def __init__(self, mask: torch.Tensor) -> None:
         self.mask = mask
-
-
-class PruningContainer(BasePruningMethod):
-    """Methods on one parameter, of which the last computes the mask of what is still alive.
-
-    Args:
-        *args: the methods, in order.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        self._pruning_methods: tuple[Any, ...] = ()
-        if args:
-            self._tensor_name = args[0]._tensor_name
-        for method in args:
-            self.add_pruning_method(method)
-
-    def add_pruning_method(self, method: Any) -> None:
-        """Add a method for the same parameter.
-
-        Raises:
-            PassTypeError: it is no pruning method.
-            PassError: it is for another parameter.
-        """
-        if not isinstance(method, torch_prune.BasePruningMethod):
-            raise PassTypeError(f"{type(method).__name__} is no subclass of BasePruningMethod")
-        if method._tensor_name != self._tensor_name:
-            raise PassError(
-                f"this container is for {self._tensor_name!r}, the method for "
-                f"{method._tensor_name!r}"
-            )
-        self._pruning_methods += (method,)
-
-    def __len__(self) -> int:
-        return len(self._pruning_methods)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._pruning_methods)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._pruning_methods[index]
-
-    def compute_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, t: torch.Tensor, default_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Let the last method mask what `default_mask` leaves alive of `t`."""
-        return combined_mask(self._pruning_methods[-1], t, default_mask)
 
 
 # torch's own classes stand for fxprune's; a user's subclass of one is the user's own method.
@@ -265,32 +168,13 @@ def apply_globally(
             f"global pruning takes methods of PRUNING_TYPE 'unstructured'; "
             f"{type(method).__name__} is {kind!r}"
         )
-    _mask(program, names, method, scores, "global")
+    mask_parameters(program, names, method, scores, "global")
 
 
-def _mask(
-    program: Any,
-    names: tuple[str, ...],
-    method: Any,
-    scores: Mapping[str, torch.Tensor],
-    scope: str,
-) -> None:
-    if not isinstance(program, Program):
-        raise PassTypeError(
-            f"this is no Program but a {type(program).__name__}; capture the model first: "
-            "program = fxprune.capture(model, args), and name parameters as 'conv1.weight'"
-        )
-    kind = type(method)
-    is_built_in = isinstance(method, _BuiltIn) and kind.compute_mask is _BuiltIn.compute_mask
-    imported = {"method": f"{kind.__module__}:{kind.__name__}"}
-    keys: dict[str, Any] = method.rule() if is_built_in else imported
-    if not is_built_in or method.method != "identity":
-        keys["scope"] = scope
-    rule = Rule(name="functional", select="*", ties="torch", **keys)
-    given: list[Any] = [Importance(scores), Methods({"functional": method})]
-    if isinstance(method, CustomFromMask):
-        given.append(GivenMasks({names[0]: method.mask}))
-    run_stages(program, [stage_of((rule,), names=names)], given, inplace=True)
+def _dim(dim: Any) -> int:
+    if not isinstance(dim, int):
+        raise PassTypeError(f"dim={dim!r} must be an int: the dimension of the channels")
+    return dim
 
 
 def _amount(amount: Any) -> float | int:

@@ -44,12 +44,15 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = ()) -> Stage:
+def stage_of(
+    rules: Sequence[Rule], *, names: tuple[str, ...] = (), rejoin: bool = False
+) -> Stage:
     """Return the stage of rules that are carried out together.
 
     Args:
         rules: of equal method, amount and ties.
         names: parameters to take, in this order, in the place of the rules' selections.
+        rejoin: see `fxprune.passes.mask`.
     """
     rule = rules[0]
     select = create(
@@ -59,7 +62,7 @@ def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = ()) -> Stage:
         names=names,
         optional=all(r.optional for r in rules),
     )
-    passes = (select, *_mask_passes(rule), create("mask"))
+    passes = (select, *_mask_passes(rule), create("mask", rejoin=rejoin))
     return Stage(tuple(rules), Pipeline(passes))
 
 

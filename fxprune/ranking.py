@@ -29,7 +29,7 @@ def check_amount(amount: float | int) -> None:
         AmountTypeError: it is no number.
         AmountError: it is out of range.
     """
-    if not isinstance(amount, numbers.Real):
+    if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
         raise AmountTypeError(f"amount={amount!r} must be a float (share) or an int (count)")
     whole = isinstance(amount, numbers.Integral)
     if (whole and amount < 0) or (not whole and not 0.0 <= float(amount) <= 1.0):

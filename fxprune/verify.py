@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from fxprune.certificate import Certificate, Failure
 from fxprune.differences import Difference, Holder
 from fxprune.errors import InputError, PassError, PassTypeError
-from fxprune.program import EVAL, TRAIN, Program, example_of
-from fxprune.source import copy_model
+from fxprune.program import EVAL, TRAIN, Program
 from fxprune.stepping import first_difference, recorded, told
-from fxprune.tensors import masks
+from fxprune.trials import Run, Trial, prepared, reproducible, run, trials_of
 
 __all__ = ["BOUND", "verify"]
 
@@ -67,9 +64,8 @@ def verify(
 
     Example:
         >>> model = nn.Linear(3, 2)
-        >>> certificate = verify(copy_model(model), model, (torch.ones(4, 3),))
-        >>> certificate.ok
-        True
+        >>> verify(nn.Linear(3, 2), model, (torch.ones(4, 3),)).ok
+        False
     """
     _check_request(after, before, promise, trials, bound)
     given = None
@@ -87,7 +83,7 @@ def verify(
         )
     comparison = _Comparison(after, before, promise, seed, bound)
     for mode in (EVAL, TRAIN):
-        for trial in _trials(mode, given, spec, trials, seed):
+        for trial in trials_of(mode, given, spec, trials, seed):
             comparison.compare(trial)
         comparison.close(mode)
     return comparison.certificate()
@@ -105,42 +101,6 @@ def _check_request(after: Any, before: Any, promise: str, trials: int, bound: fl
         raise PassError(f"verify: bound={bound} is no bound; give 0 or more")
 
 
-@dataclass(frozen=True)
-class _Trial:
-    mode: str
-    label: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    drawn: bool
-
-
-_Given = tuple[tuple[Any, ...], dict[str, Any]] | None
-
-
-def _trials(
-    mode: str, given: _Given, spec: Program | None, count: int, seed: int
-) -> Iterator[_Trial]:
-    if given is not None:
-        args, kwargs = given
-        yield _Trial(mode, "the given input", args, kwargs, drawn=False)
-    if spec is None:
-        return
-    for i in range(count):
-        batch = 2 * i + (2 if mode == TRAIN else 1)
-        label = f"drawn with batch {batch} and seed {seed + i}"
-        args, kwargs = example_of(spec, batch=batch, seed=seed + i)
-        yield _Trial(mode, label, args, kwargs, drawn=True)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What one side gave: an output and its buffers, or an error."""
-
-    output: Any = None
-    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
-    error: str | None = None
-
-
 @dataclass
 class _Comparison:
     """Compares two models trial by trial, and gathers what it finds."""
@@ -156,12 +116,18 @@ class _Comparison:
     largest: float = 0.0
 
     @property
-    def holder(self) -> Holder:
-        return Holder(None if self.promise == "same" else self.bound)
+    def wide(self) -> bool:
+        return self.promise == "close"
 
-    def compare(self, trial: _Trial) -> None:
+    @property
+    def holder(self) -> Holder:
+        return Holder(self.bound if self.wide else None)
+
+    def compare(self, trial: Trial) -> None:
         """Run both sides on one input and keep what differs."""
-        after, before = self._run(self.after, trial), self._run(self.before, trial)
+        after, before = (
+            run(side, trial, seed=self.seed, wide=self.wide) for side in (self.after, self.before)
+        )
         if trial.drawn and after.error and before.error:
             self.skipped.append(f"{trial.mode}: {trial.label}: {before.error}")
             return
@@ -172,12 +138,7 @@ class _Comparison:
             return
         found = self.holder.nests("output", after.output, before.output)
         self.largest = max(self.largest, *(difference.size for difference in found), 0.0)
-        if self.promise == "same" and trial.mode == TRAIN:
-            shared = [name for name in after.buffers if name in before.buffers]
-            found += [
-                self.holder.leaves(f"buffer {name!r}", after.buffers[name], before.buffers[name])
-                for name in shared
-            ]
+        found += self._buffers(trial, after, before)
         self._report(trial, [difference for difference in found if difference.text])
 
     def close(self, mode: str) -> None:
@@ -191,7 +152,7 @@ class _Comparison:
     def certificate(self) -> Certificate:
         return Certificate(
             promise=self.promise,
-            bound=0.0 if self.promise == "same" else self.bound,
+            bound=self.bound if self.wide else 0.0,
             seed=self.seed,
             trials=len(self.inputs),
             inputs=tuple(self.inputs),
@@ -200,7 +161,18 @@ class _Comparison:
             skipped=tuple(self.skipped),
         )
 
-    def _report(self, trial: _Trial, differences: list[Difference]) -> None:
+    def _buffers(self, trial: Trial, after: Run, before: Run) -> list[Difference]:
+        """Hold batch statistics after a step in train mode to each other."""
+        has_program = isinstance(self.after, Program) or isinstance(self.before, Program)
+        if self.wide or trial.mode != TRAIN or not has_program:
+            return []
+        return [
+            self.holder.leaves(f"buffer {name!r}", value, before.buffers[name])
+            for name, value in after.buffers.items()
+            if name in before.buffers
+        ]
+
+    def _report(self, trial: Trial, differences: list[Difference]) -> None:
         if not differences:
             return
         node, suffix = self._first_node(trial)
@@ -209,45 +181,14 @@ class _Comparison:
             failure = Failure(trial.mode, trial.label, found.where, found.size, message, node)
             self.failures.append(failure)
 
-    def _run(self, model: nn.Module, trial: _Trial) -> _Run:
-        try:
-            module, args, kwargs = self._prepared(model, trial)
-            with _reproducible(self.seed):
-                output = module(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - a model may raise anything, and it is a finding
-            return _Run(error=_one_line(error))
-        return _Run(pytree.tree_map_only(torch.Tensor, _at_rest, output), self._buffers(module))
-
-    def _prepared(
-        self, model: nn.Module, trial: _Trial
-    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """Return a private copy of a model in the trial's mode, and of the inputs."""
-        module = copy_model(model)
-        args, kwargs = pytree.tree_map_only(
-            torch.Tensor, lambda x: x.detach().clone(), (trial.args, trial.kwargs)
-        )
-        if self.promise == "close":
-            module._apply(_wide)
-            args, kwargs = pytree.tree_map_only(torch.Tensor, _wide, (args, kwargs))
-        return module.train(trial.mode == TRAIN), args, kwargs
-
-    def _buffers(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the persistent buffers that are no masks, where a Program takes part."""
-        if not any(isinstance(side, Program) for side in (self.after, self.before)):
-            return {}
-        kept = set(module.state_dict())
-        if isinstance(module, Program):
-            kept -= {f"{alias}_mask" for alias in module.captured.first if alias in masks(module)}
-        return {name: _at_rest(x) for name, x in module.named_buffers() if name in kept}
-
-    def _first_node(self, trial: _Trial) -> tuple[str | None, str]:
+    def _first_node(self, trial: Trial) -> tuple[str | None, str]:
         """Return the first node that differs, and a sentence about it; nothing for modules."""
         if not (isinstance(self.after, Program) and isinstance(self.before, Program)):
             return None, ""
         steps: list[Any] = []
         for side in (self.after, self.before):
-            program, args, kwargs = self._prepared(side, trial)
-            with _reproducible(self.seed):
+            program, args, kwargs = prepared(side, trial, wide=self.wide)
+            with reproducible(self.seed):
                 steps.append(recorded(program, args, kwargs))
         node = first_difference(steps[0], steps[1], self.holder)
         if node is None:
@@ -255,29 +196,5 @@ class _Comparison:
         return node.name, f"; the first node that differs is {told(self.after, node)}"
 
 
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Run from a seed with gradients on; the caller's generators stay as they are."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-        torch.manual_seed(seed)
-        yield
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _at_rest(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu()
-
-
-def _outcome(run: _Run) -> str:
+def _outcome(run: Run) -> str:
     return f"raises {run.error}" if run.error else "runs"
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

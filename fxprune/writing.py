@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def write_text(path: PathLike, text: str) -> None:
 
 
 @contextmanager
-def replacing(path: PathLike) -> Iterator[Path]:
+def replacing(path: PathLike) -> Generator[Path]:
     """Give a temporary file beside `path`, and move it into place if the block does not raise.
 
     Args:
@@ -83,7 +83,7 @@ def check_folder(path: PathLike) -> None:
 
 
 @contextmanager
-def replacing_folder(path: PathLike) -> Iterator[Path]:
+def replacing_folder(path: PathLike) -> Generator[Path]:
     """Give a temporary folder, and move what is in it to `path` if the block does not raise.
 
     Args:

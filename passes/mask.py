@@ -40,13 +40,23 @@ def insert_mask(rw: Rewriter, node: Node, W: Node) -> Node | Refusal:  # noqa: N
 
 @dataclass(frozen=True)
 class InsertMasks(Rewrite):
-    """Give the parameters their new masks."""
+    """Give the parameters their new masks.
+
+    Args:
+        rejoin: multiply a new mask with the one that is there, though it holds it already, as
+            torch.nn.utils.prune.global_unstructured does; only masks with other values than 0
+            and 1 show it.
+    """
 
     name: ClassVar[str] = "mask"
     needs: ClassVar = (NewMasks,)
 
+    rejoin: bool = False
+
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
         """Add each mask to the tree, then the products to the graphs."""
+        masks = tensors.masks(rewriter.program)
         for name, mask in facts[NewMasks].make():
-            rewriter.add_mask(name, mask)
+            joined = masks[name] * mask if self.rejoin and name in masks else mask
+            rewriter.add_mask(name, joined)
         rewriter.apply([insert_mask])

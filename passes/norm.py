@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 
 from fxprune import tensors
+from fxprune.errors import NormError
 from fxprune.facts import Importance, ParamSite, Scores, ScoreSource, Selection
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
@@ -27,16 +29,27 @@ class NormScores(ScoreSource):
     """
 
     def __init__(self, tensor: torch.Tensor, mask: torch.Tensor | None, n: Any, dim: int) -> None:
+        self._tensor, self._n, self._dim = tensor, n, dim
         self._kept = None if mask is None else living_channels(mask, dim)
         self.units = tensor.shape[dim]
         self.alive = self.units if self._kept is None else int(self._kept.sum())
+
+    @cached_property
+    def _norms(self) -> torch.Tensor:
         # The very expression of torch, on the same slice: norms that are equal to the bit.
-        others = [d for d in range(tensor.dim()) if d != dim % tensor.dim()]
+        tensor, rank = self._tensor, self._tensor.dim()
+        others = [d for d in range(rank) if d != self._dim % rank]
         if self._kept is not None:
-            index: list[Any] = [slice(None)] * tensor.dim()
-            index[dim] = self._kept
+            index: list[Any] = [slice(None)] * rank
+            index[self._dim] = self._kept
             tensor = tensor[tuple(index)]
-        self._norms = torch.norm(tensor, p=n, dim=others)
+        try:
+            return torch.norm(tensor, p=self._n, dim=others)
+        except RuntimeError as error:
+            raise NormError(
+                f"n={self._n!r} cannot be taken over dimensions {others} of a tensor of shape "
+                f"{tuple(tensor.shape)}: {error}; take a number for n"
+            ) from error
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any
 
 import torch
@@ -63,7 +62,6 @@ class Thirds:
 OWN = {"every_other": EveryOther, "channels": Channels, "thirds": Thirds}
 
 
-@cache
 def methods_of(prune: Any) -> dict[str, Any]:
     """The method classes of torch.nn.utils.prune or fxprune.functional, and a user's own on it."""
     own = {k: type(c.__name__, (c, prune.BasePruningMethod), {}) for k, c in OWN.items()}

@@ -95,7 +95,7 @@ def wrapped(shape: str, width: int) -> st.SearchStrategy[Layer]:
     """Layers around a layer: a skip, a concatenation, a second call."""
     same = weighted(shape, st.just(width))
     inner = same | attentions(width) if shape == "sequence" else same
-    options = [
+    options: list[st.SearchStrategy[Layer]] = [
         st.builds(Residual, inner),
         st.builds(Shared, same | norms(shape), st.sampled_from([1, 2])),
     ]

@@ -18,7 +18,7 @@ from tests.comparing import difference
 from tests.parity.oracle import Oracle, loss_of, step_by_step
 from tests.zoo import with_batch
 
-__all__ = ["Difference", "check_calls", "check_sequence"]
+__all__ = ["DifferenceError", "check_calls", "check_sequence"]
 
 OTHER_BATCH = 2
 # What torch raises, the narrower kinds first; an error of fxprune must be of the same kind.
@@ -34,7 +34,7 @@ REFUSALS = (
 )
 
 
-class Difference(AssertionError):
+class DifferenceError(AssertionError):
     """The Program and the oracle differ."""
 
 
@@ -72,7 +72,7 @@ def check_calls(
         calls: what to do, in order.
 
     Raises:
-        Difference: says after which call what differs.
+        DifferenceError: says after which call what differs.
     """
     pair = _Pair(program, Oracle(model), args, kwargs)
     for number, call in enumerate(calls):
@@ -97,7 +97,7 @@ class _Pair:
     def same(self, what: str, ours: Any, torchs: Any) -> None:
         found = difference(ours, torchs)
         if found is not None:
-            raise Difference(f"{self.where}: {what}: {found} (fxprune first, then torch)")
+            raise DifferenceError(f"{self.where}: {what}: {found} (fxprune first, then torch)")
 
     # One call
 
@@ -130,10 +130,14 @@ class _Pair:
             return
         told = f"fxprune: {ours!r}; torch: {torchs!r}"
         if ours is None or torchs is None:
-            raise Difference(f"{self.where}: one refuses, the other does not: {told}") from ours
-        kind = next((kind for kind in REFUSALS if isinstance(torchs, kind)), Exception)
+            raise DifferenceError(
+                f"{self.where}: one refuses, the other does not: {told}"
+            ) from ours
+        kind = next((kind for kind in REFUSALS if isinstance(torchs, kind)), type(torchs))
         if not isinstance(ours, kind):
-            raise Difference(f"{self.where}: refused with another kind of error: {told}") from ours
+            raise DifferenceError(
+                f"{self.where}: refused with another kind of error: {told}"
+            ) from ours
 
     def same_state(self, what: str) -> None:
         ours, torchs = dict(self.program.state_dict()), dict(self.oracle.state_dict())
@@ -199,7 +203,9 @@ class _Pair:
         buffers = dict(self.oracle.hooked.named_buffers(remove_duplicate=False))
         values = {**buffers, **self.oracle.weights()}
         self.same("keys after finalize", list(final.state_dict()), keys)
-        self.same("state dict after finalize", dict(final.state_dict()), {k: values[k] for k in keys})
+        self.same(
+            "state dict after finalize", dict(final.state_dict()), {k: values[k] for k in keys}
+        )
 
     def remove(self) -> None:
         for name in list(self.oracle.masks()):

@@ -10,7 +10,7 @@ what the masks mean. `hooks_act` tells which; `hooked_forward` is torch's own an
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -204,7 +204,9 @@ class _Saved:
     @staticmethod
     def _attributes(module: nn.Module) -> dict[str, Any]:
         containers = (dict, list, set)
-        return {k: copy.copy(v) if isinstance(v, containers) else v for k, v in vars(module).items()}
+        return {
+            k: copy.copy(v) if isinstance(v, containers) else v for k, v in vars(module).items()
+        }
 
     def restore(self) -> None:
         for holder, attributes in [*self.modules, *self.hooks]:
@@ -213,7 +215,7 @@ class _Saved:
 
 
 @contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
+def kept_buffers(model: nn.Module) -> Generator[None]:
     """Put the values of a model's buffers back afterwards."""
     saved = [(b, b.clone()) for b in model.buffers()]
     try:

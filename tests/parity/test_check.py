@@ -13,7 +13,7 @@ from fxprune import Program
 from tests.architecture import Arch
 from tests.calls import Call
 from tests.layers import Activation, Dropout, Linear, Norm
-from tests.parity.check import Difference, check_sequence
+from tests.parity.check import DifferenceError, check_sequence
 from tests.parity.run import failure_of
 from tests.strategies import Case
 
@@ -94,19 +94,19 @@ def test_an_edit_of_the_program_is_seen(
     monkeypatch: pytest.MonkeyPatch, edit: Edit, told: str
 ) -> None:
     monkeypatch.setattr(fx_prune, "l1_unstructured", after(fx_prune.l1_unstructured, edit))
-    with pytest.raises(Difference, match=told):
+    with pytest.raises(DifferenceError, match=told):
         check_sequence(ARCH, (HALF,))
 
 
 def test_a_refused_call_that_changes_something_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fx_prune, "l1_unstructured", after(fx_prune.l1_unstructured, change_bias))
-    with pytest.raises(Difference, match="state dict"):
+    with pytest.raises(DifferenceError, match="state dict"):
         check_sequence(ARCH, (TOO_MANY,))
 
 
 def test_the_sign_of_a_zero_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fx_prune, "remove", after(fx_prune.remove, flip_zeros_sign))
-    with pytest.raises(Difference, match="state dict"):
+    with pytest.raises(DifferenceError, match="state dict"):
         check_sequence(ARCH, (HALF, Call("remove", (FIRST,))))
 
 
@@ -114,7 +114,7 @@ def test_doing_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     for call in (Call("identity", (LAST,)), AGAIN, Call("remove", (FIRST,))):
         with monkeypatch.context() as patch:
             patch.setattr(fx_prune, call.kind, lambda *_, **__: None)
-            with pytest.raises(Difference):
+            with pytest.raises(DifferenceError):
                 check_sequence(ARCH, (HALF, call))
 
 
@@ -123,12 +123,12 @@ def test_another_refusal_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TypeError("another kind")
 
     monkeypatch.setattr(fx_prune, "l1_unstructured", refuse)
-    with pytest.raises(Difference, match="one refuses"):
+    with pytest.raises(DifferenceError, match="one refuses"):
         check_sequence(ARCH, (HALF,))
-    with pytest.raises(Difference, match="another kind of error"):
+    with pytest.raises(DifferenceError, match="another kind of error"):
         check_sequence(ARCH, (TOO_MANY,))
     monkeypatch.setattr(fx_prune, "l1_unstructured", lambda *_, **__: None)
-    with pytest.raises(Difference, match="one refuses"):
+    with pytest.raises(DifferenceError, match="one refuses"):
         check_sequence(ARCH, (TOO_MANY,))
 
 
@@ -139,7 +139,7 @@ def test_a_wrong_forward_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return run(self, *args) * (1 + 2**-20)
 
     monkeypatch.setattr(Program, "_run", louder)
-    with pytest.raises(Difference, match="forward"):
+    with pytest.raises(DifferenceError, match="forward"):
         check_sequence(ARCH, (HALF,))
 
 

@@ -28,7 +28,13 @@ def every_method(oracle: Oracle) -> tuple[Call, ...]:
         Call("remove", (first,)),
         Call("custom_from_mask", (first,), keep=0.8),
         Call("own_method", (last,), method="every_other"),
-        Call("global_unstructured", tuple(dict.fromkeys((first, last))), amount=3, method="random", seed=1),
+        Call(
+            "global_unstructured",
+            tuple(dict.fromkeys((first, last))),
+            amount=3,
+            method="random",
+            seed=1,
+        ),
     )
 
 

@@ -1,0 +1,149 @@
+"""Trials: inputs to compare two models on, and runs that leave the models as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.program import TRAIN, Program, example_of
+from fxprune.source import copy_model
+from fxprune.tensors import masks
+
+__all__ = ["Given", "Run", "Trial", "prepared", "reproducible", "run", "trials_of"]
+
+Given = tuple[tuple[Any, ...], dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One input in one mode.
+
+    Args:
+        mode: "train" or "eval".
+        label: what the input is called.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        drawn: whether it was drawn, and not given.
+    """
+
+    mode: str
+    label: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    drawn: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one model gave in a trial.
+
+    Args:
+        output: its output, on the CPU.
+        buffers: its persistent buffers after the run, but for masks.
+        error: what it raised, in a line; None where it ran.
+    """
+
+    output: Any = None
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    error: str | None = None
+
+
+def trials_of(
+    mode: str, given: Given, spec: Program | None, count: int, seed: int
+) -> Iterator[Trial]:
+    """Yield the given input, then drawn ones of several batch sizes.
+
+    Args:
+        mode: "train" or "eval".
+        given: `(args, kwargs)`, or None.
+        spec: whose input spec to draw from; None to draw nothing.
+        count: how many to draw.
+        seed: of the first; each next one has the next.
+    """
+    if given is not None:
+        args, kwargs = given
+        yield Trial(mode, "the given input", args, kwargs, drawn=False)
+    if spec is None:
+        return
+    for i in range(count):
+        # Batch norm refuses to train on a single row.
+        batch = 2 * i + (2 if mode == TRAIN else 1)
+        label = f"drawn with batch {batch} and seed {seed + i}"
+        args, kwargs = example_of(spec, batch=batch, seed=seed + i)
+        yield Trial(mode, label, args, kwargs, drawn=True)
+
+
+def run(model: nn.Module, trial: Trial, *, seed: int, wide: bool) -> Run:
+    """Run a private copy of a model; what it raises is a result.
+
+    Args:
+        model: not changed.
+        trial: mode and inputs; the inputs are not changed either.
+        seed: of what the model draws.
+        wide: whether to run in float64.
+    """
+    try:
+        module, args, kwargs = prepared(model, trial, wide=wide)
+        with reproducible(seed):
+            output = module(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - a model may raise anything, and it is a finding
+        lines = [*str(error).strip().splitlines(), ""]
+        return Run(error=f"{type(error).__name__}: {lines[0]}")
+    return Run(pytree.tree_map_only(torch.Tensor, _at_rest, output), _buffers(module))
+
+
+def prepared(
+    model: nn.Module, trial: Trial, *, wide: bool
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return private copies of a model, in the trial's mode, and of the inputs.
+
+    Args:
+        model: not changed.
+        trial: mode and inputs.
+        wide: whether to take model and inputs to float64.
+    """
+    module = copy_model(model)
+    args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, (trial.args, trial.kwargs))
+    if wide:
+        module._apply(_wide)
+        args, kwargs = pytree.tree_map_only(torch.Tensor, _wide, (args, kwargs))
+    return module.train(trial.mode == TRAIN), args, kwargs
+
+
+@contextmanager
+def reproducible(seed: int) -> Generator[None]:
+    """Run from a seed, with gradients on; the caller's generators stay as they are.
+
+    Without gradients torch takes other kernels for weights that are Parameters than for products.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        torch.manual_seed(seed)
+        yield
+
+
+def _buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    kept = set(module.state_dict())
+    if isinstance(module, Program):
+        kept -= {f"{alias}_mask" for alias in module.captured.first if alias in masks(module)}
+    return {name: _at_rest(x) for name, x in module.named_buffers() if name in kept}
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _at_rest(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu()
