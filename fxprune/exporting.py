@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +158,17 @@ def _symbols(size: str) -> str | Any:
 @contextmanager
 def _quiet() -> Generator[None]:
     """Keep back what torch's exporters say of themselves, not of the model."""
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    with warnings.catch_warnings():
-        for message, category in _OF_TORCH:
+    with warnings.catch_warnings(), ExitStack() as stack:
+        for message, category in _WARNINGS:
             warnings.filterwarnings("ignore", message=message, category=category)
-        registry.addFilter(_is_of_the_model)
-        try:
-            yield
-        finally:
-            registry.removeFilter(_is_of_the_model)
+        for name, start in _LOGGED.items():
+            logger, drop = logging.getLogger(name), _Drop(start)
+            logger.addFilter(drop)
+            stack.callback(logger.removeFilter, drop)
+        yield
 
 
-_OF_TORCH: tuple[tuple[str, type[Warning]], ...] = (
+_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     # torch's own pytree specs, copied
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
     # torch.utils.mkldnn, which the ONNX exporter imports
@@ -178,6 +177,20 @@ _OF_TORCH: tuple[tuple[str, type[Warning]], ...] = (
     (r"# The axis name: .* will not be used, since it shares the same shape", UserWarning),
 )
 
+# What the ONNX exporter logs of its own optimisations, by logger and beginning.
+_LOGGED = {
+    "torch.onnx._internal.exporter._registration": "torchvision is not installed",
+    "onnxscript.optimizer._constant_folding": "Skipping constant folding",
+    "onnx_ir.passes.common.initializer_deduplication": "Skipped deduplication",
+}
 
-def _is_of_the_model(record: logging.LogRecord) -> bool:
-    return "torchvision is not installed" not in record.getMessage()
+
+class _Drop(logging.Filter):
+    """Drops records that begin with a text."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.start)

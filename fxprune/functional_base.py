@@ -1,4 +1,4 @@
-"""What the method classes of `fxprune.functional` share: they mask Programs, by one-rule recipes."""
+"""What the method classes of `fxprune.functional` share: they mask Programs by one-rule recipes."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def mask_parameters(
     rule = Rule(name="functional", select="*", ties="torch", **keys)
     given: list[Any] = [Importance(scores), Methods({"functional": method})]
     if keys["method"] == "custom_from_mask":
-        given.append(GivenMasks({names[0]: method.mask}))
+        given.append(GivenMasks({names[0]: vars(method)["mask"]}))
     stage = stage_of((rule,), names=names, rejoin=scope == "global")
     run_stages(program, [stage], given, inplace=True)
 

@@ -32,24 +32,16 @@ class Draw:
     Args:
         count: how many numbers.
         dtype: their dtype.
-        device: where they are drawn.
-        seed: seed of a private generator; torch's generator of the device when None.
+        generator: where they come from; its device is theirs.
     """
 
-    def __init__(
-        self, count: int, dtype: torch.dtype, device: torch.device, seed: int | None
-    ) -> None:
-        self.count, self.dtype, self.device = count, dtype, device
-        self._generator = torch.Generator(device)
-        if seed is None:
-            public = default_generator(device)
-            self._generator.set_state(public.get_state())
-        else:
-            self._generator.manual_seed(seed)
-        self._state = self._generator.get_state()
+    def __init__(self, count: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+        self.count, self.dtype, self.device = count, dtype, generator.device
+        self._state = generator.get_state()
+        self._generator = torch.Generator(generator.device)
+        self._generator.set_state(self._state)
         self._position = 0
-        if seed is None:
-            torch.rand(count, dtype=dtype, device=device)
+        torch.rand(count, dtype=dtype, device=self.device, generator=generator)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Return numbers start..stop; reads in order go on where the last one ended."""
@@ -71,12 +63,14 @@ class Draw:
         return torch.rand(count, dtype=self.dtype, device=self.device, generator=self._generator)
 
 
-def default_generator(device: torch.device) -> torch.Generator:
-    """Return torch's own generator of a device.
+def generator_of(device: torch.device, seed: int | None) -> torch.Generator:
+    """Return a generator with a seed, or torch's own one of the device.
 
     Raises:
         PassError: torch has none there.
     """
+    if seed is not None:
+        return torch.Generator(device).manual_seed(seed)
     if device.type == "cpu":
         return torch.default_generator
     module: Any = getattr(torch, device.type, None)
@@ -160,8 +154,9 @@ class ScoreRandom(Analysis):
         """
         sites = facts[Selection].sites
         if self.dim is not None:
-            sources = {site.name: self._channels(program, site, i) for i, site in enumerate(sites)}
-            return Scores(sources, dim=self.dim, prune_all_ties=True)
+            generator = generator_of(torch.device("cpu"), self.seed)
+            channels = {site.name: self._channels(program, site, generator) for site in sites}
+            return Scores(channels, dim=self.dim, prune_all_ties=True)
         importance = facts[Importance]
         entries = {
             site.name: Entries(
@@ -169,31 +164,37 @@ class ScoreRandom(Analysis):
             )
             for site in sites
         }
-        if self.scope == "global":
-            return Scores(self._together(entries))
-        return Scores({n: self._alone(e, i) for i, (n, e) in enumerate(entries.items())})
+        return Scores(self._together(entries) if self.scope == "global" else self._each(entries))
 
-    def _channels(self, program: Program, site: ParamSite, index: int) -> RandomScores:
+    def _channels(
+        self, program: Program, site: ParamSite, generator: torch.Generator
+    ) -> RandomScores:
         dim = -1 if self.dim is None else self.dim
         check_channels(site, dim)
         mask = tensors.masks(program).get(site.name)
         kept = None if mask is None else living_channels(mask, dim).cpu()
         alive = site.shape[dim] if kept is None else int(kept.sum())
-        draw = self._draw(alive, torch.float32, torch.device("cpu"), index, "channels")
+        draw = self._draw(alive, torch.float32, generator, "channels")
         return RandomScores(site.shape[dim], kept, draw, 0, largest=False)
 
-    def _alone(self, entries: Entries, index: int) -> RandomScores:
-        tensor = entries.tensor
-        draw = self._draw(entries.alive, tensor.dtype, tensor.device, index, "entries")
-        return RandomScores(entries.units, entries.living(0, entries.units), draw, 0, largest=True)
+    def _each(self, entries: Mapping[str, Entries]) -> dict[str, RandomScores]:
+        devices = {part.tensor.device for part in entries.values()}
+        generators = {device: generator_of(device, self.seed) for device in devices}
+        sources: dict[str, RandomScores] = {}
+        for name, part in entries.items():
+            generator = generators[part.tensor.device]
+            draw = self._draw(part.alive, part.tensor.dtype, generator, "entries")
+            living = part.living(0, part.units)
+            sources[name] = RandomScores(part.units, living, draw, 0, largest=True)
+        return sources
 
     def _together(self, entries: Mapping[str, Entries]) -> dict[str, RandomScores]:
         if not entries:
             return {}
-        tensors = [part.tensor for part in entries.values()]
-        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        values = [part.tensor for part in entries.values()]
+        dtype = reduce(torch.promote_types, (value.dtype for value in values))
         alive = sum(part.alive for part in entries.values())
-        draw = self._draw(alive, dtype, tensors[0].device, 0, "entries")
+        draw = self._draw(alive, dtype, generator_of(values[0].device, self.seed), "entries")
         offset, sources = 0, dict[str, RandomScores]()
         for name, part in entries.items():
             living = part.living(0, part.units)
@@ -202,10 +203,8 @@ class ScoreRandom(Analysis):
         return sources
 
     def _draw(
-        self, alive: int, dtype: torch.dtype, device: torch.device, index: int, what: str
+        self, alive: int, dtype: torch.dtype, generator: torch.Generator, what: str
     ) -> Draw | None:
         if count_of(self.amount, alive, what) == 0:
             return None
-        # Parameters of one rule must not get the same numbers from the same seed.
-        seed = None if self.seed is None else self.seed + index
-        return Draw(alive, dtype, device, seed)
+        return Draw(alive, dtype, generator)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing as mp
+import os
 import queue
 import sys
 import traceback
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=200, help="sequences to check")
     parser.add_argument("--seed", type=int, default=0, help="of the draw; the same gives the same")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1))
     options = parser.parse_args(arguments)
     columns = [TextColumn("sequences"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     done, failures = 0, list[tuple[str, str]]()
