@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fxprune.differences import Holder
 from fxprune.importing import PATH
 from fxprune.program import Program, mode_of
-from fxprune.reads import is_product, parameter_of
+from fxprune.reads import is_product, mask_read_of, parameter_of
 from fxprune.tensors import masks
 
 __all__ = ["Steps", "first_difference", "recorded", "told"]
@@ -24,8 +24,8 @@ Steps = dict[str, tuple[Node, list[torch.Tensor]]]
 def recorded(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps:
     """Run the graph of a Program's mode and keep a copy of what every node gives.
 
-    A parameter stands under its own name, whether it is read as it is or times its mask; what
-    else a node gives stands under the node's name.
+    A parameter stands under its own name, whether it is read as it is or times its mask; the
+    factors are left out. What else a node gives stands under the node's name.
 
     Args:
         program: a private copy; batch statistics change as in any run.
@@ -89,7 +89,8 @@ class _Recorder(fx.Interpreter):
         return value
 
     def _key(self, node: Node) -> str | None:
-        if node.op == "output":
+        # A mask that differs where the parameter is zero changes nothing; the product tells.
+        if node.op == "output" or mask_read_of(self.program, node) is not None:
             return None
         name = parameter_of(self.program, node)
         if name is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -57,9 +58,10 @@ def replacing(path: PathLike) -> Generator[Path]:
     try:
         # Made here, so that a folder that cannot be written to is found before the work.
         temporary.touch(exist_ok=False)
-        if target.exists():
-            shutil.copymode(target, temporary)
+        mode = (target if target.exists() else temporary).stat().st_mode
         yield temporary
+        # Some writers make a file of their own, which only its owner may read.
+        temporary.chmod(stat.S_IMODE(mode))
         os.replace(temporary, target)
     except OSError as error:
         raise FormatError(f"{target}: cannot be written: {error.strerror or error}") from error

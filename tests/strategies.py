@@ -241,9 +241,8 @@ def one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrategy
 
 
 @st.composite
-def calls(draw: st.DrawFn, arch: Arch, max_calls: int = 6) -> tuple[Call, ...]:
-    """Calls on at most three parameters, so that most are pruned again and again."""
-    parameters = canonical(arch)
+def calls(draw: st.DrawFn, parameters: dict[str, Tensor], max_calls: int = 6) -> tuple[Call, ...]:
+    """Calls on at most three of the parameters, so that most are pruned again and again."""
     names = st.sampled_from(list(parameters))
     chosen = draw(st.lists(names, min_size=1, max_size=3, unique=True))
     pool = {name: parameters[name] for name in chosen}
@@ -259,7 +258,7 @@ def calls(draw: st.DrawFn, arch: Arch, max_calls: int = 6) -> tuple[Call, ...]:
 def sequences(draw: st.DrawFn, count: int, max_layers: int = 5) -> tuple[Case, ...]:
     """Several sequences of calls on one architecture, whose capture they can share."""
     arch = draw(archs(max_layers))
-    return tuple(Case(arch, draw(calls(arch))) for _ in range(count))
+    return tuple(Case(arch, draw(calls(canonical(arch)))) for _ in range(count))
 
 
 def cases(max_layers: int = 5) -> st.SearchStrategy[Case]:

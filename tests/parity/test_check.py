@@ -14,7 +14,7 @@ from tests.architecture import Arch
 from tests.calls import Call
 from tests.layers import Activation, Dropout, Linear, Norm
 from tests.parity.check import DifferenceError, check_sequence
-from tests.parity.run import failure_of
+from tests.parity.run import failure_of, main
 from tests.strategies import Case
 
 ARCH = Arch("features", 4, (Linear(6), Activation("relu"), Norm("batch"), Dropout(0.2), Linear(2)))
@@ -150,3 +150,23 @@ def test_a_crash_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "masks" in str(failure_of(case)) or "structures" in str(failure_of(case))
     monkeypatch.setattr("tests.parity.run.check_sequence", lambda *_: 1 / 0)
     assert "ZeroDivisionError" in str(failure_of(case))
+
+
+@pytest.mark.parametrize(
+    ("results", "code", "last"),
+    [
+        ([("a", None), ("b", None)], 0, "2 sequences, 0 differing"),
+        ([("a", "masks"), ("b", None)], 1, "2 sequences, 1 differing"),
+        ([("a", None)], 1, "1 sequences, 0 differing"),  # a process was killed
+    ],
+)
+def test_the_command_counts_and_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    results: list[tuple[str, str | None]],
+    code: int,
+    last: str,
+) -> None:
+    monkeypatch.setattr("tests.parity.run.results_of", lambda *_: iter(results))
+    assert main(["--count", "2"]) == code
+    assert capsys.readouterr().out.splitlines()[-1] == last

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fxprune
 from tests.calls import Call
 from tests.parity.check import check_calls
 from tests.parity.oracle import Oracle
+from tests.strategies import calls
 from tests.zoo import ZOO
 
 
@@ -38,8 +44,24 @@ def every_method(oracle: Oracle) -> tuple[Call, ...]:
     )
 
 
+@cache
+def source(name: str) -> fxprune.Program:
+    return fxprune.capture(*ZOO[name]())
+
+
+def captured(name: str) -> fxprune.Program:
+    return copy.deepcopy(source(name))
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_every_method_on_a_named_model_is_torchs(name: str) -> None:
     model, args, kwargs = ZOO[name]()
-    program = fxprune.capture(model, args, kwargs)
-    check_calls(program, model, args, kwargs, every_method(Oracle(model)))
+    check_calls(captured(name), model, args, kwargs, every_method(Oracle(model)))
+
+
+@given(st.data())
+def test_any_calls_on_a_named_model_are_torchs(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(list(ZOO)))
+    model, args, kwargs = ZOO[name]()
+    drawn = data.draw(calls(dict(model.named_parameters())))
+    check_calls(captured(name), model, args, kwargs, drawn)

@@ -1,0 +1,10 @@
+"""`python -m fxprune`: the command line."""
+
+from __future__ import annotations
+
+from fxprune.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""`MODEL` and `--weights`: a model from a factory, its weights from a file, and whether it runs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import traceback
+import types
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune import tensors
+from fxprune.cli_inputs import CommandError
+from fxprune.files import read_weights
+from fxprune.program import Program
+from fxprune.source import copy_model
+
+__all__ = ["Loaded", "check_call", "importing_from_here", "load_model", "load_weights"]
+
+_USAGE = "give package.module:factory or file.py:factory"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a factory made.
+
+    Args:
+        model: the model.
+        args: its example positional inputs.
+        kwargs: its example keyword inputs.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def kind(self) -> str:
+        """The class name of the model."""
+        return type(self.model).__name__
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model's first parameter is."""
+        return next((p.device for p in self.model.parameters()), None)
+
+
+@contextmanager
+def importing_from_here() -> Generator[None]:
+    """Import from the current folder first, as `python -m` does."""
+    before = list(sys.path)
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def load_model(spec: str) -> Loaded:
+    """Call a factory.
+
+    Args:
+        spec: `package.module:factory` or `file.py:factory`. A factory takes nothing and returns
+            the model, or `(model, args, kwargs)`; a model or its class will do as well.
+
+    Raises:
+        CommandError: there is no such factory, it raises, or it returns something else.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise CommandError(f"{spec}: this names no factory; {_USAGE}")
+    module = _module(place)
+    factory = _attribute(module, name, spec)
+    if isinstance(factory, nn.Module):
+        return Loaded(factory)
+    if not callable(factory):
+        raise CommandError(f"{spec}: this is a {type(factory).__name__}; {_USAGE}")
+    try:
+        made = factory()
+    except (Exception, SystemExit) as error:
+        raise CommandError(
+            f"{spec}: the factory, called without arguments, raised {_told(error, module.__file__)}"
+        ) from error
+    return _loaded(made, spec)
+
+
+def load_weights(loaded: Loaded, path: Path) -> None:
+    """Load a weights file into a model; nothing in the file is run.
+
+    Args:
+        loaded: its model is changed.
+        path: a .safetensors file, or a pickled state dict. Of a tied parameter one name will do.
+
+    Raises:
+        FormatError: the file cannot be read.
+        CommandError: its keys, shapes or dtypes are not the model's.
+    """
+    state = read_weights(path)
+    own: dict[str, Any] = loaded.model.state_dict(keep_vars=True)
+    faults = _key_faults(own, state) or _tensor_faults(own, state)
+    if not faults:
+        try:
+            loaded.model.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            faults = [str(error)]
+    if faults:
+        raise CommandError(
+            f"{path}: these weights do not fit {loaded.kind}: {'; '.join(faults)}; give a file of "
+            "this model's own state_dict()"
+        )
+
+
+def check_call(loaded: Loaded) -> None:
+    """Check that a model runs on its inputs, on a copy.
+
+    Args:
+        loaded: not changed. A Program without inputs is not run: it knows what it takes.
+
+    Raises:
+        CommandError: forward takes other arguments, or raises.
+    """
+    if isinstance(loaded.model, Program) and not loaded.args and not loaded.kwargs:
+        return
+    _check_arguments(loaded)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            copy_model(loaded.model).eval()(*loaded.args, **loaded.kwargs)
+    except Exception as error:  # forward may raise anything
+        raise CommandError(
+            f"{loaded.kind} does not run on {_shapes(loaded) or 'no input'}: {_told(error)}; give "
+            "each --input the SHAPE, DTYPE and range that forward takes"
+        ) from error
+
+
+def _check_arguments(loaded: Loaded) -> None:
+    try:
+        signature = inspect.signature(loaded.model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*loaded.args, **loaded.kwargs)
+    except TypeError as error:
+        raise CommandError(
+            f"{loaded.kind}.forward takes ({', '.join(signature.parameters)}), but: {error}; give "
+            "an --input for each, in order or as NAME=SHAPE"
+        ) from error
+
+
+def _module(place: str) -> types.ModuleType:
+    try:
+        return _executed(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except CommandError:
+        raise
+    except (Exception, SystemExit) as error:
+        mend = f"; {_USAGE}" if isinstance(error, ModuleNotFoundError) else ""
+        raise CommandError(f"{place}: cannot be imported: {_told(error, place)}{mend}") from error
+
+
+def _executed(path: Path) -> types.ModuleType:
+    """Run a file as a module, without leaving bytecode beside it."""
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise CommandError(f"{path}: this {what}; {_USAGE}")
+    module = types.ModuleType(f"fxprune_model_{path.stem}")
+    module.__file__ = str(path)
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[module.__name__] = module
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    return module
+
+
+def _attribute(module: types.ModuleType, name: str, spec: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [other for other in dir(found) if not other.startswith("_")]
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else _USAGE
+            raise CommandError(f"{spec}: there is no {part!r}; {hint}")
+        found = getattr(found, part)
+    return found
+
+
+def _loaded(made: Any, spec: str) -> Loaded:
+    parts = cast("tuple[Any, ...]", made) if isinstance(made, tuple) else (made,)
+    model, args, kwargs = cast(
+        "tuple[Any, Any, Any]", (*parts, *(None, (), None)[len(parts) :])[:3]
+    )
+    if isinstance(args, torch.Tensor):
+        args = (args,)
+    fits = isinstance(args, tuple | list) and isinstance(kwargs, Mapping | None)
+    if not isinstance(model, nn.Module) or len(parts) > 3 or not fits:
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise CommandError(
+            f"{spec}: the factory returned {'(' + kinds + ')' if len(parts) > 1 else kinds}; it "
+            "must return an nn.Module, or (model, args, kwargs)"
+        )
+    return Loaded(model, tuple(args), dict(kwargs or {}))
+
+
+def _key_faults(own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[str]:
+    there = {id(own[key]) for key in state if key in own}
+    missing = [key for key in own if key not in state and id(own[key]) not in there]
+    unexpected = [key for key in state if key not in own]
+    texts = {"missing": missing, "unexpected": unexpected}
+    return [f"{what} {tensors.quoted(keys)}" for what, keys in texts.items() if keys]
+
+
+def _tensor_faults(own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[str]:
+    faults: list[str] = []
+    first: dict[int, str] = {}
+    for key, new in state.items():
+        old, tied = own[key], first.setdefault(id(own[key]), key)
+        if not isinstance(old, torch.Tensor):
+            faults.append(f"{key!r} is no tensor in the model")
+        elif new.shape != old.shape:
+            faults.append(f"{key!r} has shape {tuple(new.shape)}, the model {tuple(old.shape)}")
+        elif _number_kind(new) != _number_kind(old):
+            faults.append(f"{key!r} is {new.dtype}, the model {old.dtype}")
+        elif tied != key and not torch.equal(new, state[tied]):
+            faults.append(f"{key!r} and {tied!r} are one parameter, but differ in the file")
+    return [*faults[:6], *["..."] * (len(faults) > 6)]
+
+
+def _number_kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _shapes(loaded: Loaded) -> str:
+    leaves = pytree.tree_leaves((loaded.args, loaded.kwargs))
+    found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return ", ".join(f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for x in found)
+
+
+def _told(error: BaseException, file: str | None = None) -> str:
+    """Say what was raised, and at which line of a file of the user's, where it was there."""
+    lines = [*str(error).strip().splitlines(), ""]
+    text = f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+    stack = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{text} ({file}, line {stack[-1].lineno})" if stack else text

@@ -1,0 +1,164 @@
+"""What commands print: results to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from fxprune.errors import FxpruneError, InvariantError, StateError
+from fxprune.recipe_errors import plain
+from fxprune.reports import Report
+from fxprune.tables import plain_table, rich_table
+
+__all__ = ["Page", "Progress", "reported"]
+
+_FAILED, _AT_FAULT, _INTERRUPTED = 1, 2, 130
+
+
+@contextlib.contextmanager
+def reported() -> Generator[None]:
+    """Turn errors into one message on stderr and an exit code, without a traceback.
+
+    1: a check failed; 2: the input is at fault; 130: interrupted, as the shell counts signals.
+    What models and factories print goes to stderr, so that stdout holds results alone.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except FxpruneError as error:
+        failed = isinstance(error, InvariantError) and not isinstance(error, StateError)
+        raise _exit(str(error), _FAILED if failed else _AT_FAULT) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _exit(f"{error.filename}: {error.strerror or error}", _AT_FAULT) from error
+    except KeyboardInterrupt as error:
+        raise _exit("interrupted", _INTERRUPTED) from error
+
+
+def _exit(message: str, code: int) -> typer.Exit:
+    lines = [plain(line) for line in message.splitlines()]
+    typer.echo("\n".join(["Error: " + "".join(lines[:1]), *lines[1:]]), err=True)
+    return typer.Exit(code)
+
+
+class Progress:
+    """The steps of a run: shown on a terminal while they run, and timed.
+
+    Use it as a context, and call it with each step's name as the step begins.
+    """
+
+    def __init__(self) -> None:
+        console = Console(file=sys.stderr)
+        self._status: Status | None = console.status("") if console.is_terminal else None
+        self._began: list[tuple[str, float]] = []
+
+    def __enter__(self) -> Progress:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._began.append(("", time.perf_counter()))
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, step: str) -> None:
+        """Say that a step begins, and so the one before has ended."""
+        self._began.append((step, time.perf_counter()))
+        if self._status is not None:
+            self._status.update(Text(step))
+
+    @contextlib.contextmanager
+    def paused(self) -> Generator[None]:
+        """Take the step off the terminal while results are printed there."""
+        if self._status is None:
+            yield
+            return
+        self._status.stop()
+        yield
+        self._status.start()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time by step, in order."""
+        times: dict[str, float] = {}
+        ends = [began for _, began in self._began[1:]]
+        for (step, began), end in zip(self._began, ends, strict=False):
+            times[step] = times.get(step, 0.0) + end - began
+        return times
+
+
+class Page:
+    """Results on stdout: tables on a terminal, aligned text in a file or a pipe.
+
+    Args:
+        progress: what is shown on the terminal meanwhile.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._console = Console(file=sys.stdout, highlight=False)
+        self._progress = progress
+
+    def text(self, text: str = "") -> None:
+        """Print lines as they are."""
+        self._print(Text(text))
+
+    def heading(self, text: str) -> None:
+        """Print a heading after an empty line."""
+        self._print(Text(f"\n{text}", style="bold"))
+
+    def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        """Print rows under titles; see `fxprune.tables.plain_table`."""
+        if self._console.is_terminal:
+            self._print(rich_table(header, rows))
+        else:
+            self.text(plain_table(header, rows))
+
+    def report(self, report: Report) -> None:
+        """Print a report: its table, the share of zeros, what was left and what to know."""
+        if self._console.is_terminal:
+            self._print(report.table())
+        else:
+            self.text(str(report))
+        if report.pruned:
+            self.text(f"\n{report.lines(report.pruned[0].name)}")
+        for note in report.notes:
+            self.text(f"note: {note}")
+
+    def files(self, paths: Sequence[Path]) -> None:
+        """Print what was written."""
+        if paths:
+            self.text()
+        for path in paths:
+            self.text(f"wrote {path} ({path.stat().st_size:,} bytes)")
+
+    def times(self, seconds: dict[str, float]) -> None:
+        """Print the time of each step; steps named "rule: pass" stand in their rule's line."""
+        groups: dict[str, list[tuple[str, float]]] = {}
+        for step, time_of_step in seconds.items():
+            head, _, tail = step.rpartition(": ")
+            groups.setdefault(head or tail, []).append((tail if head else "", time_of_step))
+        rows = [
+            (
+                head,
+                f"{sum(t for _, t in steps):.3f} s",
+                ", ".join(f"{n} {t:.3f}" for n, t in steps if n),
+            )
+            for head, steps in groups.items()
+        ]
+        self.text(plain_table(("step", "time", ""), rows, frozenset({"time"})))
+
+    def _print(self, what: Text | Table) -> None:
+        with contextlib.nullcontext() if self._progress is None else self._progress.paused():
+            # The terminal wraps long lines; a file keeps them whole.
+            self._console.print(what, soft_wrap=isinstance(what, Text))

@@ -1,0 +1,283 @@
+"""Dataflow: a Program's graph as a networkx view, and what feeds what in it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import networkx as nx
+from torch.fx.node import Node
+
+from fxprune import ops, tensors
+from fxprune.errors import MissingParameterError, PassError, PassTypeError
+from fxprune.program import BOTH, EVAL, TRAIN, Program, mode_of
+from fxprune.reads import is_product, parameter_of
+
+__all__ = [
+    "Use",
+    "Vertex",
+    "alias_groups",
+    "ancestors",
+    "dataflow",
+    "descendants",
+    "fed_by",
+    "feeds",
+    "reachable",
+]
+
+
+class Vertex(NamedTuple):
+    """A place in the view.
+
+    Args:
+        kind: "node", "parameter" or "buffer".
+        name: the node's name, or the full name of the tensor: of a parameter the first one.
+    """
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a value.
+
+    Args:
+        source: what is used: a parameter, masked or not, a buffer or a node.
+        target: the node that uses it.
+        op: the canonical name of the target's operator; "output" for what the graph returns.
+        role: the argument that the source is there.
+    """
+
+    source: Vertex
+    target: Vertex
+    op: str
+    role: str
+
+
+def dataflow(program: Program, mode: str | None = None) -> nx.MultiDiGraph[Vertex]:
+    """Return the graph of one mode as a frozen networkx MultiDiGraph of `Vertex`.
+
+    Each node of the graph is a vertex, and so is each parameter and each buffer, read or not. An
+    edge leads from a value to the node that takes it, under its `role` there. A node that writes
+    into an argument, by its operator's schema, has edges with `write=True` back to that argument
+    and to what it is a view of, so that what reads them later is reachable.
+
+    Args:
+        program: any Program.
+        mode: "train", "eval" or "both"; None for the current one.
+
+    Returns:
+        The view. A vertex has `op` (canonical name; "placeholder", "get_attr" or "output" for
+        what is no call; its kind for a tensor) and `of`: the parameter or buffer that a read, or a
+        product with the mask, stands for, else None. A parameter has its `aliases`.
+
+    Raises:
+        PassError: the Program has no graph of that mode.
+
+    Example:
+        >>> import fxprune, torch
+        >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> view = dataflow(program)
+        >>> list(view.successors(Vertex("node", "weight")))
+        [Vertex(kind='node', name='linear')]
+        >>> [role for _, _, role in view.in_edges(Vertex("node", "linear"), data="role")]
+        ['input', 'weight', 'bias']
+    """
+    graph = _graph_of(program, mode)
+    view: Any = nx.MultiDiGraph()
+    for name, aliases in tensors.aliases(program).items():
+        view.add_node(Vertex("parameter", name), op="parameter", of=None, aliases=aliases)
+    for name, _ in program.named_buffers(remove_duplicate=False):
+        view.add_node(Vertex("buffer", name), op="buffer", of=None)
+    for node in graph.nodes:
+        _add(view, node, _tensor_of(program, node))
+    return nx.freeze(view)
+
+
+def alias_groups(program: Program) -> tuple[tuple[str, ...], ...]:
+    """Return the names of each tied parameter, the first name first; untied ones are left out.
+
+    Args:
+        program: any Program.
+
+    Example:
+        >>> import fxprune, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+        >>> model[1].weight = model[0].weight
+        >>> alias_groups(fxprune.capture(model, (torch.zeros(4, 3),)))
+        (('0.weight', '1.weight'),)
+    """
+    _check_program(program)
+    return tuple(names for names in tensors.aliases(program).values() if len(names) > 1)
+
+
+def feeds(program: Program, name: str | Vertex, mode: str | None = None) -> tuple[Use, ...]:
+    """Return the uses of a parameter, a buffer or a node; a masked parameter's are its product's.
+
+    Args:
+        program: any Program.
+        name: any name of a parameter, the name of a buffer or of a node, looked up in this order,
+            or a Vertex.
+        mode: see `dataflow`.
+
+    Raises:
+        MissingParameterError: there is none of that name.
+
+    Example:
+        >>> import fxprune, torch
+        >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> [(use.op, use.role) for use in feeds(program, "weight")]
+        [('linear', 'weight')]
+    """
+    view = dataflow(program, mode)
+    start = _find(program, view, name)
+    return tuple(_uses(view, start, start))
+
+
+def fed_by(program: Program, name: str | Vertex, mode: str | None = None) -> tuple[Use, ...]:
+    """Return what a node takes: parameters and buffers, masked or not, and other nodes.
+
+    Args:
+        program: any Program.
+        name: see `feeds`.
+        mode: see `dataflow`.
+
+    Raises:
+        MissingParameterError: there is none of that name.
+
+    Example:
+        >>> import fxprune, torch
+        >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> [use.source.name for use in fed_by(program, "linear")]
+        ['input_1', 'weight', 'bias']
+    """
+    view = dataflow(program, mode)
+    target = _find(program, view, name)
+    edges = [edge for edge in view.in_edges(target, data=True) if not edge[2].get("write")]
+    return tuple(
+        Use(view.nodes[source]["of"] or source, target, view.nodes[target]["op"], data["role"])
+        for source, _, data in edges
+    )
+
+
+def descendants(program: Program, name: str | Vertex, mode: str | None = None) -> frozenset[Vertex]:
+    """Return all that a value flows into; see `feeds`."""
+    view = dataflow(program, mode)
+    return frozenset(nx.descendants(view, _find(program, view, name)))
+
+
+def ancestors(program: Program, name: str | Vertex, mode: str | None = None) -> frozenset[Vertex]:
+    """Return all that flows into a value; see `feeds`."""
+    view = dataflow(program, mode)
+    return frozenset(nx.ancestors(view, _find(program, view, name)))
+
+
+def reachable(program: Program, a: str | Vertex, b: str | Vertex, mode: str | None = None) -> bool:
+    """Tell whether the value `a` flows into `b`, by any number of steps; see `feeds`.
+
+    Example:
+        >>> import fxprune, torch
+        >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> reachable(program, "weight", "output"), reachable(program, "linear", "bias")
+        (True, False)
+    """
+    view = dataflow(program, mode)
+    return bool(nx.has_path(view, _find(program, view, a), _find(program, view, b)))
+
+
+def _check_program(program: Any) -> None:
+    if not isinstance(program, Program):
+        raise PassTypeError(
+            f"dataflow takes a Program, not {type(program).__name__}; call fxprune.capture first"
+        )
+
+
+def _graph_of(program: Program, mode: str | None) -> Any:
+    _check_program(program)
+    graphs = program.graphs
+    found = mode_of(program) if mode is None else mode
+    if found in (TRAIN, EVAL) and BOTH in graphs:
+        found = BOTH
+    if found not in graphs:
+        raise PassError(f"mode={mode!r}: the program has a graph for {' and '.join(graphs)}")
+    return graphs[found]
+
+
+def _find(program: Program, view: Any, name: str | Vertex) -> Vertex:
+    if isinstance(name, Vertex):
+        found = [name]
+    else:
+        first = program.captured.first.get(name, name)
+        found = [Vertex("parameter", first), Vertex("buffer", name), Vertex("node", name)]
+    for vertex in found:
+        if vertex in view:
+            return vertex
+    names: list[str] = [vertex.name for vertex in view]
+    near = difflib.get_close_matches(found[-1].name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise MissingParameterError(
+        f"the graph has no parameter, buffer or node {found[-1].name!r}{hint}"
+    )
+
+
+def _add(view: Any, node: Node, of: Vertex | None) -> None:
+    here = _vertex(node)
+    of = of if of in view else None  # a read of a nested graph stands for no tensor
+    view.add_node(here, op=_op(node), of=of)
+    if node.op == "get_attr" and of is not None:
+        view.add_edge(of, here, role="read")
+    for role, source in ops.roles(node):
+        view.add_edge(_vertex(source), here, role="output" if node.op == "output" else role)
+    for role, written in _writes(node):
+        view.add_edge(here, _vertex(written), role=role, write=True)
+
+
+def _vertex(node: Node) -> Vertex:
+    return Vertex("node", node.name)
+
+
+def _op(node: Node) -> str:
+    return ops.canonical_name(node.target) if node.op == "call_function" else node.op
+
+
+def _tensor_of(program: Program, node: Node) -> Vertex | None:
+    """Return the tensor that a node stands for: by reading it, or as its product with a mask."""
+    if node.op != "get_attr" and not is_product(program, node):
+        return None
+    name = parameter_of(program, node)
+    return Vertex("buffer", str(node.target)) if name is None else Vertex("parameter", name)
+
+
+def _uses(view: Any, start: Vertex, of: Vertex) -> Iterator[Use]:
+    for _, target, data in view.out_edges(start, data=True):
+        if data.get("write"):
+            continue
+        if view.nodes[target]["of"] == of:
+            yield from _uses(view, target, of)
+        else:
+            yield Use(of, target, view.nodes[target]["op"], data["role"])
+
+
+def _writes(node: Node) -> Iterator[tuple[str, Node]]:
+    """Yield what a node writes into, and what that is a view of, with the argument's role."""
+    for role, source in _aliased(node, write=True):
+        pending = [source]
+        while pending:
+            written = pending.pop()
+            yield role, written
+            pending += [base for kind in (True, False) for _, base in _aliased(written, write=kind)]
+
+
+def _aliased(node: Node, *, write: bool) -> Iterator[tuple[str, Node]]:
+    """Yield the arguments that a call writes into, or that its result is a view of."""
+    marks = {
+        arg.name: arg.alias_info
+        for arg in ops.schema_arguments(node.target)
+        if arg.alias_info is not None
+    }
+    for role, source in ops.roles(node):
+        if role in marks and marks[role].is_write is write:
+            yield role, source
