@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
 from fxprune import tensors
+from fxprune.bits import same_bits
+from fxprune.errors import CaptureError
 from fxprune.importing import PATH
 from fxprune.program import Program
 from fxprune.reads import parameter_read
 from fxprune.source import HookedMask
 
-__all__ = ["adoption_notes"]
+__all__ = ["adoption_notes", "joined_masks"]
 
 
 def adoption_notes(program: Program, hooked: Iterable[HookedMask]) -> tuple[str, ...]:
@@ -23,12 +27,13 @@ def adoption_notes(program: Program, hooked: Iterable[HookedMask]) -> tuple[str,
     notes: list[str] = []
     for mask in hooked:
         aliases = tensors.aliases(program)[program.captured.first[mask.name]]
-        if len(aliases) > 1:
+        owners = {id(tensors.owner(program, alias)[0]) for alias in aliases}
+        if len(owners) > 1:
             notes.append(
                 f"{mask.name} is tied: its mask acts on all of {', '.join(aliases)}, where the "
                 "hooked model masked one alias only"
             )
-        if _is_read_elsewhere(program, mask.name):
+        if _is_read_elsewhere(program, aliases):
             notes.append(
                 f"{mask.name} is read by another module than its own, so its hook never fired and "
                 "the hooked model used a stale weight; the program uses the masked one, which may "
@@ -37,14 +42,35 @@ def adoption_notes(program: Program, hooked: Iterable[HookedMask]) -> tuple[str,
     return tuple(notes)
 
 
-def _is_read_elsewhere(program: Program, name: str) -> bool:
-    """Tell whether code of another module than the owner reads the parameter."""
-    owner = name.rpartition(".")[0]
+def joined_masks(program: Program, hooked: Iterable[HookedMask]) -> dict[str, torch.Tensor]:
+    """Return one mask for each parameter, by the name under which it was hooked.
+
+    Raises:
+        CaptureError: two aliases of one parameter were hooked with different masks.
+    """
+    by_first: dict[str, HookedMask] = {}
+    for mask in hooked:
+        other = by_first.setdefault(program.captured.first[mask.name], mask)
+        if not same_bits(other.mask, mask.mask):
+            raise CaptureError(
+                f"{other.name} and {mask.name} are one tied parameter, but torch.nn.utils.prune "
+                "gave them different masks; remove one of them"
+            )
+    return {mask.name: mask.mask for mask in by_first.values()}
+
+
+def _is_read_elsewhere(program: Program, aliases: tuple[str, ...]) -> bool:
+    """Tell whether code of another module than the owners reads the parameter."""
+    owners = tuple(alias.rpartition(".")[0] for alias in aliases)
     for graph in program.graphs.values():
         for node in graph.nodes:
-            if parameter_read(program, node) != program.captured.first[name]:
+            if parameter_read(program, node) != aliases[0]:
                 continue
-            paths = [str(user.meta.get(PATH, owner)) for user in node.users]
-            if any(path != owner and not path.startswith(f"{owner}.") for path in paths):
+            paths = [str(user.meta.get(PATH, owners[0])) for user in node.users]
+            if not all(_is_inside(path, owners) for path in paths):
                 return True
     return False
+
+
+def _is_inside(path: str, owners: tuple[str, ...]) -> bool:
+    return any(path == owner or path.startswith(f"{owner}.") for owner in owners)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 
-__all__ = ["Batched", "argument_names", "batched"]
+__all__ = ["Batched", "argument_names", "batched", "positional_keywords"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Batched:
         dims: for each leaf of `(args, kwargs)` its batch dimension, or None.
         names: names of the positional arguments.
         labels: a readable name for each leaf.
+        shared: the leaves that share the batch, by position.
+        by_name: whether the caller named the dimension of each input.
+        mixed: whether a doubled batch of one stands beside other sizes, so that the doubling may
+            be wrong.
     """
 
     args: tuple[Any, ...]
@@ -33,20 +38,30 @@ class Batched:
     dims: tuple[int | None, ...]
     names: tuple[str, ...]
     labels: tuple[str, ...]
+    shared: tuple[int, ...]
+    by_name: bool
+    mixed: bool
 
     @property
-    def dynamic_shapes(self) -> Any:
-        """The dimensions in the form that `torch.export.export` takes."""
+    def shapes(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The dimensions as `torch.export` takes them, nested like `(args, kwargs)`."""
         leaves, tree = pytree.tree_flatten((self.args, self.kwargs))
         shapes = [
             {dim: torch.export.Dim.AUTO} if dim is not None else None
             for dim, _ in zip(self.dims, leaves, strict=True)
         ]
         args, kwargs = pytree.tree_unflatten(shapes, tree)
-        return dict(zip(self.names, args, strict=True)) | dict(kwargs)
+        return tuple(args), dict(kwargs)
 
 
-def batched(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> Batched:
+def batched(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: Any,
+    *,
+    double: bool = True,
+) -> Batched:
     """Find the batch dimensions of the example and double a batch of one.
 
     torch.export takes a size of 1 for a constant, so such an example is joined with itself, on
@@ -55,33 +70,69 @@ def batched(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], bat
     Args:
         model: whose forward names the arguments.
         args: positional example inputs.
-        kwargs: keyword example inputs.
+        kwargs: keyword example inputs; taken in the order of forward's signature.
         batch: a dimension for every tensor, None for a static graph, or a pytree of dimensions:
             a mapping by argument name or a tuple beside `args`.
+        double: whether to double; else a size of 1 stays, and is static.
 
     Raises:
         CaptureError: `batch` does not fit the arguments; the message names `batch=`.
     """
     names = argument_names(model, args)
+    kwargs = _in_order(model, kwargs)
     tree = {**dict(zip(names, args, strict=True)), **kwargs}
     paths, _ = pytree.tree_flatten_with_path(tree)
     labels = tuple(f"{_key(path[0])}{pytree.keystr(path[1:])}" for path, _ in paths)
     leaves, spec = pytree.tree_flatten((args, kwargs))
     dims = _named_dims(labels, leaves, batch)
+    by_name = dims is None
     if dims is None:
         dims = _given_dims(tree, args, names, batch)
     _check_dims(labels, leaves, dims)
-    sizes = [leaf.shape[dim] for leaf, dim in zip(leaves, dims, strict=True) if dim is not None]
-    shared = sizes[0] if sizes else None
-    pairs = zip(leaves, dims, strict=True)
-    dims = [dim if dim is not None and leaf.shape[dim] == shared else None for leaf, dim in pairs]
-    if shared == 1:
-        leaves = [
-            leaf if dim is None else torch.cat([leaf, leaf], dim)
-            for leaf, dim in zip(leaves, dims, strict=True)
-        ]
+    if not double:
+        pairs = zip(leaves, dims, strict=True)
+        dims = [None if dim is None or leaf.shape[dim] == 1 else dim for leaf, dim in pairs]
+    sizes = {i: leaves[i].shape[dim] for i, dim in enumerate(dims) if dim is not None}
+    first = next(iter(sizes.values()), 0)
+    shared = tuple(i for i, size in sizes.items() if by_name or size == first)
+    for i in shared:
+        if sizes[i] == 1:
+            leaves[i] = torch.cat([leaves[i], leaves[i]], dims[i] or 0)
     args, kwargs = pytree.tree_unflatten(leaves, spec)
-    return Batched(tuple(args), dict(kwargs), tuple(dims), names, labels)
+    mixed = first == 1 and not by_name and len(set(sizes.values())) > 1
+    return Batched(
+        tuple(args), dict(kwargs), tuple(dims), names, labels, shared, by_name=by_name, mixed=mixed
+    )
+
+
+def positional_keywords(model: nn.Module, given: int, keywords: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keyword arguments that could as well be given by position, after the others.
+
+    Args:
+        model: whose forward names the arguments.
+        given: how many arguments are given by position.
+        keywords: the keyword arguments, in the order of forward's signature.
+    """
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())[given:]
+    except (TypeError, ValueError):
+        return ()
+    pairs = zip(parameters, keywords, strict=False)
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return tuple(key for p, key in takewhile(lambda pair: _is(*pair, plain), pairs))
+
+
+def _is(parameter: inspect.Parameter, name: str, kind: Any) -> bool:
+    return parameter.name == name and parameter.kind is kind
+
+
+def _in_order(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        order = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return kwargs
+    rank = {name: i for i, name in enumerate(order)}
+    return dict(sorted(kwargs.items(), key=lambda item: rank.get(item[0], len(rank))))
 
 
 def _key(entry: Any) -> str:
@@ -145,8 +196,8 @@ def _spread(dim: Any, value: Any, name: str) -> list[int | None]:
     leaves, tree = pytree.tree_flatten(value)
     if dim is None or (isinstance(dim, int) and not isinstance(dim, bool)):
         return [dim if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
-    found = pytree.tree_flatten(dim)[0]
-    if len(found) != tree.num_leaves or not all(d is None or isinstance(d, int) for d in found):
+    found, given = pytree.tree_flatten(dim)
+    if given != tree or not all(d is None or isinstance(d, int) for d in found):
         raise CaptureError(f"batch= for {name!r} is {dim!r}, which does not fit the argument")
     return found
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
 
 from fxprune.graphs import copy_graph
+from fxprune.nesting import Nesting
 
-__all__ = ["fast_graph"]
+__all__ = ["NestedCodeGen", "fast_graph"]
 
 aten = torch.ops.aten
 _nn = torch._C._nn
@@ -63,6 +66,26 @@ _FAST: dict[Any, Any] = {
     aten.unsqueeze.default: torch.unsqueeze,
     aten.view.default: torch.Tensor.view,
 }
+
+
+class NestedCodeGen(CodeGen):
+    """Tells fx.Interpreter how the flat graph's inputs and outputs are nested.
+
+    Args:
+        outputs: the nesting of the outputs.
+    """
+
+    def __init__(self, outputs: Nesting) -> None:
+        super().__init__()
+        self._outputs = outputs
+
+    def process_inputs(self, *inputs: Any) -> Any:
+        """Return the leaves of the arguments."""
+        return pytree.arg_tree_leaves(*inputs)
+
+    def process_outputs(self, outputs: Any) -> Any:
+        """Return the outputs as forward does."""
+        return self._outputs.unflatten(list(outputs))
 
 
 def fast_graph(graph: fx.Graph) -> fx.Graph:

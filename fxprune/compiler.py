@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune import tensors
-from fxprune.adoption import adoption_notes
+from fxprune.adoption import adoption_notes, joined_masks
 from fxprune.checker import check_same, observe
 from fxprune.errors import PassTypeError
 from fxprune.facts import GivenMasks, Importance, Methods
@@ -73,8 +73,8 @@ def capture(
     inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     program, hooked = capture_module(model, inputs, dict(kwargs or {}), batch)
     if hooked:
-        names = tuple(mask.name for mask in hooked)
-        given = GivenMasks({mask.name: mask.mask for mask in hooked})
+        masks = joined_masks(program, hooked)
+        names, given = tuple(masks), GivenMasks(masks)
         rule = Rule(name="torch.nn.utils.prune", select="*", method="custom_from_mask")
         program.captured.notes += adoption_notes(program, hooked)
         _run_stage(program, stage_of((rule,), names=names), [given], None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.source import with_flags
@@ -42,6 +44,7 @@ def find_deciders(
     Raises:
         CaptureError: no single flag changes anything, so no flag can choose the graph.
     """
+    source, args, kwargs = _on_meta(source, args, kwargs)
     buffers = {name: value.clone() for name, value in source.named_buffers()}
     found: list[str] = []
     with torch.random.fork_rng(devices=[]):
@@ -60,6 +63,20 @@ def find_deciders(
             "changes it; let forward decide on self.training of one module"
         )
     return tuple(sorted(found))
+
+
+def _on_meta(
+    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """Move model and inputs to the meta device, where nothing is computed, if it runs there."""
+    moved = copy.deepcopy(source).to("meta")
+    there = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+    try:
+        for mode in (True, False):
+            _calls(moved, *there, mode, None)
+    except Exception:  # noqa: BLE001 - forward needs values, or reads a tensor that does not move
+        return source, args, kwargs
+    return moved, *there
 
 
 def _calls(

@@ -29,10 +29,14 @@ def forward_like(inputs: InputSpec) -> Any:
     split = len(inputs.names)
     args = "".join(f"{name}, " for name in parameters[:split])
     kwargs = ", ".join(f"{name!r}: {name}" for name in parameters[split:])
-    head = ", ".join(["self", *parameters])
+    keyword_only = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    by_position = [name for name in parameters if name not in keyword_only]
+    star = ["*", *keyword_only] if keyword_only else []
+    head = ", ".join(["self", *by_position, *star])
     namespace: dict[str, Any] = {}
     exec(f"def forward({head}):\n    return self._run(({args}), {{{kwargs}}})\n", namespace)
     forward = namespace["forward"]
-    given = [p.default for p in signature.parameters.values() if p.default is not p.empty]
-    forward.__defaults__ = tuple(given) or None
+    given = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
+    forward.__defaults__ = tuple(given[name] for name in by_position if name in given) or None
+    forward.__kwdefaults__ = {name: given[name] for name in keyword_only if name in given} or None
     return forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import fx, nn
 from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
-from fxprune.batching import Batched, batched
+from fxprune.batching import Batched, batched, positional_keywords
+from fxprune.conditions import check_conditions
 from fxprune.deciders import find_deciders
 from fxprune.devices import live_devices
 from fxprune.errors import CaptureError
@@ -20,6 +21,8 @@ from fxprune.inputs import Input, InputSpec
 from fxprune.modes import settle_modes
 from fxprune.nesting import Nesting
 from fxprune.program import BOTH, EVAL, TRAIN, Captured, Program
+from fxprune.quiet import quiet_export
+from fxprune.reserved import check_names
 from fxprune.shell import shell_of
 from fxprune.source import HookedMask, copy_model, training_flags, unhook, with_flags
 
@@ -43,14 +46,14 @@ def capture_module(
     Raises:
         CaptureError: export refuses the model, or the batch became a constant.
     """
+    check_names(model, type(model).__name__)
     source = copy_model(model)
     masks = unhook(source)
     flags = {name: module.training for name, module in source.named_modules()}
     frozen = {mode: training_flags(source, mode) for mode in (True, False)}
     for name, module in source.named_modules():
         module.training = flags[name]
-    example = batched(source, args, dict(kwargs), batch)
-    exported = {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
+    example, exported = _export_both(source, args, dict(kwargs), batch)
     program = _assemble(source, exported, example, frozen)
     settle_modes(program)
     live_devices(program)
@@ -60,24 +63,43 @@ def capture_module(
     return program, masks
 
 
+def _export_both(
+    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any
+) -> tuple[Batched, dict[str, fx.GraphModule]]:
+    example = batched(source, args, kwargs, batch)
+    try:
+        return example, {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
+    except CaptureError:
+        if not example.mixed:
+            raise
+    example = batched(source, args, kwargs, batch, double=False)
+    return example, {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
+
+
 def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModule:
-    with with_flags(source, training), warnings.catch_warnings():
-        # nn.LSTM and nn.GRU rebuild their list of flat weights, which export warns of.
-        warnings.filterwarnings("ignore", message="The tensor attributes? .*assigned during export")
-        # torch.export's own use of its internals.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    with with_flags(source, training), quiet_export():
         try:
             exported = torch.export.export(
                 source,
                 example.args,
                 example.kwargs,
-                dynamic_shapes=example.dynamic_shapes,
+                dynamic_shapes=_dynamic_shapes(source, example),
                 strict=False,
             )
-            return exported.module(check_guards=False)
+            module = exported.module(check_guards=False)
         except Exception as error:  # export raises many kinds, all of which mean the same here
             raise CaptureError(_explain(source, error)) from error
+    check_conditions(exported, type(source).__name__)
+    return module
+
+
+def _dynamic_shapes(source: nn.Module, example: Batched) -> Any:
+    """Return the dimensions by parameter of forward: `*xs` has one entry, a tuple."""
+    args, kwargs = example.shapes
+    try:
+        return dict(inspect.signature(source.forward).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return {**dict(zip(example.names, args, strict=True)), **kwargs}
 
 
 def _explain(source: nn.Module, error: Exception) -> str:
@@ -128,17 +150,30 @@ def _input_spec(source: nn.Module, exported: fx.GraphModule, example: Batched) -
         _input(label, leaf, node, symbols)
         for label, leaf, node in zip(example.labels, leaves, placeholders, strict=True)
     )
-    wanted = [i for i, dim in enumerate(example.dims) if dim is not None]
-    if wanted and not symbols:
-        label, dim = example.labels[wanted[0]], example.dims[wanted[0]]
-        raise CaptureError(
-            f"batch={dim}: dimension {dim} of input {label!r} became the constant "
-            f"{leaves[wanted[0]].shape[dim]} in the graph; let forward compute with the batch size "
-            "it is given, name another dimension in batch=, or capture with batch=None"
-        )
+    _check_batch(inputs, leaves, example)
     dtypes = (p.dtype for p in source.parameters() if p.is_floating_point())
     keywords = tuple(example.kwargs)
-    return InputSpec(inputs, Nesting(given), example.names, keywords, next(dtypes, None))
+    return InputSpec(
+        inputs,
+        Nesting(given),
+        example.names,
+        keywords,
+        positional_keywords(source, len(example.names), keywords),
+        next(dtypes, None),
+    )
+
+
+def _check_batch(inputs: tuple[Input, ...], leaves: list[Any], example: Batched) -> None:
+    """Check that the batch did not become a constant of the graph."""
+    static = [i for i in example.shared if isinstance(inputs[i].shape[example.dims[i] or 0], int)]
+    if not static or (not example.by_name and len(static) < len(example.shared)):
+        return
+    label, dim = example.labels[static[0]], example.dims[static[0]] or 0
+    raise CaptureError(
+        f"batch={dim}: dimension {dim} of input {label!r} became the constant "
+        f"{leaves[static[0]].shape[dim]} in the graph; let forward compute with the batch size it "
+        "is given, name another dimension in batch=, or capture with batch=None"
+    )
 
 
 def _input(label: str, leaf: Any, node: Node, symbols: dict[str, str]) -> Input:
@@ -146,7 +181,7 @@ def _input(label: str, leaf: Any, node: Node, symbols: dict[str, str]) -> Input:
         return Input(label, constant=leaf)
     value: Any = node.meta.get("val")
     shape = tuple(
-        size if isinstance(dim, int) else _symbol(str(dim), symbols)
+        size if str(dim).isdigit() else _symbol(str(dim), symbols)
         for dim, size in zip(value.shape, leaf.shape, strict=True)
     )
     whole = not (leaf.is_floating_point() or leaf.is_complex()) and leaf.numel() > 0

@@ -17,7 +17,7 @@ import torch
 
 from fxprune.compiler import edit, is_pruned
 from fxprune.errors import PassTypeError
-from fxprune.functional_base import BasePruningMethod, PruningContainer
+from fxprune.functional_base import BasePruningMethod, PruningContainer, check_program
 from fxprune.functional_methods import (
     CustomFromMask,
     Identity,
@@ -157,6 +157,8 @@ def global_unstructured(
     if not isinstance(importance_scores, (dict, type(None))):
         raise PassTypeError("global_unstructured: importance_scores must be a dict")
     pairs = list(parameters)
+    for program, _ in pairs:
+        check_program(program)
     programs = {id(program): program for program, _ in pairs}
     if len(programs) != 1:
         raise PassTypeError(
@@ -189,5 +191,6 @@ def remove(module: Program, name: str) -> Program:
     Raises:
         NotPrunedError: the parameter has no mask.
     """
+    check_program(module)
     step = create("finalize", names=(name,), source_order=False)
     return edit(module, step, inplace=True)

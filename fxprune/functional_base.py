@@ -18,7 +18,7 @@ from fxprune.program import Program
 from fxprune.recipe import Rule
 from fxprune.registry import create
 
-__all__ = ["BasePruningMethod", "PruningContainer", "mask_parameters"]
+__all__ = ["BasePruningMethod", "PruningContainer", "check_program", "mask_parameters"]
 
 
 class BasePruningMethod(torch_prune.BasePruningMethod):
@@ -136,11 +136,7 @@ def mask_parameters(
     Raises:
         PassTypeError: `program` is no Program.
     """
-    if not isinstance(program, Program):
-        raise PassTypeError(
-            f"this is no Program but a {type(program).__name__}; capture the model first: "
-            "program = fxprune.capture(model, args), and name parameters as 'conv1.weight'"
-        )
+    check_program(program)
     keys = method.rule() if isinstance(method, BasePruningMethod) else imported_rule(method)
     if keys["method"] != "identity":
         keys["scope"] = scope
@@ -150,6 +146,19 @@ def mask_parameters(
         given.append(GivenMasks({names[0]: vars(method)["mask"]}))
     stage = stage_of((rule,), names=names, rejoin=scope == "global")
     run_stages(program, [stage], given, inplace=True)
+
+
+def check_program(module: Any) -> None:
+    """Check that a function of torch.nn.utils.prune's name was handed a Program.
+
+    Raises:
+        PassTypeError: it was handed something else.
+    """
+    if not isinstance(module, Program):
+        raise PassTypeError(
+            f"this is no Program but a {type(module).__name__}; capture the model first: "
+            "program = fxprune.capture(model, args), and name parameters as 'conv1.weight'"
+        )
 
 
 def imported_rule(method: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.fx.node import Node, map_arg
 
 from fxprune.graphs import fingerprint
+from fxprune.reserved import RESERVED
 
 __all__ = ["PATH", "VALUE", "GraphImporter"]
 
@@ -19,6 +20,7 @@ VALUE = "fxprune.value"  # meta key: (shape, dtype) of the node's tensor
 
 # torch.compile cannot trace these operators of export, but the functions they stand for.
 _COMPILABLE = {torch.ops.aten.sym_numel.default: torch.Tensor.numel}
+_SMALL = 4096  # entries of a constant that is compared by value
 _GRAD_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
@@ -98,9 +100,7 @@ class GraphImporter:
         value = getattr(module.get_submodule(path), name)
         if _found(self.root, path, name) is value:
             return target
-        key: Any = id(value)
-        if isinstance(value, fx.GraphModule):
-            key = fingerprint(value.graph, skip=lambda _: False)
+        key = _key(value)
         if key not in self.constants:
             self.constants[key] = self._keep(path, name, value)
         return self.constants[key]
@@ -111,13 +111,22 @@ class GraphImporter:
             owner = self.root.get_submodule(path)
         except AttributeError:
             path, name, owner = "", f"{path}.{name}".replace(".", "_"), self.root
-        while hasattr(owner, name):
+        while hasattr(owner, name) or (owner is self.root and name in RESERVED):
             name = f"{name}_"
         if isinstance(value, nn.Module):
             owner.add_module(name, value)
         else:
             owner.register_buffer(name, value.detach(), persistent=False)
         return f"{path}.{name}" if path else name
+
+
+def _key(value: Any) -> Any:
+    """Return a key that is equal for the constants of two captures of one model."""
+    if isinstance(value, fx.GraphModule):
+        return fingerprint(value.graph, skip=lambda _: False)
+    if value.is_meta or value.numel() > _SMALL or value.is_complex() or value.is_sparse:
+        return id(value)
+    return value.dtype, tuple(value.shape), str(value.device), repr(value.tolist())
 
 
 def _is_check(node: Node) -> bool:

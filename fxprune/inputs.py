@@ -74,6 +74,7 @@ class InputSpec:
         nesting: how the leaves are nested.
         names: names of the positional arguments.
         keywords: names of the keyword arguments, in order.
+        positional: those of them that follow the positional ones in the source's signature.
         float_dtype: the model's own floating dtype at capture; inputs of this dtype follow the
             Program when it is moved to another.
     """
@@ -82,6 +83,7 @@ class InputSpec:
     nesting: Nesting
     names: tuple[str, ...]
     keywords: tuple[str, ...]
+    positional: tuple[str, ...] = ()
     float_dtype: torch.dtype | None = None
 
     def __str__(self) -> str:
@@ -94,6 +96,9 @@ class InputSpec:
             InputError: the nesting, a shape or a constant differs; names the input.
         """
         leaves, tree = pytree.tree_flatten((args, kwargs))
+        if tree != self.nesting.tree:
+            ordered = _like((args, kwargs), self.nesting.skeleton)
+            leaves, tree = pytree.tree_flatten(ordered)
         if tree != self.nesting.tree:
             raise InputError(
                 f"the arguments are nested otherwise than at capture: {_nesting(tree)} instead of "
@@ -173,21 +178,32 @@ class InputSpec:
 
     @property
     def signature(self) -> inspect.Signature:
-        """The signature of forward, with `self`; trailing constants have their value as default."""
+        """The signature of forward, with `self`; constants have their value as default."""
         kinds = inspect.Parameter
         args, kwargs = self.nesting.unflatten(self.inputs)
         named = [*zip(self.names, args, strict=True), *((k, kwargs[k]) for k in self.keywords)]
         parameters: list[inspect.Parameter] = []
         trailing = True
         for name, tree in reversed(named):
-            leaves = pytree.tree_leaves(tree)
-            trailing = trailing and all(leaf.dtype is None for leaf in leaves)
+            constant = all(leaf.dtype is None for leaf in pytree.tree_leaves(tree))
+            by_position = name in self.names or name in self.positional
+            trailing = trailing and (constant or not by_position)
             default: Any = kinds.empty
-            if trailing:
+            if constant and (trailing or not by_position):
                 default = pytree.tree_map(lambda leaf: leaf.constant, tree)
-            parameters.append(kinds(name, kinds.POSITIONAL_OR_KEYWORD, default=default))
+            kind = kinds.POSITIONAL_OR_KEYWORD if by_position else kinds.KEYWORD_ONLY
+            parameters.append(kinds(name, kind, default=default))
         self_parameter = kinds("self", kinds.POSITIONAL_OR_KEYWORD)
         return inspect.Signature([self_parameter, *reversed(parameters)])
+
+
+def _like(value: Any, skeleton: Any) -> Any:
+    """Put the keys of dicts into the order that they had at capture."""
+    if type(value) is dict and type(skeleton) is dict and value.keys() == skeleton.keys():
+        return {key: _like(value[key], part) for key, part in skeleton.items()}
+    if type(value) in (list, tuple) and len(value) == len(skeleton):
+        return type(value)(_like(v, s) for v, s in zip(value, skeleton, strict=True))
+    return value
 
 
 def _nesting(tree: pytree.TreeSpec) -> str:

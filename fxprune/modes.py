@@ -56,7 +56,7 @@ def settle_modes(program: Program) -> None:
 
 
 def _prints(graph: fx.Graph) -> Any:
-    return fingerprint(graph, skip=_differs_harmlessly, transparent=_is_contiguous)
+    return fingerprint(graph, skip=_differs_harmlessly, transparent=_is_transparent)
 
 
 def _add_contiguous(rewriter: Rewriter, train: fx.Graph, evaluation: fx.Graph) -> None:
@@ -75,7 +75,18 @@ def _add_contiguous(rewriter: Rewriter, train: fx.Graph, evaluation: fx.Graph) -
 
 
 def _calls(graph: fx.Graph) -> list[Node]:
-    return [n for n in graph.nodes if not _differs_harmlessly(n) and not _is_contiguous(n)]
+    return [n for n in graph.nodes if not _differs_harmlessly(n) and not _is_transparent(n)]
+
+
+def _is_transparent(node: Node) -> bool:
+    """Tell whether a node may stand in one graph only, with its input in its place in the other.
+
+    Some code leaves out its dropout in eval mode, where it does nothing.
+    """
+    return _is_contiguous(node) or ops.canonical_name(node.target) in _DROPOUTS
+
+
+_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 
 
 def _is_contiguous(node: Node) -> bool:
@@ -160,5 +171,8 @@ def _settle_alone(rewriter: Rewriter, node: Node) -> None:
 def _differs_harmlessly(node: Node) -> bool:
     """Tell whether a node may stand in one graph only: batch counters and unread attributes."""
     if node.op == "get_attr":
-        return all(_differs_harmlessly(user) for user in node.users)
+        users = list(node.users)
+        return all(
+            _differs_harmlessly(u) or ops.canonical_name(u.target) in _DROPOUTS for u in users
+        )
     return node.target is count_batch

@@ -88,10 +88,10 @@ def roles(node: Node) -> Iterator[tuple[str, Node]]:
 
 def _recurrent_roles(node: Node, params: Any) -> Iterator[tuple[str, Node]]:
     parts = 4 if argument(node, "has_biases") else 2
+    directions = 2 if argument(node, "bidirectional") else 1
+    # A projected LSTM has one matrix more for each layer, after the others.
+    period = max(len(params) // (argument(node, "num_layers") * directions), 1)
     for i, part in enumerate(params):
-        # A projected LSTM has one matrix more for each layer, after the others.
-        projected = len(params) % (parts + 1) == 0 and len(params) % parts != 0
-        period = parts + 1 if projected else parts
         yield (*_RECURRENT_PARTS[:parts], "weight_hr")[i % period], part
 
 

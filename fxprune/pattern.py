@@ -10,6 +10,7 @@ more arguments may follow. A name that stands twice must be the same both times.
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -96,12 +97,17 @@ def parse(text: str) -> Pattern:
         >>> parse("mul(W, m)")
         Call(op='mul', args=(Name(name='W'), Name(name='m')), keywords=())
     """
+    text = text.strip()
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        # `*` alone is no Python; a starred name is.
+        tree = ast.parse(_REST.sub(r"\1*_\2", text), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         at = getattr(error, "offset", None) or 1
         raise _fault(text, at - 1, "this is not an expression") from None
     return _build(text, tree.body)
+
+
+_REST = re.compile(r"([(,]\s*)\*(\s*[,)])")
 
 
 def _build(text: str, tree: ast.expr) -> Pattern:
@@ -109,6 +115,10 @@ def _build(text: str, tree: ast.expr) -> Pattern:
         return Anything() if tree.id == "_" else Name(tree.id)
     if isinstance(tree, ast.Constant):
         return Constant(tree.value)
+    if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+        inside = _build(text, tree.operand)
+        if isinstance(inside, Constant) and isinstance(inside.value, (int, float)):
+            return Constant(-inside.value)
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
         raise _fault(text, tree.col_offset, "expected a name, a constant or operator(...)")
     keywords: list[tuple[str, Pattern]] = []
@@ -116,7 +126,9 @@ def _build(text: str, tree: ast.expr) -> Pattern:
         if keyword.arg is None:
             raise _fault(text, keyword.col_offset, "`**` is not part of the language")
         keywords.append((keyword.arg, _build(text, keyword.value)))
-    args = tuple(_build(text, arg) for arg in tree.args)
+    # The language lets more arguments follow in any case; `*` says so.
+    plain = [arg for arg in tree.args if not isinstance(arg, ast.Starred)]
+    args = tuple(_build(text, arg) for arg in plain)
     return Call(tree.func.id, args, tuple(keywords))
 
 

@@ -44,9 +44,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def stage_of(
-    rules: Sequence[Rule], *, names: tuple[str, ...] = (), rejoin: bool = False
-) -> Stage:
+def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = (), rejoin: bool = False) -> Stage:
     """Return the stage of rules that are carried out together.
 
     Args:

@@ -11,13 +11,14 @@ import torch
 from torch import fx, nn
 
 from fxprune import tensors
-from fxprune.codegen import fast_graph
-from fxprune.errors import CaptureError, InvariantError
+from fxprune.codegen import NestedCodeGen, fast_graph
+from fxprune.errors import InvariantError
 from fxprune.forward import forward_like
 from fxprune.graphs import copy_graph, decode_graph, encode_graph
 from fxprune.inputs import InputSpec
 from fxprune.loading import aligned_state
 from fxprune.nesting import Nesting
+from fxprune.reserved import check_names
 from fxprune.shell import MaskedReads
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Program(fx.GraphModule, MaskedReads):
         Raises:
             CaptureError: a name in the tree's root is one that a GraphModule needs itself.
         """
+        check_names(tree, captured.kind)
         program = cls(nn.Module(), fx.Graph(), "Program")
         for key in _TREE:
             program.__dict__[key] = tree.__dict__[key]
@@ -167,6 +169,8 @@ class Program(fx.GraphModule, MaskedReads):
         cls: Any = type(self)
         for mode, graph in self.graphs.items():
             graph.owning_module = self
+            # What runs the graph past forward, as torch.export does, flattens and nests as well.
+            graph.set_codegen(NestedCodeGen(self.captured.outputs[mode]))
             self._graph = fast_graph(graph)
             code = super().recompile()
             self._graph = graph
@@ -265,18 +269,10 @@ def _let_source_names_win(program: Program) -> None:
     root = (*program._modules, *program._parameters, *program._buffers)
     cls: Any = type(program)
     for name in root:
-        if name in _NEEDED or hasattr(fx.GraphModule, name):
-            raise CaptureError(
-                f"{name!r} is a name that torch.fx.GraphModule or Program needs itself; rename "
-                f"that attribute of {program.captured.kind}"
-            )
         if hasattr(Program, name):
             setattr(
                 cls, name, property(lambda self, name=name: MaskedReads.__getattr__(self, name))
             )
-
-
-_NEEDED = frozenset({"graphs", "graph", "captured", "device"})
 
 
 def _rebuild(tree: nn.Module, graphs: Mapping[str, Any], captured: Captured) -> Program:

@@ -101,13 +101,14 @@ def pruned_of_group(scores: Scores, ranking: Ranking, group: Sequence[str]):
     if ranking.is_replayed(tuple(group)) and not scores.prune_all_ties:
         yield from _replayed(scores, ranking, group)
         return
+    dtype = _joined_dtype([scores.sources[name] for name in group])
     for name in group:
         source, cut = scores.sources[name], ranking.cuts[name]
         values = source.chunk(0, source.units)
         if cut.threshold is None:
             yield name, torch.zeros(values.shape, dtype=torch.bool, device=values.device)
             continue
-        below, tied = _compare(values, cut.threshold)
+        below, tied = _compare(values.to(dtype), cut.threshold)
         if cut.is_ambiguous:
             tied &= tied.cumsum(0) <= cut.quota
         yield name, below | tied if cut.quota else below
@@ -132,13 +133,18 @@ def _replayed(scores: Scores, ranking: Ranking, group: Sequence[str]):
 
 def _joined(sources: Sequence[ScoreSource]) -> torch.Tensor:
     """Join the living scores of several sources, in the dtype that torch.cat would promote to."""
-    dtype = reduce(torch.promote_types, (source.dtype for source in sources))
+    dtype = _joined_dtype(sources)
     return torch.cat([source.chunk(0, source.units).to(dtype) for source in sources])
 
 
+def _joined_dtype(sources: Sequence[ScoreSource]) -> torch.dtype:
+    return reduce(torch.promote_types, (source.dtype for source in sources), torch.bool)
+
+
 def _sides(source: ScoreSource, threshold: torch.Tensor) -> tuple[int, int]:
-    """Count the living scores under the threshold and at it."""
-    below, tied = _compare(source.chunk(0, source.units), float(threshold))
+    """Count the living scores under the threshold and at it, in the threshold's dtype."""
+    values = source.chunk(0, source.units).to(threshold.dtype)
+    below, tied = _compare(values, float(threshold))
     return int(below.sum()), int(tied.sum())
 
 

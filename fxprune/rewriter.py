@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx.node import Node
 
 from fxprune import tensors
-from fxprune.errors import InvariantError, ShapeError
+from fxprune.errors import InvariantError, PassError, ShapeError
 from fxprune.pattern import Match, Refusal, match
 from fxprune.program import Program
 from fxprune.rule import RewriteRule
@@ -121,6 +121,7 @@ class Rewriter:
         mask = mask.detach().to(parameter.dtype)
         for owner, attribute in self._places(name):
             if owner._parameters.get(attribute) is not None:
+                _check_free(owner, attribute, name)
                 owner._parameters.pop(attribute)
                 owner._parameters[f"{attribute}_orig"] = parameter
             owner._buffers[f"{attribute}_mask"] = mask
@@ -207,3 +208,13 @@ class Rewriter:
 
     def _count(self) -> None:
         self.edits += 1
+
+
+def _check_free(owner: nn.Module, attribute: str, name: str) -> None:
+    """Check that a module has no attributes of its own where a masked parameter's would stand."""
+    for key in (f"{attribute}_orig", f"{attribute}_mask"):
+        if key in owner._parameters or key in owner._buffers or key in owner._modules:
+            raise PassError(
+                f"{name!r} cannot be masked: its module has an attribute {key!r} of its own, where "
+                "the masked parameter is stored; rename it in the model"
+            )

@@ -39,15 +39,15 @@ class Shell(MaskedReads):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self._kind = kind
+        self._fxprune_kind = kind
 
     def _get_name(self) -> str:
-        return self._kind
+        return self._fxprune_kind
 
 
 def kind_of(module: nn.Module) -> str:
     """Return the class name of the source's module that a part of a Program stands for."""
-    return module._kind if isinstance(module, Shell) else type(module).__name__
+    return module._fxprune_kind if isinstance(module, Shell) else type(module).__name__
 
 
 def shell_of(module: nn.Module) -> Shell:
@@ -80,6 +80,9 @@ def raw_parameter(owner: nn.Module, attribute: str) -> nn.Parameter | None:
 
 def mask_of(owner: nn.Module, attribute: str) -> torch.Tensor | None:
     """Return the mask of a parameter; None where it is not masked."""
+    # A source may itself have P, P_orig and P_mask: then P is a plain parameter.
+    if owner._parameters.get(attribute) is not None:
+        return None
     if owner._parameters.get(f"{attribute}_orig") is None:
         return None
     return owner._buffers.get(f"{attribute}_mask")

@@ -33,6 +33,9 @@ class HookedMask:
 def copy_model(model: nn.Module) -> nn.Module:
     """Copy a model; attributes that are results of autograd are copied without their history.
 
+    Raises:
+        CaptureError: an attribute cannot be copied.
+
     A model that torch.nn.utils.prune has just masked holds such an attribute for each parameter,
     and plain `copy.deepcopy` raises on it.
     """
@@ -42,7 +45,13 @@ def copy_model(model: nn.Module) -> nn.Module:
             for tensor in _tensors(value):
                 if not tensor.is_leaf:
                     memo[id(tensor)] = tensor.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever an attribute's own copying raises
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied: {error}; take what cannot be copied (files, "
+            "locks, results of autograd) out of its attributes"
+        ) from error
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -25,28 +25,41 @@ def adopt_mask(rw: Rewriter, node: Node, a: Any, b: Any) -> Node | Refusal:
     """Take a parameter P_orig and the buffer P_mask beside it for one masked parameter P."""
     if is_product(rw.program, node):
         return Refusal("the product is adopted already", node)
-    found = _masked_pair(rw.program, a, b) or _masked_pair(rw.program, b, a)
+    found = _pair_of(rw.program, node)
     if found is None:
         return Refusal("the factors are not P_orig and P_mask of one module", node)
     orig, mask, name = found
-    if not all(user.op == "call_function" and _is_mul(user) for user in orig.users):
+    products = [n for n in node.graph.nodes if n in orig.users]
+    if any(_pair_of(rw.program, user) != (orig, mask, name) for user in products):
         return Refusal(f"{name}_orig is read without its mask as well", node)
+    if any(_factor(user) not in products for user in mask.users):
+        return Refusal(f"{name}_mask is read elsewhere as well", node)
     rw.adopt(name)
-    earlier = next((user for user in orig.users if is_product(rw.program, user)), None)
-    if earlier is not None:
-        rw.replace_uses(node, earlier)
-        rw.erase(node)
-        return earlier
-    read = rw.read(str(mask.target), before=node)
-    product = rw.call(torch.ops.aten.mul.Tensor, (orig, read), before=node)
-    product.meta = {**node.meta, **product.meta, "fxprune.param": name}
-    rw.replace_uses(node, product)
-    rw.erase(node)
+    read = rw.read(str(mask.target), before=products[0])
+    product = rw.call(torch.ops.aten.mul.Tensor, (orig, read), before=products[0])
+    product.meta = {**products[0].meta, **product.meta, "fxprune.param": name}
+    for old in products:
+        rw.replace_uses(old, product)
+        rw.erase(old)
+    for old in [*mask.users, mask]:
+        rw.erase(old)
     return product
 
 
-def _is_mul(node: Node) -> bool:
-    return canonical_name(node.target) == "mul"
+def _factor(node: Node) -> Node:
+    """Return the product that a cast of a mask goes into, or the node itself."""
+    return next(iter(node.users)) if _is_cast(node) and len(node.users) == 1 else node
+
+
+def _is_cast(node: Any) -> bool:
+    return isinstance(node, Node) and canonical_name(node.target) in ("to", "_to_copy")
+
+
+def _pair_of(program: Program, node: Node) -> tuple[Node, Node, str] | None:
+    if canonical_name(node.target) != "mul" or len(node.args) != 2:
+        return None
+    a, b = node.args
+    return _masked_pair(program, a, b) or _masked_pair(program, b, a)
 
 
 def _masked_pair(program: Program, orig: Any, mask: Any) -> tuple[Node, Node, str] | None:
@@ -54,17 +67,20 @@ def _masked_pair(program: Program, orig: Any, mask: Any) -> tuple[Node, Node, st
     stored = parameter_read(program, orig)
     if stored is None:
         return None
-    if isinstance(mask, Node) and canonical_name(mask.target) in ("to", "_to_copy"):
-        mask = mask.args[0]
+    cast = _is_cast(mask)
+    mask = mask.args[0] if cast else mask
     name = stored.removesuffix("_orig")
+    if name == stored or name in program.captured.first:
+        return None
     if not isinstance(mask, Node) or mask.op != "get_attr" or str(mask.target) != f"{name}_mask":
         return None
     path, _, attribute = f"{name}_mask".rpartition(".")
     buffer = program.get_submodule(path)._buffers.get(attribute)
     parameter = tensors.parameter(program, stored)
-    if (name == stored and name not in tensors.masks(program)) or buffer is None:
+    if buffer is None or buffer.shape != parameter.shape:
         return None
-    return (orig, mask, name) if buffer.shape == parameter.shape else None
+    # Without a cast, a mask of a wider dtype would widen the product.
+    return (orig, mask, name) if cast or buffer.dtype == parameter.dtype else None
 
 
 @dataclass(frozen=True)

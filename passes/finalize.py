@@ -1,4 +1,4 @@
-"""Fold masks into the parameters, or drop them: the way back to plain weights."""
+"""Fold masks into the parameters: the way back to plain weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxprune.reads import is_product, parameter_of
 from fxprune.rewriter import Rewriter
 from fxprune.rule import rule
 
-__all__ = ["FoldMasks", "UnmaskParameters", "fold_mask"]
+__all__ = ["FoldMasks", "fold_mask", "masked_names"]
 
 
 @rule("mul(W, m)", name="fold-mask")
@@ -59,7 +59,7 @@ class FoldMasks(Rewrite):
         Raises:
             NotPrunedError: a named parameter has no mask.
         """
-        for name in _masked(rewriter.program, self.names):
+        for name in masked_names(rewriter.program, self.names):
             rewriter.drop_mask(name, self._folded(rewriter.program, name))
         rewriter.apply([fold_mask])
         if self.source_order:
@@ -68,35 +68,16 @@ class FoldMasks(Rewrite):
     def _folded(self, program: Program, name: str) -> torch.Tensor:
         mask, value = tensors.masks(program)[name], tensors.value(program, name)
         if self.zeros == "clean":
-            return torch.where(mask == 0, torch.zeros_like(value), value)
+            return value.masked_fill(mask == 0, 0)
         return value
 
 
-@dataclass(frozen=True)
-class UnmaskParameters(Rewrite):
-    """Drop masks; the parameters are what they were, or what training made of them.
+def masked_names(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the first names of the named parameters, or of all that are masked.
 
-    Args:
-        names: the parameters; all masked ones when empty.
+    Raises:
+        NotPrunedError: a named parameter has no mask.
     """
-
-    name: ClassVar[str] = "unmask"
-
-    names: tuple[str, ...] = ()
-
-    def run(self, rewriter: Rewriter, facts: Facts) -> None:
-        """Drop the masks.
-
-        Raises:
-            NotPrunedError: a named parameter has no mask.
-        """
-        for name in _masked(rewriter.program, self.names):
-            rewriter.drop_mask(name)
-        rewriter.apply([fold_mask])
-        rewriter.restore_order()
-
-
-def _masked(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         tensors.owner(program, name)
         if name not in tensors.masks(program):

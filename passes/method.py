@@ -100,5 +100,5 @@ class ComputeMasks(Analysis):
         amount = {} if self.amount is None else {"amount": self.amount}
         try:
             return found(**amount, **self.args)
-        except TypeError as error:
+        except Exception as error:  # whatever the user's class raises
             raise PassError(f"rule {self.rule!r}: {self.method!r}: {error}") from error

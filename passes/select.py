@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,55 +77,42 @@ class SelectParameters(Analysis):
 
 def _first_failure(select: Select, site: ParamSite) -> str | None:
     """Return the first condition that fails, in words; None when all hold."""
-    return next((text for holds, text in _conditions(select, site) if not holds()), None)
+    return next((text for holds, text in _conditions(select, site) if not holds), None)
 
 
-def _conditions(select: Select, site: ParamSite) -> list[tuple[Callable[[], bool], str]]:
-    attributes = {alias.rpartition(".")[2] for alias in site.aliases}
-    kind = str(site.dtype).removeprefix("torch.")
+def _conditions(select: Select, site: ParamSite) -> Iterator[tuple[bool, str]]:
+    """Yield whether each condition holds, in order, with what to say where it does not."""
     used = ", ".join(f"{role} of {op}" for op, role in site.uses) or "nothing"
-    return [
-        (
-            lambda: _uses(select, site),
-            f"it is {used}, not {' or '.join(select.role) or 'any argument'} of "
-            f"{' or '.join(select.op) or 'any operator'}",
-        ),
-        (
-            lambda: not select.module or bool(set(select.module) & set(site.modules)),
-            f"its module is a {' or '.join(site.modules)}, not a {' or '.join(select.module)}",
-        ),
-        (
-            lambda: not select.path or _globbed(site.aliases, select.path),
-            f"its name does not match path {' or '.join(map(repr, select.path))}",
-        ),
-        (
-            lambda: (
-                not select.regex
-                or any(re.search(r, alias) for r in select.regex for alias in site.aliases)
-            ),
-            f"its name does not match regex {' or '.join(map(repr, select.regex))}",
-        ),
-        (
-            lambda: not select.param or bool(set(select.param) & attributes),
-            f"its attribute is {' or '.join(sorted(attributes))}, not {' or '.join(select.param)}",
-        ),
-        (
-            lambda: not _globbed(site.aliases, select.exclude),
-            f"exclude {' or '.join(map(repr, select.exclude))} leaves it out",
-        ),
-        (
-            lambda: select.min_numel is None or site.numel >= select.min_numel,
-            f"it has {site.numel} entries, fewer than min_numel = {select.min_numel}",
-        ),
-        (
-            lambda: not select.ndim or len(site.shape) in select.ndim,
-            f"it has {len(site.shape)} dimensions, not {' or '.join(map(str, select.ndim))}",
-        ),
-        (
-            lambda: not select.dtype or kind in select.dtype,
-            f"its dtype is {kind}, not {' or '.join(select.dtype)}",
-        ),
-    ]
+    asked = f"{_either(select.role) or 'any argument'} of {_either(select.op) or 'any operator'}"
+    yield _uses(select, site), f"it is {used}, not {asked}"
+    there = bool(set(select.module) & set(site.modules))
+    text = f"its module is a {_either(site.modules)}, not a {_either(select.module)}"
+    yield not select.module or there, text
+    yield from _names(select, site)
+    text = f"it has {site.numel} entries, fewer than min_numel = {select.min_numel}"
+    yield select.min_numel is None or site.numel >= select.min_numel, text
+    rank = len(site.shape)
+    yield not select.ndim or rank in select.ndim, f"it has {rank} dimensions, not {select.ndim}"
+    kind = str(site.dtype).removeprefix("torch.")
+    text = f"its dtype is {kind}, not {_either(select.dtype)}"
+    yield not select.dtype or kind in select.dtype, text
+
+
+def _names(select: Select, site: ParamSite) -> Iterator[tuple[bool, str]]:
+    text = f"its name does not match path {_either(map(repr, select.path))}"
+    yield not select.path or _globbed(site.aliases, select.path), text
+    found = any(re.search(r, alias) for r in select.regex for alias in site.aliases)
+    text = f"its name does not match regex {_either(map(repr, select.regex))}"
+    yield not select.regex or found, text
+    attributes = sorted({alias.rpartition(".")[2] for alias in site.aliases})
+    text = f"its attribute is {_either(attributes)}, not {_either(select.param)}"
+    yield not select.param or bool(set(select.param) & set(attributes)), text
+    text = f"exclude {_either(map(repr, select.exclude))} leaves it out"
+    yield not _globbed(site.aliases, select.exclude), text
+
+
+def _either(words: Iterable[str]) -> str:
+    return " or ".join(words)
 
 
 def _uses(select: Select, site: ParamSite) -> bool:

@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit and what was measured.
+    """A limit and what was measured; the median is what counts.
 
     Args:
         name: what is limited.
@@ -61,16 +61,18 @@ class Limit:
 
     name: str
     limit: float
-    measured: float
+    measured: Ratio
 
     @property
     def met(self) -> bool:
         """Whether the limit holds."""
-        return self.measured <= self.limit
+        return self.measured.median <= self.limit
 
     def __str__(self) -> str:
+        found = self.measured
+        spread = f"quartiles {found.low:.3f} and {found.high:.3f}"
         verdict = "met" if self.met else "not met"
-        return f"{self.name}: {self.measured:.3f}, limit {self.limit:.2f}: {verdict}"
+        return f"{self.name}: {found.median:.3f} ({spread}), limit {self.limit:.2f}: {verdict}"
 
 
 def measure_case(
@@ -96,7 +98,7 @@ def measure_case(
     return Case(
         model=name,
         batch=batch,
-        rounds=len(times.seconds["dense"]),
+        rounds=times.rounds,
         seconds={form: times.median(form) for form in calls},
         ratios={f"{a}/{b}": times.ratio(a, b) for a, b in PAIRS},
         peak=peak,
@@ -104,18 +106,11 @@ def measure_case(
 
 
 def limits_of(cases: list[Case]) -> list[Limit]:
-    """Return the limits for masked Programs at batch 1 and for finalized ones."""
-    masked = [
-        Limit(f"masked/hooked, {case.model}, batch 1", 0.95, case.ratios["masked/hooked"].median)
-        for case in cases
-        if case.batch == 1
-    ]
-    final = [
-        Limit(
-            f"finalized/dense, {case.model}, batch {case.batch}",
-            1.03,
-            case.ratios["finalized/dense"].median,
-        )
-        for case in cases
-    ]
-    return masked + final
+    """Return the limits of masked Programs at batch 1 and of finalized ones at any."""
+    limits = [_limit(case, "masked/hooked", 0.95) for case in cases if case.batch == 1]
+    return limits + [_limit(case, "finalized/dense", 1.03) for case in cases]
+
+
+def _limit(case: Case, pair: str, limit: float) -> Limit:
+    name = f"{pair}, {case.model}, batch {case.batch}"
+    return Limit(name, limit, case.ratios[pair])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 __all__ = ["Ratio", "Times", "measure"]
 
 Call = Callable[[], object]
+
+FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,6 @@ class Ratio:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.low:.2f}-{self.high:.2f})"
-
 
 @dataclass(frozen=True)
 class Times:
@@ -39,6 +39,11 @@ class Times:
     """
 
     seconds: Mapping[str, list[float]]
+
+    @property
+    def rounds(self) -> int:
+        """How many times each call was measured."""
+        return len(next(iter(self.seconds.values())))
 
     def median(self, name: str) -> float:
         """Return the median of a call's seconds."""
@@ -55,28 +60,29 @@ def measure(
     calls: Mapping[str, Call],
     *,
     seconds: float,
-    slot: float = 0.01,
+    slot: float = 0.02,
     clock: Callable[[], float] = time.process_time,
 ) -> Times:
     """Time calls in rounds of one short slot each, until the time is up.
 
-    The first round warms up and is dropped. Each round begins with another call, so that none
-    always runs after the same one.
+    The order of each round is drawn anew, so that none always runs after the same one, and each
+    slot begins with a call that is not timed, which finds the caches as another left them.
 
     Args:
         calls: by name.
-        seconds: about how long to measure, at least four rounds.
+        seconds: about how long to measure; a few rounds are run however short it is.
         slot: about how many seconds of calls a slot holds, at least one call.
         clock: process_time does not count the time in which others have the core.
     """
     repeats = {name: _repeats(call, slot, clock) for name, call in calls.items()}
-    names = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[names[0]]) < 4:
-        for name in names:
+    rounds = 0
+    while rounds < FEWEST_ROUNDS or time.perf_counter() < end:
+        for name in order.sample(list(calls), len(calls)):
             times[name].append(_slot(calls[name], repeats[name], clock))
-        names.append(names.pop(0))
+        rounds += 1
     return Times(times)
 
 
@@ -88,6 +94,7 @@ def _repeats(call: Call, slot: float, clock: Callable[[], float]) -> int:
 
 
 def _slot(call: Call, repeats: int, clock: Callable[[], float]) -> float:
+    call()
     start = clock()
     for _ in range(repeats):
         call()
