@@ -119,7 +119,7 @@ def positional_keywords(model: nn.Module, given: int, keywords: tuple[str, ...])
         return ()
     pairs = zip(parameters, keywords, strict=False)
     plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return tuple(key for p, key in takewhile(lambda pair: _is(*pair, plain), pairs))
+    return tuple(key for _, key in takewhile(lambda pair: _is(*pair, plain), pairs))
 
 
 def _is(parameter: inspect.Parameter, name: str, kind: Any) -> bool:

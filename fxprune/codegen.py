@@ -20,11 +20,10 @@ from fxprune.nesting import Nesting
 __all__ = ["NestedCodeGen", "fast_graph"]
 
 aten = torch.ops.aten
-_nn = torch._C._nn
+_nn: Any = getattr(torch._C, "_nn")  # noqa: B009 - torch's stubs leave it out
 
 # Functions that take the operator's arguments in the order of its schema.
 _FAST: dict[Any, Any] = {
-    aten._softmax.default: torch._softmax,
     aten.adaptive_avg_pool2d.default: _nn.adaptive_avg_pool2d,
     aten.add.Tensor: torch.add,
     aten.add_.Tensor: torch.Tensor.add_,

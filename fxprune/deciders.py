@@ -73,10 +73,10 @@ def _on_meta(
     there = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
     try:
         for mode in (True, False):
-            _calls(moved, *there, mode, None)
+            _calls(moved, there[0], there[1], mode, None)
     except Exception:  # noqa: BLE001 - forward needs values, or reads a tensor that does not move
         return source, args, kwargs
-    return moved, *there
+    return moved, there[0], there[1]
 
 
 def _calls(

@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "load": [load, os.getloadavg()[0]],
     }
     for part in page(cases, setup):
-        console.print(part, "", highlight=False)
+        console.print(part, highlight=False)
+        console.print()
     if options.json is not None:
         options.json.write_text(to_json(cases, setup), encoding="utf-8")
 

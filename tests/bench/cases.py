@@ -19,8 +19,8 @@ PAIRS = (
     ("hooked", "dense"),
     ("masked", "hooked"),
     ("masked", "dense"),
-    ("finalized", "hooked"),
-    ("finalized", "dense"),
+    ("final", "hooked"),
+    ("final", "dense"),
 )
 
 
@@ -70,9 +70,8 @@ class Limit:
 
     def __str__(self) -> str:
         found = self.measured
-        spread = f"quartiles {found.low:.3f} and {found.high:.3f}"
-        verdict = "met" if self.met else "not met"
-        return f"{self.name}: {found.median:.3f} ({spread}), limit {self.limit:.2f}: {verdict}"
+        ratio = f"{found.median:.3f} ({found.low:.3f}-{found.high:.3f})"
+        return f"{self.name}: {ratio}, limit {self.limit}: {'met' if self.met else 'not met'}"
 
 
 def measure_case(
@@ -108,7 +107,7 @@ def measure_case(
 def limits_of(cases: list[Case]) -> list[Limit]:
     """Return the limits of masked Programs at batch 1 and of finalized ones at any."""
     limits = [_limit(case, "masked/hooked", 0.95) for case in cases if case.batch == 1]
-    return limits + [_limit(case, "finalized/dense", 1.03) for case in cases]
+    return limits + [_limit(case, "final/dense", 1.03) for case in cases]
 
 
 def _limit(case: Case, pair: str, limit: float) -> Limit:

@@ -1,9 +1,10 @@
-"""The models that the benchmark measures, and their four forms: dense, hooked, masked, finalized."""
+"""What the benchmark measures: two models, each dense, hooked, masked and final (finalized)."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fxprune.bits import same_bits
 
 __all__ = ["FORMS", "MODELS", "Forms", "ResNet", "Transformer", "forms_of"]
 
-FORMS = ("dense", "hooked", "masked", "finalized")
+FORMS = ("dense", "hooked", "masked", "final")
 RECIPE = {
     "rule": [
         {
@@ -57,7 +58,7 @@ class ResNet(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         blocks: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             stride = 1 if inputs == outputs else 2
             blocks += [Block(inputs, outputs, stride), Block(outputs, outputs, 1)]
         self.blocks = nn.Sequential(*blocks)
@@ -117,7 +118,7 @@ class Forms:
     """One model in its four forms, in eval mode.
 
     Args:
-        modules: by name: dense, hooked by torch.nn.utils.prune, masked and finalized Programs.
+        modules: dense, hooked by torch.nn.utils.prune, the masked and the finalized Program.
         shape: of one input, without the batch.
     """
 

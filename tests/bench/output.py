@@ -15,7 +15,7 @@ from tests.bench.models import FORMS
 
 __all__ = ["page", "to_json"]
 
-MEMORY_PAIRS = (("masked", "hooked"), ("finalized", "dense"))
+MEMORY_PAIRS = (("masked", "hooked"), ("final", "dense"))
 
 
 def page(cases: list[Case], setup: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -32,7 +32,7 @@ def page(cases: list[Case], setup: Mapping[str, Any]) -> Iterator[RenderableType
     )
     yield _times(cases)
     yield _memory(cases)
-    yield "\n".join(map(str, limits_of(cases)))
+    yield "\n".join(["Limits: medians (quartiles)", *map(str, limits_of(cases))])
 
 
 def to_json(cases: list[Case], setup: Mapping[str, Any]) -> str:
@@ -44,7 +44,7 @@ def to_json(cases: list[Case], setup: Mapping[str, Any]) -> str:
 
 def _times(cases: list[Case]) -> Table:
     stacked = [f"{form} /\n{base}" for form, base in PAIRS]
-    table = _table("Time: median of the rounds' ratios", "dense\nms", *stacked, "rounds")
+    table = _table("Time: ratios, each the median over the rounds", "dense\nms", *stacked, "rounds")
     for case in cases:
         ratios = [f"{ratio.median:.3f}" for ratio in case.ratios.values()]
         dense = f"{1e3 * case.seconds['dense']:.2f}"
@@ -63,7 +63,7 @@ def _memory(cases: list[Case]) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(box=None, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=None, title=title, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     for column in ("batch", *columns):
         table.add_column(column, justify="right", no_wrap=True)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
+import fxprune.functional as prune
 from fxprune.errors import DimError, PassError, PassTypeError, ShapeError
 from fxprune.facts import Importance, ParamSite
 from fxprune.program import Program
 from fxprune.units import Entries, check_channels, living_channels, masked_value, raw_value
 from tests.comparing import is_same
-from tests.helpers import program, run, selection
-from tests.helpers import prune_given as mask_with
+from tests.helpers import program, selection
 
+Value = Callable[[Program, ParamSite, Importance], torch.Tensor]
 MASKS = st.lists(st.sampled_from([0.0, 1.0, 0.5, -1.0]), min_size=1, max_size=12)
 
 
@@ -47,9 +50,9 @@ def test_chunks_are_parts_of_the_whole(mask: list[float], a: int, b: int):
         parts = [(0, start), (start, stop), (stop, size)]
         chunks = torch.cat([entries.chunk(*part) for part in parts])
         assert torch.equal(chunks, entries.chunk(0, size))
-        living = [entries.living(*part) for part in parts]
-        counts = [stop - start if kept is None else int(kept.sum()) for kept in living[1:2]]
-        assert counts == [len(entries.chunk(start, stop))]
+        living = entries.living(start, stop)
+        count = stop - start if living is None else int(living.sum())
+        assert len(entries.chunk(start, stop)) == count
 
 
 def test_without_a_mask_all_entries_are_alive():
@@ -67,16 +70,10 @@ def test_entries_are_in_flat_order_whatever_the_strides():
 # Channels
 
 
-@pytest.mark.parametrize(
-    ("dim", "alive"),
-    [(0, [True, False]), (-2, [True, False]), (1, [True, False, False]), (-1, [True, False, False])],
-)
-def test_a_channel_is_dead_where_its_mask_sums_to_zero(dim: int, alive: list[bool]):
-    mask = torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
-    # torch counts the sum too: the last column of [1, -1] would be alive entry by entry
-    mask = torch.cat([mask, torch.tensor([[0.0, 0.0, 1.0]])]) if False else mask
-    found = living_channels(mask, dim).tolist()
-    assert found == (alive if dim in (1, -1) and mask[:, 2].sum() == 0 else found)
+def test_a_channel_is_dead_where_its_mask_sums_to_zero():
+    mask = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    assert living_channels(mask, 0).tolist() == [False, False, True]
+    assert living_channels(mask, -1).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, -1])
@@ -100,3 +97,47 @@ def test_channels_need_two_dimensions():
 def test_a_dimension_must_exist(dim: int):
     with pytest.raises(DimError, match=rf"dim={dim} does not exist in 'weight' of shape \(2, 3\)"):
         check_channels(site(program("linear"), "weight"), dim)
+
+
+# What is scored
+
+MASK = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 0.0]])
+
+
+def test_entries_are_scored_raw_and_channels_masked():
+    p = program("linear")
+    weight = p.parameter("weight").detach()
+    assert is_same(masked_value(p, site(p, "weight"), Importance()), weight)
+    prune.custom_from_mask(p, "weight", MASK)
+    assert is_same(raw_value(p, site(p, "weight"), Importance()), weight)
+    assert is_same(masked_value(p, site(p, "weight"), Importance()), weight * MASK)
+    assert not raw_value(p, site(p, "weight"), Importance()).requires_grad
+
+
+@pytest.mark.parametrize("value", [raw_value, masked_value])
+@pytest.mark.parametrize("name", ["emb.weight", "out.weight"])
+def test_importance_scores_take_the_place_of_values_by_any_name(value: Value, name: str):
+    p = program("tied")
+    scores = torch.randn(4, 3, requires_grad=True)
+    found = value(p, site(p, "emb.weight"), Importance({name: scores, "other": torch.ones(1)}))
+    assert is_same(found, scores.detach())
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("value", [raw_value, masked_value])
+def test_scores_of_another_shape_are_refused(value: Value):
+    p = program("linear")
+    with pytest.raises(ShapeError) as caught:
+        value(p, site(p, "weight"), Importance({"weight": torch.ones(6)}))
+    assert str(caught.value) == (
+        "the importance scores of 'weight' have shape (6,), the parameter (2, 3); give one score "
+        "an entry"
+    )
+
+
+@pytest.mark.parametrize("value", [raw_value, masked_value])
+def test_scores_that_are_no_tensor_are_refused(value: Value):
+    p = program("linear")
+    given: Any = {"weight": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]}
+    with pytest.raises(PassTypeError, match="importance scores of 'weight' are no tensor"):
+        value(p, site(p, "weight"), Importance(given))
