@@ -197,7 +197,7 @@ def _spread(dim: Any, value: Any, name: str) -> list[int | None]:
     if dim is None or (isinstance(dim, int) and not isinstance(dim, bool)):
         return [dim if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
     found, given = pytree.tree_flatten(dim)
-    if given != tree or not all(d is None or isinstance(d, int) for d in found):
+    if given != tree or not all(d is None or type(d) is int for d in found):
         raise CaptureError(f"batch= for {name!r} is {dim!r}, which does not fit the argument")
     return found
 

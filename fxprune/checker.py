@@ -104,9 +104,11 @@ def check_same(before: list[Any], after: list[Any], by: str) -> None:
     Raises:
         InvariantError: says which output differs.
     """
+    if len(before) != len(after):
+        raise InvariantError(f"{by} changed the number of outputs; nothing was changed")
     for i, (a, b) in enumerate(zip(before, after, strict=True)):
-        same = same_bits(a, b) if isinstance(a, torch.Tensor) else a == b
-        if not same:
+        tensors_both = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+        if not (same_bits(a, b) if tensors_both else type(a) is type(b) and a == b):
             raise InvariantError(
                 f"{by} promised equal outputs, but output {i} differs; nothing was changed"
             )

@@ -96,10 +96,20 @@ def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModu
 def _dynamic_shapes(source: nn.Module, example: Batched) -> Any:
     """Return the dimensions by parameter of forward: `*xs` has one entry, a tuple."""
     args, kwargs = example.shapes
+    if all(dim is None for dim in example.dims):
+        return None
     try:
-        return dict(inspect.signature(source.forward).bind(*args, **kwargs).arguments)
+        signature = inspect.signature(source.forward)
+        bound = dict(signature.bind(*args, **kwargs).arguments)
     except (TypeError, ValueError):
         return {**dict(zip(example.names, args, strict=True)), **kwargs}
+    rest = [name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]
+    if any(name in bound for name in rest):
+        raise CaptureError(
+            f"forward takes {list(bound[rest[0]])} through **{rest[0]}, which torch.export cannot "
+            "give a batch; name them in forward's signature, or capture with batch=None"
+        )
+    return bound
 
 
 def _explain(source: nn.Module, error: Exception) -> str:

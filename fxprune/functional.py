@@ -90,7 +90,7 @@ def l1_unstructured(
 
     Example:
         >>> import fxprune
-        >>> program = fxprune.capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
+        >>> program = fxprune.capture(torch.nn.Linear(4, 2), (torch.zeros(2, 4),))
         >>> int(l1_unstructured(program, "weight", amount=3).masks["weight"].sum())
         5
     """

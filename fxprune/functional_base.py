@@ -18,7 +18,13 @@ from fxprune.program import Program
 from fxprune.recipe import Rule
 from fxprune.registry import create
 
-__all__ = ["BasePruningMethod", "PruningContainer", "check_program", "mask_parameters"]
+__all__ = [
+    "BasePruningMethod",
+    "PruningContainer",
+    "check_program",
+    "imported_rule",
+    "mask_parameters",
+]
 
 
 class BasePruningMethod(torch_prune.BasePruningMethod):

@@ -15,8 +15,8 @@ import torch.nn.utils.prune as torch_prune
 
 from fxprune import tensors
 from fxprune.bare import bare_program
-from fxprune.errors import PassTypeError
-from fxprune.functional_base import BasePruningMethod, mask_parameters
+from fxprune.errors import PassTypeError, ShapeError
+from fxprune.functional_base import BasePruningMethod, imported_rule, mask_parameters
 from fxprune.program import Program
 from fxprune.ranking import check_amount
 
@@ -90,6 +90,17 @@ class L1Unstructured(_BuiltIn):
     def __init__(self, amount: float | int) -> None:
         self.amount = _amount(amount)
 
+    @classmethod
+    def apply(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        module: Program,
+        name: str,
+        amount: float | int,
+        importance_scores: torch.Tensor | None = None,
+    ) -> Any:
+        """Mask one parameter of a Program in place; see `functional.l1_unstructured`."""
+        return super().apply(module, name, amount, importance_scores=importance_scores)
+
 
 class RandomStructured(_BuiltIn):
     """Prune channels at random.
@@ -121,6 +132,19 @@ class LnStructured(_BuiltIn):
     def __init__(self, amount: float | int, n: float | str, dim: int = -1) -> None:
         self.amount, self.n, self.dim = _amount(amount), n, _dim(dim)
 
+    @classmethod
+    def apply(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        module: Program,
+        name: str,
+        amount: float | int,
+        n: float | str,
+        dim: int,
+        importance_scores: torch.Tensor | None = None,
+    ) -> Any:
+        """Mask one parameter of a Program in place; see `functional.ln_structured`."""
+        return super().apply(module, name, amount, n, dim, importance_scores=importance_scores)
+
 
 class CustomFromMask(_BuiltIn):
     """Join a given mask with the one that is there.
@@ -134,6 +158,26 @@ class CustomFromMask(_BuiltIn):
 
     def __init__(self, mask: torch.Tensor) -> None:
         self.mask = mask
+
+    def compute_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, t: torch.Tensor, default_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the product of the two masks.
+
+        Raises:
+            ShapeError: they differ in shape.
+        """
+        if self.mask.shape != default_mask.shape:
+            raise ShapeError(
+                f"the masks differ in shape: {tuple(self.mask.shape)} and "
+                f"{tuple(default_mask.shape)}"
+            )
+        return default_mask * self.mask.to(default_mask.dtype)
+
+    def rule(self) -> dict[str, Any]:
+        """Return the keys of the recipe's rule."""
+        own = type(self).compute_mask is CustomFromMask.compute_mask
+        return {"method": self.method} if own else imported_rule(self)
 
 
 # torch's own classes stand for fxprune's; a user's subclass of one is the user's own method.

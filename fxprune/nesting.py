@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -17,6 +16,9 @@ class Nesting:
     Args:
         skeleton: any nested value; its leaves do not matter.
 
+    Attributes:
+        tree: the structure as torch's pytree.
+
     Example:
         >>> nesting = Nesting({"a": None, "b": [True]})
         >>> nesting.unflatten(["x", "y"])
@@ -24,13 +26,9 @@ class Nesting:
     """
 
     def __init__(self, skeleton: Any) -> None:
-        tree = pytree.tree_structure(skeleton)
-        self.skeleton = pytree.tree_unflatten(list(range(tree.num_leaves)), tree)
-
-    @cached_property
-    def tree(self) -> pytree.TreeSpec:
-        """The structure as torch's pytree."""
-        return pytree.tree_structure(self.skeleton)
+        self.tree = pytree.tree_structure(skeleton)
+        numbers = list(range(self.tree.num_leaves))
+        self.skeleton = pytree.tree_unflatten(numbers, self.tree)
 
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         """Return the structure with these leaves."""

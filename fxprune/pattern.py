@@ -127,6 +127,9 @@ def _build(text: str, tree: ast.expr) -> Pattern:
             raise _fault(text, keyword.col_offset, "`**` is not part of the language")
         keywords.append((keyword.arg, _build(text, keyword.value)))
     # The language lets more arguments follow in any case; `*` says so.
+    for arg in tree.args:
+        if isinstance(arg, ast.Starred) and ast.unparse(arg) != "*_":
+            raise _fault(text, arg.col_offset, "`*` stands alone")
     plain = [arg for arg in tree.args if not isinstance(arg, ast.Starred)]
     args = tuple(_build(text, arg) for arg in plain)
     return Call(tree.func.id, args, tuple(keywords))
@@ -170,10 +173,14 @@ def _fit_name(
 ) -> Refusal | None:
     if pattern.is_parameter and parameter_of(program, value) is None:
         return Refusal(f"{value} is not a parameter", at)
-    if pattern.name in bindings and bindings[pattern.name] is not value:
+    if pattern.name in bindings and not _is_same(bindings[pattern.name], value):
         return Refusal(f"{pattern.name} is bound to two different values", at)
     bindings[pattern.name] = value
     return None
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b if isinstance(a, Node) else type(a) is type(b) and a == b
 
 
 def _fit_call(

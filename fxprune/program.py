@@ -266,7 +266,9 @@ def example_of(
 
 def _let_source_names_win(program: Program) -> None:
     """Let names of the source that Program uses for convenience mean what they meant there."""
-    root = (*program._modules, *program._parameters, *program._buffers)
+    # A masked parameter is read by its own name too, and stored under others.
+    named = (name for name in program.captured.first if "." not in name)
+    root = (*program._modules, *program._parameters, *program._buffers, *named)
     cls: Any = type(program)
     for name in root:
         if hasattr(Program, name):

@@ -13,7 +13,7 @@ from functools import reduce
 
 import torch
 
-from fxprune.errors import AmountError, AmountTypeError
+from fxprune.errors import AmountError, AmountTypeError, PassError
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource
 
 __all__ = ["check_amount", "count_of", "cut_group", "pruned_of_group"]
@@ -134,7 +134,10 @@ def _replayed(scores: Scores, ranking: Ranking, group: Sequence[str]):
 def _joined(sources: Sequence[ScoreSource]) -> torch.Tensor:
     """Join the living scores of several sources, in the dtype that torch.cat would promote to."""
     dtype = _joined_dtype(sources)
-    return torch.cat([source.chunk(0, source.units).to(dtype) for source in sources])
+    joined = torch.cat([source.chunk(0, source.units).to(dtype) for source in sources])
+    if joined.is_meta:
+        raise PassError("the parameters are on the meta device and have no values to rank")
+    return joined
 
 
 def _joined_dtype(sources: Sequence[ScoreSource]) -> torch.dtype:

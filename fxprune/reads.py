@@ -8,6 +8,7 @@ from torch.fx.node import Node
 
 from fxprune import ops
 from fxprune.program import Program
+from fxprune.shell import mask_of
 
 __all__ = ["is_product", "mask_read_of", "parameter_of", "parameter_read"]
 
@@ -49,8 +50,21 @@ def _named(program: Program, value: Any, suffix: str) -> str | None:
     if not isinstance(value, Node) or value.op != "get_attr":
         return None
     target = str(value.target)
+    if _is_of_the_source(program, target, suffix):
+        return None
     # A source may itself have a parameter called weight_orig: the exact name comes first.
     for name in (target, target.removesuffix(suffix)):
         if name in program.captured.first:
             return program.captured.first[name]
     return None
+
+
+def _is_of_the_source(program: Program, target: str, suffix: str) -> bool:
+    """Tell whether a buffer only looks like the storage of a masked parameter."""
+    if not target.endswith(suffix) or target in program.captured.first:
+        return False
+    path, _, attribute = target.rpartition(".")
+    owner = program.get_submodule(path)
+    if attribute not in owner._buffers:
+        return False
+    return suffix == "_orig" or mask_of(owner, attribute.removesuffix(suffix)) is None

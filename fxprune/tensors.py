@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fxprune.errors import MissingParameterError
+from fxprune.errors import MissingParameterError, PassTypeError
 from fxprune.shell import mask_of, raw_parameter
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def owner(program: Program, name: str) -> tuple[nn.Module, str]:
         MissingParameterError: there is no such parameter; suggests the nearest.
     """
     known = program.captured.first
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(f"a parameter's name must be a str, not {name!r}")
     path, _, attribute = name.rpartition(".")
     if name in known:
         return program.get_submodule(path), attribute

@@ -68,7 +68,8 @@ class FoldMasks(Rewrite):
     def _folded(self, program: Program, name: str) -> torch.Tensor:
         mask, value = tensors.masks(program)[name], tensors.value(program, name)
         if self.zeros == "clean":
-            return value.masked_fill(mask == 0, 0)
+            # clone keeps the memory format, which masked_fill would take from the mask.
+            return value.clone().masked_fill_(mask == 0, 0)
         return value
 
 

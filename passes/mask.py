@@ -9,6 +9,7 @@ import torch
 from torch.fx.node import Node
 
 from fxprune import tensors
+from fxprune.errors import InvariantError
 from fxprune.facts import NewMasks
 from fxprune.pattern import Refusal
 from fxprune.pipeline import Facts, Rewrite
@@ -29,13 +30,28 @@ def insert_mask(rw: Rewriter, node: Node, W: Node) -> Node | Refusal:  # noqa: N
         return Refusal("the parameter is read through its mask already", node)
     if not W.users:
         return Refusal("nothing reads the parameter", node)
-    first = next(user for user in W.graph.nodes if user in W.users)
+    first = _place_before(W)
     rw.retarget(W, f"{name}_orig")
     mask = rw.read(f"{name}_mask", before=first)
     product = rw.call(torch.ops.aten.mul.Tensor, (W, mask), before=first)
     product.meta = {**W.meta, **product.meta, "fxprune.param": name}
     rw.replace_uses(W, product)
     return product
+
+
+def _place_before(read: Node) -> Node:
+    """Return the first user of a parameter, or where the no_grad region that it is in began.
+
+    Inside of such a region the product would have no gradient for the users outside of it.
+    """
+    began: Node | None = None
+    for node in read.graph.nodes:
+        if node in read.users:
+            return node if began is None else began
+        if node.target is torch._C._set_grad_enabled:
+            opens = not isinstance(node.args[0], Node)
+            began = (began or node.prev) if opens else None
+    raise InvariantError(f"node {read.name} has users that are not in its graph")
 
 
 @dataclass(frozen=True)
