@@ -25,10 +25,12 @@ def adoption_notes(program: Program, hooked: Iterable[HookedMask]) -> tuple[str,
         hooked: the masks that the model's hooks had.
     """
     notes: list[str] = []
+    hooked = tuple(hooked)
+    owned = {id(tensors.owner(program, mask.name)[0]) for mask in hooked}
     for mask in hooked:
         aliases = tensors.aliases(program)[program.captured.first[mask.name]]
         owners = {id(tensors.owner(program, alias)[0]) for alias in aliases}
-        if len(owners) > 1:
+        if not owners <= owned:
             notes.append(
                 f"{mask.name} is tied: its mask acts on all of {', '.join(aliases)}, where the "
                 "hooked model masked one alias only"

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 
-__all__ = ["Batched", "argument_names", "batched", "positional_keywords"]
+__all__ = ["Batched", "argument_names", "batched", "name_arguments"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Batched:
         kwargs: keyword arguments, likewise.
         dims: for each leaf of `(args, kwargs)` its batch dimension, or None.
         names: names of the positional arguments.
+        positional: the keyword arguments that could as well follow by position.
         labels: a readable name for each leaf.
         shared: the leaves that share the batch, by position.
         by_name: whether the caller named the dimension of each input.
@@ -37,6 +38,7 @@ class Batched:
     kwargs: dict[str, Any]
     dims: tuple[int | None, ...]
     names: tuple[str, ...]
+    positional: tuple[str, ...]
     labels: tuple[str, ...]
     shared: tuple[int, ...]
     by_name: bool
@@ -45,13 +47,22 @@ class Batched:
     @property
     def shapes(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The dimensions as `torch.export` takes them, nested like `(args, kwargs)`."""
-        leaves, tree = pytree.tree_flatten((self.args, self.kwargs))
-        shapes = [
-            {dim: torch.export.Dim.AUTO} if dim is not None else None
-            for dim, _ in zip(self.dims, leaves, strict=True)
-        ]
-        args, kwargs = pytree.tree_unflatten(shapes, tree)
+        tree = pytree.tree_structure((self.args, self.kwargs))
+        args, kwargs = _as_lists(pytree.tree_unflatten(list(self.dims), tree))
         return tuple(args), dict(kwargs)
+
+
+def _as_lists(dims: Any) -> Any:
+    """Return nested dimensions with lists where values have nodes of their own, as dataclasses."""
+    if dims is None or isinstance(dims, int):
+        return None if dims is None else {dims: torch.export.Dim.AUTO}
+    if isinstance(dims, dict):
+        return {key: _as_lists(value) for key, value in dims.items()}
+    if type(dims) in (list, tuple):
+        return type(dims)(_as_lists(value) for value in dims)
+    if isinstance(dims, tuple):
+        return type(dims)(*map(_as_lists, dims))  # a namedtuple
+    return [_as_lists(value) for value in pytree.SUPPORTED_NODES[type(dims)].flatten_fn(dims)[0]]
 
 
 def batched(
@@ -81,8 +92,7 @@ def batched(
     names = argument_names(model, args)
     kwargs = _in_order(model, kwargs)
     tree = {**dict(zip(names, args, strict=True)), **kwargs}
-    paths, _ = pytree.tree_flatten_with_path(tree)
-    labels = tuple(f"{_key(path[0])}{pytree.keystr(path[1:])}" for path, _ in paths)
+    labels = _labels(tree)
     leaves, spec = pytree.tree_flatten((args, kwargs))
     dims = _named_dims(labels, leaves, batch)
     by_name = dims is None
@@ -101,18 +111,46 @@ def batched(
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     mixed = first == 1 and not by_name and len(set(sizes.values())) > 1
     return Batched(
-        tuple(args), dict(kwargs), tuple(dims), names, labels, shared, by_name=by_name, mixed=mixed
+        tuple(args),
+        dict(kwargs),
+        tuple(dims),
+        names,
+        _positional(model, len(names), tuple(kwargs)),
+        labels,
+        shared,
+        by_name=by_name,
+        mixed=mixed,
     )
 
 
-def positional_keywords(model: nn.Module, given: int, keywords: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the keyword arguments that could as well be given by position, after the others.
+def name_arguments(model: nn.Module, example: Batched) -> None:
+    """Give a forward with `*args` or `**kwargs` a signature with the example's names.
+
+    torch.export names its inputs, and their dimensions, by the signature.
 
     Args:
-        model: whose forward names the arguments.
-        given: how many arguments are given by position.
-        keywords: the keyword arguments, in the order of forward's signature.
+        model: a private copy; its forward is wrapped.
+        example: the arguments.
     """
+    kinds = inspect.Parameter
+    original = model.forward
+    try:
+        found = {p.kind for p in inspect.signature(original).parameters.values()}
+    except (TypeError, ValueError):
+        return
+    if not found & {kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD}:
+        return
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    parameters = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in example.names]
+    parameters += [kinds(name, kinds.KEYWORD_ONLY) for name in example.kwargs]
+    vars(forward)["__signature__"] = inspect.Signature(parameters)
+    model.forward = forward
+
+
+def _positional(model: nn.Module, given: int, keywords: tuple[str, ...]) -> tuple[str, ...]:
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())[given:]
     except (TypeError, ValueError):
@@ -133,6 +171,11 @@ def _in_order(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
     rank = {name: i for i, name in enumerate(order)}
     return dict(sorted(kwargs.items(), key=lambda item: rank.get(item[0], len(rank))))
+
+
+def _labels(tree: dict[str, Any]) -> tuple[str, ...]:
+    paths, _ = pytree.tree_flatten_with_path(tree)
+    return tuple(f"{_key(path[0])}{pytree.keystr(path[1:])}" for path, _ in paths)
 
 
 def _key(entry: Any) -> str:

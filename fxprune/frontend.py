@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import fx, nn
 from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
-from fxprune.batching import Batched, batched, positional_keywords
+from fxprune.batching import Batched, batched, name_arguments
 from fxprune.conditions import check_conditions
 from fxprune.deciders import find_deciders
 from fxprune.devices import live_devices
@@ -67,6 +66,7 @@ def _export_both(
     source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any
 ) -> tuple[Batched, dict[str, fx.GraphModule]]:
     example = batched(source, args, kwargs, batch)
+    name_arguments(source, example)
     try:
         return example, {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
     except CaptureError:
@@ -83,7 +83,7 @@ def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModu
                 source,
                 example.args,
                 example.kwargs,
-                dynamic_shapes=_dynamic_shapes(source, example),
+                dynamic_shapes=_dynamic_shapes(example),
                 strict=False,
             )
             module = exported.module(check_guards=False)
@@ -93,23 +93,10 @@ def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModu
     return module
 
 
-def _dynamic_shapes(source: nn.Module, example: Batched) -> Any:
-    """Return the dimensions by parameter of forward: `*xs` has one entry, a tuple."""
+def _dynamic_shapes(example: Batched) -> Any:
+    """Return the dimensions by argument name."""
     args, kwargs = example.shapes
-    if all(dim is None for dim in example.dims):
-        return None
-    try:
-        signature = inspect.signature(source.forward)
-        bound = dict(signature.bind(*args, **kwargs).arguments)
-    except (TypeError, ValueError):
-        return {**dict(zip(example.names, args, strict=True)), **kwargs}
-    rest = [name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]
-    if any(name in bound for name in rest):
-        raise CaptureError(
-            f"forward takes {list(bound[rest[0]])} through **{rest[0]}, which torch.export cannot "
-            "give a batch; name them in forward's signature, or capture with batch=None"
-        )
-    return bound
+    return {**dict(zip(example.names, args, strict=True)), **kwargs}
 
 
 def _explain(source: nn.Module, error: Exception) -> str:
@@ -168,7 +155,7 @@ def _input_spec(source: nn.Module, exported: fx.GraphModule, example: Batched) -
         Nesting(given),
         example.names,
         keywords,
-        positional_keywords(source, len(example.names), keywords),
+        example.positional,
         next(dtypes, None),
     )
 

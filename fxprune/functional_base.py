@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,6 +55,9 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
             importance_scores: of the parameter's shape; the method gets them in its place.
             **kwargs: arguments of the class.
         """
+        # torch's own methods take the scores by position, too: behind the arguments of the class.
+        if importance_scores is None and len(args) > len(inspect.signature(cls).parameters):
+            args, importance_scores = args[:-1], args[-1]
         method: Any = cls(*args, **kwargs)
         method._tensor_name = name
         scores = {} if importance_scores is None else {name: importance_scores}

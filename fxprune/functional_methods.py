@@ -90,17 +90,6 @@ class L1Unstructured(_BuiltIn):
     def __init__(self, amount: float | int) -> None:
         self.amount = _amount(amount)
 
-    @classmethod
-    def apply(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls,
-        module: Program,
-        name: str,
-        amount: float | int,
-        importance_scores: torch.Tensor | None = None,
-    ) -> Any:
-        """Mask one parameter of a Program in place; see `functional.l1_unstructured`."""
-        return super().apply(module, name, amount, importance_scores=importance_scores)
-
 
 class RandomStructured(_BuiltIn):
     """Prune channels at random.
@@ -131,19 +120,6 @@ class LnStructured(_BuiltIn):
 
     def __init__(self, amount: float | int, n: float | str, dim: int = -1) -> None:
         self.amount, self.n, self.dim = _amount(amount), n, _dim(dim)
-
-    @classmethod
-    def apply(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls,
-        module: Program,
-        name: str,
-        amount: float | int,
-        n: float | str,
-        dim: int,
-        importance_scores: torch.Tensor | None = None,
-    ) -> Any:
-        """Mask one parameter of a Program in place; see `functional.ln_structured`."""
-        return super().apply(module, name, amount, n, dim, importance_scores=importance_scores)
 
 
 class CustomFromMask(_BuiltIn):

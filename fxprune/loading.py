@@ -13,7 +13,7 @@ from fxprune.errors import StateError
 if TYPE_CHECKING:
     from fxprune.program import Program
 
-__all__ = ["aligned_state"]
+__all__ = ["aligned_state", "tie_again"]
 
 
 def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -38,6 +38,20 @@ def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, An
     for names in tied:
         _align(program, aligned, names)
     return aligned
+
+
+def tie_again(program: Program) -> None:
+    """Give the aliases of each parameter one tensor again, after a load with `assign=True`."""
+    for first, *others in tensors.aliases(program).values():
+        owner, attribute = tensors.owner(program, first)
+        for alias in others:
+            other, name = tensors.owner(program, alias)
+            for suffix in ("", "_orig"):
+                if f"{attribute}{suffix}" in owner._parameters:
+                    tensor = owner._parameters[f"{attribute}{suffix}"]
+                    other._parameters[f"{name}{suffix}"] = tensor
+            if f"{attribute}_mask" in owner._buffers and f"{name}_mask" in other._buffers:
+                other._buffers[f"{name}_mask"] = owner._buffers[f"{attribute}_mask"]
 
 
 def _align(program: Program, state: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -127,10 +127,10 @@ def _build(text: str, tree: ast.expr) -> Pattern:
             raise _fault(text, keyword.col_offset, "`**` is not part of the language")
         keywords.append((keyword.arg, _build(text, keyword.value)))
     # The language lets more arguments follow in any case; `*` says so.
-    for arg in tree.args:
-        if isinstance(arg, ast.Starred) and ast.unparse(arg) != "*_":
-            raise _fault(text, arg.col_offset, "`*` stands alone")
-    plain = [arg for arg in tree.args if not isinstance(arg, ast.Starred)]
+    for arg in tree.args[:-1]:
+        if isinstance(arg, ast.Starred):
+            raise _fault(text, arg.col_offset, "`*` comes last: it takes the rest")
+    plain = [a for a in tree.args if not (isinstance(a, ast.Starred) and ast.unparse(a) == "*_")]
     args = tuple(_build(text, arg) for arg in plain)
     return Call(tree.func.id, args, tuple(keywords))
 

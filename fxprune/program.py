@@ -16,7 +16,7 @@ from fxprune.errors import InvariantError
 from fxprune.forward import forward_like
 from fxprune.graphs import copy_graph, decode_graph, encode_graph
 from fxprune.inputs import InputSpec
-from fxprune.loading import aligned_state
+from fxprune.loading import aligned_state, tie_again
 from fxprune.nesting import Nesting
 from fxprune.reserved import check_names
 from fxprune.shell import MaskedReads
@@ -204,7 +204,10 @@ class Program(fx.GraphModule, MaskedReads):
             StateError: two aliases of one parameter disagree.
         """
         aligned = aligned_state(self, state_dict)
-        return super().load_state_dict(aligned, strict=strict, assign=assign)
+        found = super().load_state_dict(aligned, strict=strict, assign=assign)
+        if assign:
+            tie_again(self)
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         if id(self) not in memo:

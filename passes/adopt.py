@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import fx
 from torch.fx.node import Node
 
 from fxprune import tensors
+from fxprune.importing import VALUE
 from fxprune.ops import canonical_name
 from fxprune.pattern import Refusal
 from fxprune.pipeline import Facts, Rewrite
@@ -19,6 +21,9 @@ from fxprune.rule import rule
 
 __all__ = ["AdoptMasks", "adopt_mask"]
 
+# The reads of P_orig and of P_mask, and the name P.
+Pair = tuple[Node, Node, str]
+
 
 @rule("mul(a, b)", name="adopt-mask")
 def adopt_mask(rw: Rewriter, node: Node, a: Any, b: Any) -> Node | Refusal:
@@ -28,13 +33,40 @@ def adopt_mask(rw: Rewriter, node: Node, a: Any, b: Any) -> Node | Refusal:
     found = _pair_of(rw.program, node)
     if found is None:
         return Refusal("the factors are not P_orig and P_mask of one module", node)
+    # The parameter gets another name in all graphs, or in none.
+    places: list[tuple[Pair, list[Node]]] = []
+    for graph in rw.program.graphs.values():
+        products = _products(rw.program, graph, found)
+        if isinstance(products, str):
+            return Refusal(products, node)
+        places += [(_pair_of(rw.program, products[0]) or found, products)] if products else []
+    rw.adopt(found[2])
+    made = [_join(rw, pair, products) for pair, products in places]
+    return made[0]
+
+
+def _products(program: Program, graph: fx.Graph, found: Pair) -> list[Node] | str:
+    """Return the nodes of a graph that read P_orig, or why not each is its product with P_mask."""
     orig, mask, name = found
-    products = [n for n in node.graph.nodes if n in orig.users]
-    if any(_pair_of(rw.program, user) != (orig, mask, name) for user in products):
-        return Refusal(f"{name}_orig is read without its mask as well", node)
-    if any(_factor(user) not in products for user in mask.users):
-        return Refusal(f"{name}_mask is read elsewhere as well", node)
-    rw.adopt(name)
+    products = [n for n in graph.nodes if _reads(n, orig.target)]
+    for node in products:
+        pair = _pair_of(program, node)
+        if pair is None or pair[2] != name:
+            return f"{name}_orig is read without its mask as well"
+    for read in graph.nodes:
+        if read.op == "get_attr" and read.target == mask.target:
+            if any(_factor(user) not in products for user in read.users):
+                return f"{name}_mask is read elsewhere as well"
+    return products
+
+
+def _reads(node: Node, target: Any) -> bool:
+    return any(n.op == "get_attr" and n.target == target for n in node.all_input_nodes)
+
+
+def _join(rw: Rewriter, pair: Pair, products: list[Node]) -> Node:
+    """Put one product in the place of several, with a read of the mask of its own."""
+    orig, mask, name = pair
     read = rw.read(str(mask.target), before=products[0])
     product = rw.call(torch.ops.aten.mul.Tensor, (orig, read), before=products[0])
     product.meta = {**products[0].meta, **product.meta, "fxprune.param": name}
@@ -55,14 +87,19 @@ def _is_cast(node: Any) -> bool:
     return isinstance(node, Node) and canonical_name(node.target) in ("to", "_to_copy")
 
 
-def _pair_of(program: Program, node: Node) -> tuple[Node, Node, str] | None:
+def _pair_of(program: Program, node: Node) -> Pair | None:
     if canonical_name(node.target) != "mul" or len(node.args) != 2:
         return None
     a, b = node.args
-    return _masked_pair(program, a, b) or _masked_pair(program, b, a)
+    pair = _masked_pair(program, a, b) or _masked_pair(program, b, a)
+    if pair is None or VALUE not in node.meta:
+        return pair
+    # A mask of a wider dtype widens the product, which a masked parameter is not.
+    wide = node.meta[VALUE][1] != tensors.parameter(program, f"{pair[2]}_orig").dtype
+    return None if wide else pair
 
 
-def _masked_pair(program: Program, orig: Any, mask: Any) -> tuple[Node, Node, str] | None:
+def _masked_pair(program: Program, orig: Any, mask: Any) -> Pair | None:
     """Return the reads of P_orig and P_mask, and P, if these are the two factors."""
     stored = parameter_read(program, orig)
     if stored is None:

@@ -70,7 +70,7 @@ class ComputeMasks(Analysis):
     ) -> dict[str, torch.Tensor]:
         masked = tensors.masks(program)
         old = {site.name: masked[site.name] for site in sites if site.name in masked}
-        if self.scope == "local":
+        if self.scope == "local" or not values:
             return {name: combined_mask(method, values[name], old.get(name)) for name in values}
         if method.PRUNING_TYPE != "unstructured":
             raise PassTypeError(

@@ -41,7 +41,7 @@ class Rank(Analysis):
         scores = facts[Scores]
         what = "entries" if scores.dim is None else "channels"
         groups = [(name,) for name in scores.sources]
-        if self.scope == "global":
+        if self.scope == "global" and groups:
             groups = [tuple(scores.sources)]
         all_ties = scores.prune_all_ties and self.ties == "torch"
         cuts: dict[str, Cut] = {}

@@ -92,7 +92,10 @@ def _conditions(select: Select, site: ParamSite) -> Iterator[tuple[bool, str]]:
     text = f"it has {site.numel} entries, fewer than min_numel = {select.min_numel}"
     yield select.min_numel is None or site.numel >= select.min_numel, text
     rank = len(site.shape)
-    yield not select.ndim or rank in select.ndim, f"it has {rank} dimensions, not {select.ndim}"
+    yield (
+        not select.ndim or rank in select.ndim,
+        f"it has {rank} dimensions, not {_either(map(str, select.ndim))}",
+    )
     kind = str(site.dtype).removeprefix("torch.")
     text = f"its dtype is {kind}, not {_either(select.dtype)}"
     yield not select.dtype or kind in select.dtype, text

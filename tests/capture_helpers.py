@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ import fxprune
 from fxprune.program import Program
 from tests.comparing import difference
 from tests.parity.oracle import Oracle
+from tests.zoo import ZOO, Case
 
 __all__ = [
+    "captured",
     "check_forwards",
     "check_same",
     "masked",
@@ -31,6 +34,13 @@ __all__ = [
 
 Args = tuple[Any, ...]
 BATCHES = (4, 1, 7)
+
+
+@lru_cache
+def captured(name: str) -> tuple[Case, Program]:
+    """Capture a named model once for all tests, which takes most of the time; copy, do not edit."""
+    case = ZOO[name]()
+    return case, fxprune.capture(*case)
 
 
 def net(forward: Callable[..., Any], **attributes: Any) -> nn.Module:
@@ -105,9 +115,7 @@ def check_same(ours: Any, theirs: Any, where: object = "") -> None:
     assert found is None, f"{where}: {found}"
 
 
-def check_forwards(
-    program: nn.Module, source: nn.Module, args: Args, *, keys: bool = True
-) -> None:
+def check_forwards(program: nn.Module, source: nn.Module, args: Args, *, keys: bool = True) -> None:
     """Hold a Program to its source in both modes at three batches, then keys, order and bits.
 
     Args:

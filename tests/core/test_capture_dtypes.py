@@ -48,6 +48,10 @@ each_model = pytest.mark.parametrize("name", MODELS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 
 
+def channels_last(model: Any) -> Any:
+    return model.to(memory_format=torch.channels_last)
+
+
 def made(name: str) -> tuple[nn.Module, Tensor]:
     make, x = MODELS[name]
     torch.manual_seed(0)
@@ -149,8 +153,7 @@ def test_a_program_without_storage_is_not_ranked() -> None:
 
 def test_channels_last_weights_and_inputs() -> None:
     model, x = made("conv")
-    model = model.to(memory_format=torch.channels_last)
-    images = x.to(memory_format=torch.channels_last)
+    model, images = channels_last(model), channels_last(x)
     program = fxprune.capture(model, (images,))
     pruned = masked(program)
     source = written(model, pruned.masks)
@@ -171,9 +174,9 @@ def test_a_program_captured_contiguous_takes_channels_last() -> None:
     model, x = made("conv")
     program = fxprune.capture(model, (x,)).eval()
     model.eval()
-    check_same(program(x.to(memory_format=torch.channels_last)), model(x))
-    moved = copy.deepcopy(program).to(memory_format=torch.channels_last)
-    check_same(moved(x), copy.deepcopy(model).to(memory_format=torch.channels_last)(x))
+    check_same(program(channels_last(x)), model(x))
+    moved = channels_last(copy.deepcopy(program))
+    check_same(moved(x), channels_last(copy.deepcopy(model))(x))
 
 
 def test_inputs_that_are_not_contiguous() -> None:

@@ -91,13 +91,14 @@ def test_arguments_before_a_tuple_of_arguments() -> None:
     check_same(program(x, a, b), model(x, a, b))
 
 
-def test_a_dict_of_keyword_arguments() -> None:
+def test_a_dict_of_keyword_arguments_has_a_batch() -> None:
     def forward(self: Any, x: Tensor, **named: Tensor) -> Tensor:
         return self.l(x) + named["a"] - named["b"]
 
     model, (x, a, b) = net(forward, l=linear()), tensors()
     program = fxprune.capture(model, (x,), {"a": a, "b": b})
-    x, a, b = tensors(7)
+    check_same(program(x[:2], b=b[:2], a=a[:2]), model(x[:2], b=b[:2], a=a[:2]))
+    x, a, b = tensors()
     check_same(program(x, b=b, a=a), model(x, b=b, a=a))
 
 
@@ -272,7 +273,7 @@ def test_a_recurrent_layer_is_not_run_on_the_wrong_width() -> None:
 
 
 def test_only_modules_are_captured() -> None:
-    with pytest.raises(TypeError, match="capture takes an nn.Module, not str"):
+    with pytest.raises(TypeError, match=r"capture takes an nn\.Module, not str"):
         fxprune.capture("model", (torch.zeros(2),))  # pyright: ignore[reportArgumentType]
 
 

@@ -195,7 +195,7 @@ def test_functional_batch_norm_with_the_modules_flag() -> None:
 def test_a_cumulative_batch_norm_is_captured_or_refused() -> None:
     """momentum=None reads its counter as a number: torch.export refuses that."""
     model = nn.Sequential(nn.BatchNorm2d(3, momentum=None))
-    with pytest.raises(fxprune.FxpruneError, match="torch.export cannot take Sequential whole"):
+    with pytest.raises(fxprune.FxpruneError, match=r"torch\.export cannot take Sequential whole"):
         fxprune.capture(model, (IMAGES,))
 
 
@@ -258,7 +258,8 @@ def test_dropout_that_is_always_on_stays_on_in_eval(forward: Any) -> None:
 
 def test_attention_with_dropout_and_weights() -> None:
     model = net(
-        lambda self, x: self.a(x, x, x), a=nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
+        lambda self, x: self.a(x, x, x),
+        a=nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True),
     )
     check_captured(model, torch.randn(4, 5, 4))
 

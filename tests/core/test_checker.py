@@ -143,7 +143,7 @@ def test_observing_changes_nothing():
     assert first[1:] == [0.5, None]
     assert not first[0].requires_grad
     assert [part.training for part in noisy.modules()] == flags
-    assert is_same(noisy.state_dict(), state)
+    assert is_same(dict(noisy.state_dict()), state)
     assert torch.equal(torch.get_rng_state(), generator)
 
 
@@ -167,6 +167,8 @@ def test_a_program_and_its_source_are_observed_alike():
         ([1, torch.ones(2)], [1, torch.ones(2).double()]),
         ([None, "a"], [None, "b"]),
         ([torch.ones(2), torch.ones(1)], [torch.ones(2), torch.ones(())]),
+        ([torch.ones(2), torch.ones(1)], [torch.ones(2), None]),
+        ([torch.ones(2), 1], [torch.ones(2), 1.0]),
     ],
 )
 def test_a_difference_breaks_the_promise(before: list[Any], after: list[Any]):
@@ -177,6 +179,11 @@ def test_a_difference_breaks_the_promise(before: list[Any], after: list[Any]):
     )
 
 
+def test_another_number_of_outputs_breaks_the_promise():
+    with pytest.raises(InvariantError, match="finalize changed the number of outputs"):
+        check_same([torch.ones(2)], [], "finalize")
+
+
 def test_equal_outputs_keep_the_promise():
-    outputs = [torch.tensor([float("nan"), -0.0]), 3, None]
-    check_same(outputs, [outputs[0].clone(), 3, None], "finalize")
+    values = torch.tensor([float("nan"), -0.0])
+    check_same([values, 3, None], [values.clone(), 3, None], "finalize")

@@ -96,7 +96,7 @@ def test_graphs_of_captured_models_survive(name: str):
 
 
 def test_a_restored_graph_computes_the_same():
-    captured = source_of("conv")
+    captured = program("conv").eval()
     graph = decode_graph(encode_graph(captured.graph))
     module = fx.GraphModule(captured, graph)
     x = torch.randn(3, 2, 4, 4)

@@ -15,7 +15,7 @@ import fxprune
 import fxprune.functional as fx_prune
 from fxprune.errors import StateError
 from fxprune.program import Program
-from tests.capture_helpers import check_same, masked, oracle_of, run, state_of, written
+from tests.capture_helpers import captured, check_same, masked, oracle_of, run, state_of, written
 from tests.zoo import ZOO
 
 # Models whose masks torch's keys can express.
@@ -50,8 +50,8 @@ def half_pruned(alias: str) -> dict[str, Tensor]:
 
 @each_model
 def test_checkpoints_of_masked_models_interchange(name: str) -> None:
-    model, args, kwargs = ZOO[name]()
-    program = masked(fxprune.capture(model, args, kwargs))
+    (model, args, kwargs), program = captured(name)
+    program = masked(program)
     hooked = oracle_of(model, program.masks).hooked
     saved = state_of(hooked)
     assert list(program.state_dict()) == list(saved)
@@ -67,8 +67,8 @@ def test_checkpoints_of_masked_models_interchange(name: str) -> None:
 
 @each_model
 def test_checkpoints_of_plain_models_interchange(name: str) -> None:
-    model, args, kwargs = ZOO[name]()
-    program = masked(fxprune.capture(model, args, kwargs))
+    (model, args, kwargs), program = captured(name)
+    program = masked(program)
     final = fxprune.finalize(program)
     source = copy.deepcopy(model)
     source.load_state_dict(final.state_dict(), strict=True)
@@ -128,7 +128,7 @@ def test_aliases_with_different_values_are_refused() -> None:
     program, _, _ = tied()
     before, state = state_of(program), half_pruned("emb")
     state["out.weight"] = state["out.weight"] + 1
-    with pytest.raises(StateError, match="'emb.weight_orig' and 'out.weight' are one tied"):
+    with pytest.raises(StateError, match=r"'emb\.weight_orig' and 'out\.weight' are one tied"):
         program.load_state_dict(state)
     check_same(state_of(program), before)
 
@@ -147,7 +147,7 @@ def test_aliases_of_a_plain_program_with_different_values_are_refused() -> None:
     program = fxprune.capture(model, args)
     state = state_of(program)
     state["out.weight"] = state["out.weight"] + 1
-    with pytest.raises(StateError, match="'emb.weight' and 'out.weight' are one tied"):
+    with pytest.raises(StateError, match=r"'emb\.weight' and 'out\.weight' are one tied"):
         program.load_state_dict(state)
 
 
@@ -167,7 +167,9 @@ def test_a_masked_state_does_not_fit_a_plain_program() -> None:
 def test_not_strict_loads_what_fits_and_tells_the_rest() -> None:
     model, args, _ = ZOO["lenet"]()
     program = masked(model, args)
-    found = program.load_state_dict({"fc3.bias": torch.ones(10), "more": torch.ones(1)}, strict=False)
+    found = program.load_state_dict(
+        {"fc3.bias": torch.ones(10), "more": torch.ones(1)}, strict=False
+    )
     assert found.unexpected_keys == ["more"]
     assert "fc1.weight_orig" in found.missing_keys
     check_same(program.get_parameter("fc3.bias").data, torch.ones(10))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import OrderedDict, namedtuple
-from typing import Any
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,14 @@ from torch.utils import _pytree as pytree
 
 from fxprune.nesting import Nesting
 
-Pair = namedtuple("Pair", ["x", "y"])  # noqa: PYI024 - torch knows this kind of tuple
+
+class Pair(NamedTuple):
+    """A kind of tuple of its own."""
+
+    x: Any
+    y: Any
+
+
 NESTS = st.recursive(
     st.none() | st.integers(),
     lambda inside: (

@@ -26,7 +26,12 @@ PARSED: list[tuple[str, Pattern]] = [
     ("None", Constant(None)),
     ("True", Constant(True)),
     ("'same'", Constant("same")),
+    ("-2", Constant(-2)),
+    ("-0.5", Constant(-0.5)),
     ("relu()", Call("relu", (), ())),
+    ("conv2d(_, W, *)", Call("conv2d", (Anything(), Name("W")), ())),
+    ("cat(*, dim=1)", Call("cat", (), (("dim", Constant(1)),))),
+    ("relu(conv2d( * ))", Call("relu", (Call("conv2d", (), ()),), ())),
     ("linear(_, W, b)", Call("linear", (Anything(), Name("W"), Name("b")), ())),
     ("conv2d(_, W, groups=1)", Call("conv2d", (Anything(), Name("W")), (("groups", Constant(1)),))),
     ("relu(add(x, x))", Call("relu", (Call("add", (Name("x"), Name("x")), ()),), ())),
@@ -52,7 +57,8 @@ FAULTS: list[tuple[str, str, str]] = [
     ("relu(x)(y)", NAME_OR_CALL, "^"),
     ("add(x, [1])", NAME_OR_CALL, "       ^"),
     ("add(x + 1)", NAME_OR_CALL, "    ^"),
-    ("add(*x)", NAME_OR_CALL, "    ^"),
+    ("add(-x)", NAME_OR_CALL, "    ^"),
+    ("add(-'a')", NAME_OR_CALL, "    ^"),
     ("conv2d(_, W, **more)", "`**` is not part of the language", "             ^"),
     ("relu(x", "this is not an expression", "    ^"),
 ]
@@ -63,6 +69,12 @@ def test_a_fault_is_pointed_at(text: str, what: str, caret: str):
     with pytest.raises(RecipeError) as caught:
         parse(text)
     assert str(caught.value) == f"pattern: {what}\n  {text}\n  {caret}"
+
+
+@pytest.mark.parametrize("text", ["conv2d(*, W)", "add(x, *, y)", "f(*, *)", "add(*x)"])
+def test_the_rest_comes_last(text: str):
+    with pytest.raises(RecipeError):
+        parse(text)
 
 
 DEEP = "f(" * 5000 + ")" * 5000
@@ -111,6 +123,8 @@ CONV: list[tuple[str, str, dict[str, str]]] = [
     ("relu(batch_norm(conv2d(_, W), G))", "relu", {"W": "_0_weight", "G": "_1_weight"}),
     ("batch_norm(x, _, _, _, _, t)", "batch_norm", {"x": "conv2d", "t": "_1_training"}),
     ("flatten(_, 1)", "flatten", {}),
+    ("flatten(*)", "flatten", {}),
+    ("flatten(_, end_dim=-1)", "flatten", {}),
     ("batch_norm(_, eps=0.00001)", "batch_norm", {}),
 ]
 

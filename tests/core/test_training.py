@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import fxprune
-from tests.capture_helpers import check_same, masked, oracle_of, state_of
+from tests.capture_helpers import captured, check_same, masked, oracle_of, state_of
 from tests.parity.oracle import loss_of
 from tests.zoo import ZOO
 
@@ -34,11 +34,13 @@ def train(optimizer: torch.optim.Optimizer, forward: Callable[[], Any]) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["residual_cnn", "attention", "lstm", "tied_embedding", "aux_head"])
+@pytest.mark.parametrize(
+    "name", ["residual_cnn", "attention", "lstm", "tied_embedding", "aux_head"]
+)
 @each_optimizer
 def test_three_steps_are_those_of_the_masks(name: str, optimizer: str) -> None:
-    model, args, kwargs = ZOO[name]()
-    program = masked(fxprune.capture(model, args, kwargs)).train()
+    (model, args, kwargs), program = captured(name)
+    program = masked(program).train()
     oracle = oracle_of(model, program.masks)
     before = program.value(next(iter(program.masks)))
     train(OPTIMIZERS[optimizer](program.parameters()), lambda: program(*args, **kwargs))
@@ -58,8 +60,8 @@ def test_three_steps_are_those_of_the_masks(name: str, optimizer: str) -> None:
 
 @each_optimizer
 def test_finalized_after_training_keeps_the_function_and_then_regrows(optimizer: str) -> None:
-    model, args, _ = ZOO["residual_cnn"]()
-    program = masked(model, args).train()
+    (_, args, _), program = captured("residual_cnn")
+    program = masked(program).train()
     train(OPTIMIZERS[optimizer](program.parameters()), lambda: program(*args))
     final = fxprune.finalize(program)
     check_same(final.eval()(*args), program.eval()(*args))
@@ -111,10 +113,9 @@ def test_a_gradient_that_was_there_before_an_edit_in_place_stays() -> None:
 
 
 def test_training_through_a_compiled_program() -> None:
-    model, args, _ = ZOO["residual_cnn"]()
-    program = masked(model, args).train()
+    (_, args, _), program = captured("residual_cnn")
+    program = masked(program).train()
     twin = copy.deepcopy(program)
-    program(*args), twin(*args)
     torch._dynamo.reset()
     compiled = torch.compile(program, fullgraph=True, backend="eager")
     train(OPTIMIZERS["sgd"](program.parameters()), lambda: compiled(*args))
@@ -135,8 +136,8 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", ["residual_cnn", "attention", "tied_embedding"])
 def test_distributed_data_parallel_trains_the_same(name: str) -> None:
-    model, args, kwargs = ZOO[name]()
-    program = masked(fxprune.capture(model, args, kwargs)).train()
+    (_, args, kwargs), program = captured(name)
+    program = masked(program).train()
     twin = copy.deepcopy(program)
     parallel = DistributedDataParallel(program)
     train(OPTIMIZERS["sgd"](parallel.parameters()), lambda: parallel(*args, **kwargs))

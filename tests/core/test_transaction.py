@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -97,7 +97,7 @@ def run_with_stops(
 
 
 @contextmanager
-def stopped_edit(step: int) -> Iterator[None]:
+def stopped_edit(step: int) -> Generator[None]:
     """Let the Rewriter raise at its step-th call, whichever method that is."""
     calls = itertools.count(1)
 
@@ -127,9 +127,7 @@ def test_an_exception_at_any_edit_changes_nothing(operation: Operation, name: st
 
 
 @each_operation
-def test_a_broken_invariant_changes_nothing(
-    operation: Operation, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_broken_invariant_changes_nothing(operation: Operation, monkeypatch: pytest.MonkeyPatch):
     p = made_for(operation, "tied")
     before, outputs = snapshot(p), p(*inputs("tied"))
 
@@ -166,7 +164,7 @@ def test_a_later_rule_that_fails_takes_the_earlier_ones_back():
 
 
 @contextmanager
-def interrupted_commit(step: int) -> Iterator[None]:
+def interrupted_commit(step: int) -> Generator[None]:
     """Raise KeyboardInterrupt at the step-th line that the commit runs."""
     lines = itertools.count(1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -15,9 +14,18 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.program import Program
-from tests.capture_helpers import check_same, masked, oracle_of, run, saved, state_of, written
+from tests.capture_helpers import (
+    captured,
+    check_same,
+    masked,
+    oracle_of,
+    run,
+    saved,
+    state_of,
+    written,
+)
 from tests.parity.oracle import Oracle, loss_of, step_by_step
-from tests.zoo import ZOO, Case, with_batch
+from tests.zoo import ZOO, with_batch
 
 BATCHES = (4, 1, 7)
 PLAIN: dict[str, Callable[[Program], Program]] = {
@@ -41,13 +49,6 @@ del MASKED["deepcopied twice"]
 
 each_model = pytest.mark.parametrize("name", ZOO)
 each_mode = pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-
-
-@lru_cache
-def captured(name: str) -> tuple[Case, Program]:
-    """Capture once per model: that takes most of the time."""
-    case = ZOO[name]()
-    return case, fxprune.capture(*case)
 
 
 def check_forwards(program: nn.Module, source: nn.Module, args: Any, kwargs: Any) -> None:
