@@ -109,7 +109,6 @@ def batched(
         if sizes[i] == 1:
             leaves[i] = torch.cat([leaves[i], leaves[i]], dims[i] or 0)
     args, kwargs = pytree.tree_unflatten(leaves, spec)
-    mixed = first == 1 and not by_name and len(set(sizes.values())) > 1
     return Batched(
         tuple(args),
         dict(kwargs),
@@ -119,7 +118,7 @@ def batched(
         labels,
         shared,
         by_name=by_name,
-        mixed=mixed,
+        mixed=first == 1 and not by_name and len(set(sizes.values())) > 1,
     )
 
 

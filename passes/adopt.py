@@ -54,9 +54,9 @@ def _products(program: Program, graph: fx.Graph, found: Pair) -> list[Node] | st
         if pair is None or pair[2] != name:
             return f"{name}_orig is read without its mask as well"
     for read in graph.nodes:
-        if read.op == "get_attr" and read.target == mask.target:
-            if any(_factor(user) not in products for user in read.users):
-                return f"{name}_mask is read elsewhere as well"
+        is_mask = read.op == "get_attr" and read.target == mask.target
+        if is_mask and any(_factor(user) not in products for user in read.users):
+            return f"{name}_mask is read elsewhere as well"
     return products
 
 
