@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.graph import CodeGen
+from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
 from fxprune.graphs import copy_graph
@@ -97,4 +98,28 @@ def fast_graph(graph: fx.Graph) -> fx.Graph:
     for node in fast.nodes:
         if node.op == "call_function":
             node.target = _FAST.get(node.target, node.target)
+    _read_owners_once(fast)
     return fast
+
+
+def _read_owners_once(graph: fx.Graph) -> None:
+    """Read each module on the way to a tensor once: every step is a look-up that fails first."""
+    owners: dict[str, Node] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        path, _, name = str(node.target).rpartition(".")
+        if not path:
+            continue
+        with graph.inserting_before(node):
+            read = graph.call_function(getattr, (_owner(graph, path, owners), name))
+        node.replace_all_uses_with(read)
+        graph.erase_node(node)
+
+
+def _owner(graph: fx.Graph, path: str, owners: dict[str, Node]) -> Node:
+    if path not in owners:
+        above, _, name = path.rpartition(".")
+        if above:
+            owners[path] = graph.call_function(getattr, (_owner(graph, above, owners), name))
+        else:
+            owners[path] = graph.create_node("get_attr", name)
+    return owners[path]

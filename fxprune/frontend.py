@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fxprune.program import BOTH, EVAL, TRAIN, Captured, Program
 from fxprune.quiet import quiet_export
 from fxprune.reserved import check_names
 from fxprune.shell import shell_of
+from fxprune.singles import takes_a_batch_of_one
 from fxprune.source import HookedMask, copy_model, training_flags, unhook, with_flags
 
 __all__ = ["capture_module"]
@@ -59,6 +61,8 @@ def capture_module(
     if BOTH not in program.graphs:
         program.captured.deciders = find_deciders(source, example.args, example.kwargs)
         program.recompile()
+    if not takes_a_batch_of_one(program, source, example):
+        program.captured.inputs = replace(program.captured.inputs, smallest=2)
     return program, masks
 
 

@@ -77,6 +77,7 @@ class InputSpec:
         positional: those of them that follow the positional ones in the source's signature.
         float_dtype: the model's own floating dtype at capture; inputs of this dtype follow the
             Program when it is moved to another.
+        smallest: the smallest size of a symbolic dimension for which the graph is right.
     """
 
     inputs: tuple[Input, ...]
@@ -85,6 +86,7 @@ class InputSpec:
     keywords: tuple[str, ...]
     positional: tuple[str, ...] = ()
     float_dtype: torch.dtype | None = None
+    smallest: int = 1
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.inputs))
@@ -127,6 +129,11 @@ class InputSpec:
         for dim, size in zip(spec.shape, leaf.shape, strict=True):
             wanted = dim
             if isinstance(dim, str):
+                if size < self.smallest:
+                    raise InputError(
+                        f"input {spec} was given {tuple(leaf.shape)}: the graph is right from a "
+                        f"batch of {self.smallest} on, since forward treats one row otherwise"
+                    )
                 if "*" in dim:
                     continue
                 wanted = sizes.setdefault(dim, size)
@@ -156,7 +163,7 @@ class InputSpec:
             `(args, kwargs)`.
         """
         generator = torch.Generator().manual_seed(seed)
-        sizes = dict.fromkeys(self.symbols, batch)
+        sizes = dict.fromkeys(self.symbols, max(batch, self.smallest))
         leaves: list[Any] = []
         for spec in self.inputs:
             if spec.dtype is None:

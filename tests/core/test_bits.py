@@ -53,7 +53,8 @@ def test_shape_and_dtype_count():
     assert not same_bits(ones, ones.T)
     assert not same_bits(ones, ones.double())
     assert not same_bits(ones, torch.ones(2, 3, 1))
-    assert not same_bits(torch.ones(2, dtype=torch.int32), torch.ones(2, dtype=torch.float32))
+    assert not same_bits(torch.zeros(2, dtype=torch.int32), torch.zeros(2))
+    assert not same_bits(torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.bfloat16))
 
 
 def test_memory_format_and_gradients_do_not():
