@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import torch
@@ -34,7 +36,11 @@ def takes_a_batch_of_one(program: Program, source: nn.Module, example: Batched) 
     rows = [x if d is None else x.narrow(d, 0, 1) for x, d in zip(leaves, dims, strict=True)]
     args, kwargs = pytree.tree_unflatten(rows, tree)
     try:
-        wanted, found = observe(source, args, kwargs), observe(program, args, kwargs)
+        # Copies, since forward may write to buffers, which source and program share here.
+        both = copy.deepcopy((source, program))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted, found = (observe(module, args, kwargs) for module in both)
     except FxpruneError:
         return True  # dimensions that are not the batch after all: the input check says so
     except Exception:  # noqa: BLE001 - forward itself may refuse a batch of one, in any way

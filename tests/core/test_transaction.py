@@ -196,13 +196,11 @@ def traced(function: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
 @pytest.mark.parametrize("operation", [prune_all, finalize, remove_one])
 def test_an_interrupt_at_any_line_of_the_commit_changes_nothing(operation: Operation):
     p = made_for(operation, "tied")
-    outputs = p(*inputs("tied"))
     twin = copy.deepcopy(p)
     assert run_with_stops(p, operation, interrupted_commit, KeyboardInterrupt) > 20
     operation(twin)
     assert difference(dict(p.state_dict()), dict(twin.state_dict())) is None
     assert is_same(p(*inputs("tied")), twin(*inputs("tied")))
-    assert not is_same(p(*inputs("tied")), outputs) or operation is not prune_all
 
 
 @each_operation

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import fxprune
 import fxprune.functional as prune
 from fxprune import tensors
-from fxprune.errors import ShapeError
+from fxprune.errors import PassError, ShapeError
 from fxprune.facts import NewMasks
 from fxprune.passes.mask import insert_mask
 from fxprune.pattern import Refusal
@@ -149,6 +150,17 @@ def test_rejoined_masks_are_multiplied():
 def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(ShapeError, match=r"the mask of '0\.weight' has shape \(3,\)"):
         run(program("mlp"), create("mask"), given=[given({"0.weight": torch.ones(3)})])
+
+
+@pytest.mark.parametrize("taken", ["weight_mask", "weight_orig"])
+def test_a_name_that_the_source_uses_itself_is_not_taken(taken: str):
+    source = nn.Linear(3, 2)
+    source.register_buffer(taken, torch.ones(2, 3))
+    p = fxprune.capture(source, inputs("linear"))
+    before = snapshot(p)
+    with pytest.raises(PassError, match=f"its module has an attribute {taken!r} of its own"):
+        prune.identity(p, "weight")
+    assert snapshot(p) == before
 
 
 def test_gradients_are_masked():
