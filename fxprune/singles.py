@@ -34,18 +34,22 @@ def takes_a_batch_of_one(program: Program, source: nn.Module, example: Batched) 
     if all(dim is None for dim in dims) or any(p.is_meta for p in source.parameters()):
         return True
     rows = [x if d is None else x.narrow(d, 0, 1) for x, d in zip(leaves, dims, strict=True)]
-    args, kwargs = pytree.tree_unflatten(rows, tree)
     try:
-        # Copies, since forward may write to buffers, which source and program share here.
-        both = copy.deepcopy((source, program))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wanted, found = (observe(module, args, kwargs) for module in both)
+            wanted, found = (_observed(module, rows, tree) for module in (source, program))
     except FxpruneError:
         return True  # dimensions that are not the batch after all: the input check says so
     except Exception:  # noqa: BLE001 - forward itself may refuse a batch of one, in any way
         return False
     return len(wanted) == len(found) and all(map(_close, wanted, found))
+
+
+def _observed(module: nn.Module, rows: list[Any], tree: pytree.TreeSpec) -> list[Any]:
+    """Run a copy on copies: forward may write to its inputs, and to buffers that are shared."""
+    own = [row.detach().clone() if isinstance(row, torch.Tensor) else row for row in rows]
+    args, kwargs = pytree.tree_unflatten(own, tree)
+    return observe(copy.deepcopy(module), args, kwargs)
 
 
 def _close(a: Any, b: Any) -> bool:
