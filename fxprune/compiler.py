@@ -18,11 +18,11 @@ from fxprune.errors import PassTypeError
 from fxprune.facts import GivenMasks, Importance, Methods
 from fxprune.frontend import capture_module
 from fxprune.pipeline import Facts, Pipeline, Rewrite
-from fxprune.plan import Stage, stage_of, stages_of
 from fxprune.program import Program, example_of
 from fxprune.recipe import Finalize, Recipe, Rule
 from fxprune.records import record_of
 from fxprune.registry import create
+from fxprune.stages import Stage, stage_of, stages_of
 from fxprune.transaction import commit, fork
 
 __all__ = [

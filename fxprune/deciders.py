@@ -17,23 +17,26 @@ __all__ = ["find_deciders"]
 
 
 class _Calls(TorchFunctionMode):
-    """Records the names of the torch functions that run."""
+    """Records the torch functions that run, with their constants but for flags."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.made: list[str] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.names.append(resolve_name(func) or repr(func))
+        # A flag among the arguments, as dropout's, is live in the graph and chooses none.
+        leaves = pytree.tree_leaves((args, kwargs))
+        constants = [x for x in leaves if isinstance(x, (int, float)) and not isinstance(x, bool)]
+        self.made.append(f"{resolve_name(func) or func!r} {constants}")
         return func(*args, **(kwargs or {}))
 
 
 def find_deciders(
     source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[str, ...]:
-    """Flip each training flag alone and return the submodules that change which functions run.
+    """Flip each training flag alone and return the submodules that change what runs.
 
     Args:
         source: a private copy of the model, on which the two captured graphs differ; runs, so its
@@ -83,5 +86,5 @@ def _calls(
     source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: bool, but: str | None
 ) -> list[str]:
     with with_flags(source, mode, but), torch.no_grad(), _Calls() as calls:
-        source(*args, **kwargs)
-    return calls.names
+        found = source(*args, **kwargs)
+    return [*calls.made, str(pytree.tree_structure(found))]

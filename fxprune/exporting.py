@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import logging
-import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from fxprune.errors import FormatError
-from fxprune.forward import forward_like
 from fxprune.program import Program, example_of
+from fxprune.quiet import quiet_export
 
 __all__ = ["WRITERS", "check_format", "write_onnx", "write_pt2", "write_safetensors"]
 
@@ -51,7 +47,7 @@ def write_pt2(program: Program, path: Path) -> None:
         program: not changed.
         path: ends in .pt2; `torch.export.load` reads it.
     """
-    with _quiet():
+    with quiet_export():
         torch.export.save(_exported(program), path)
 
 
@@ -71,7 +67,7 @@ def write_onnx(program: Program, path: Path) -> None:
             f"the weights have {size / 2**30:.1f} GiB, and one .onnx file holds less than 2; "
             "export to .pt2 or .safetensors"
         )
-    with _quiet():
+    with quiet_export():
         exported = _exported(program)
         names = _by_argument(program, _symbols)
         written: Any = torch.onnx.export(exported, dynamo=True, dynamic_shapes=names, verbose=False)
@@ -109,30 +105,8 @@ def _exported(program: Program) -> torch.export.ExportedProgram:
     """Export a private copy in the program's current mode, its symbolic dimensions dynamic."""
     args, kwargs = example_of(program, batch=_BATCH)
     shapes = _by_argument(program, _dynamic)
-    source = _plain(copy.deepcopy(program))
+    source = copy.deepcopy(program)
     return torch.export.export(source, args, kwargs, dynamic_shapes=shapes, strict=False)
-
-
-class _Plain(nn.Module):
-    """A Program as a module that is no GraphModule, under the same keys.
-
-    torch.export runs the graph of a GraphModule past its forward, and so loses how inputs and
-    outputs are nested.
-    """
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        for key in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            self.__dict__[key] = program.__dict__[key]
-        self.__dict__["program"] = program
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.__dict__["program"]._run(args, kwargs)
-
-
-def _plain(program: Program) -> nn.Module:
-    cls: Any = type("Plain", (_Plain,), {"forward": forward_like(program.captured.inputs)})
-    return cls(program)
 
 
 def _by_argument(program: Program, mark: Callable[[str], Any]) -> dict[str, Any]:
@@ -153,44 +127,3 @@ def _dynamic(size: str) -> Any:
 def _symbols(size: str) -> str | Any:
     # A multiple of a symbol has no name of its own.
     return torch.export.Dim.AUTO if "*" in size else size
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Keep back what torch's exporters say of themselves, not of the model."""
-    with warnings.catch_warnings(), ExitStack() as stack:
-        for message, category in _WARNINGS:
-            warnings.filterwarnings("ignore", message=message, category=category)
-        for name, start in _LOGGED.items():
-            logger, drop = logging.getLogger(name), _Drop(start)
-            logger.addFilter(drop)
-            stack.callback(logger.removeFilter, drop)
-        yield
-
-
-_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # torch's own pytree specs, copied
-    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
-    # torch.utils.mkldnn, which the ONNX exporter imports
-    (r"`torch\.jit\.script_method` is deprecated", DeprecationWarning),
-    # two inputs that share a dimension get one name for it, as they should
-    (r"# The axis name: .* will not be used, since it shares the same shape", UserWarning),
-)
-
-# What the ONNX exporter logs of its own optimisations, by logger and beginning.
-_LOGGED = {
-    "torch.onnx._internal.exporter._registration": "torchvision is not installed",
-    "onnxscript.optimizer._constant_folding": "Skipping constant folding",
-    "onnx_ir.passes.common.initializer_deduplication": "Skipped deduplication",
-}
-
-
-class _Drop(logging.Filter):
-    """Drops records that begin with a text."""
-
-    def __init__(self, start: str) -> None:
-        super().__init__()
-        self.start = start
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self.start)

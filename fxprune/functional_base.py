@@ -14,10 +14,10 @@ from fxprune.compiler import edit, run_stages
 from fxprune.errors import PassError, PassTypeError
 from fxprune.facts import GivenMasks, Importance, Methods
 from fxprune.methods import combined_mask
-from fxprune.plan import stage_of
 from fxprune.program import Program
 from fxprune.recipe import Rule
 from fxprune.registry import create
+from fxprune.stages import stage_of
 
 __all__ = [
     "BasePruningMethod",
@@ -59,6 +59,10 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         if importance_scores is None and len(args) > len(inspect.signature(cls).parameters):
             args, importance_scores = args[:-1], args[-1]
         method: Any = cls(*args, **kwargs)
+        if isinstance(method, PruningContainer):
+            raise PassError(
+                "a PruningContainer combines methods that were applied; apply these one by one"
+            )
         method._tensor_name = name
         scores = {} if importance_scores is None else {name: importance_scores}
         mask_parameters(module, (name,), method, scores, "local")

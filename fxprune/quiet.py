@@ -1,4 +1,4 @@
-"""torch.export without what it prints and warns of on its own account."""
+"""torch's exporters without what they print, log and warn of on their own account."""
 
 from __future__ import annotations
 
@@ -7,25 +7,58 @@ import logging
 import sys
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 
 __all__ = ["quiet_export"]
 
 
 @contextmanager
 def quiet_export() -> Generator[None]:
-    """Let torch.export run quietly; what it printed is shown only where it succeeds."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level, printed = logger.level, io.StringIO()
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stderr(printed), warnings.catch_warnings():
-            # nn.LSTM and nn.GRU rebuild their list of flat weights, which export warns of.
-            warnings.filterwarnings("ignore", message="The tensor attributes? .*during export")
-            # torch.export's own use of its internals.
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-            warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-            yield
-        sys.stderr.write(printed.getvalue())
-    finally:
-        logger.setLevel(level)
+    """Let torch.export and torch.onnx run quietly; what they printed is shown if they succeed."""
+    printed = io.StringIO()
+    with ExitStack() as stack:
+        for name, start in _LOGGED.items():
+            logger, drop = logging.getLogger(name), _Drop(start)
+            logger.addFilter(drop)
+            stack.callback(logger.removeFilter, drop)
+        stack.enter_context(redirect_stderr(printed))
+        stack.enter_context(warnings.catch_warnings())
+        for message in _WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        # torch's own use of its internals
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+        yield
+    sys.stderr.write(printed.getvalue())
+
+
+_WARNINGS = (
+    # nn.LSTM and nn.GRU rebuild their list of flat weights
+    "The tensor attributes? .*during export",
+    # torch's own pytree specs, copied
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # torch.utils.mkldnn, which the ONNX exporter imports
+    r"`torch\.jit\.script_method` is deprecated",
+    # two inputs that share a dimension get one name for it, as they should
+    "# The axis name: .* will not be used, since it shares the same shape",
+)
+
+# Loggers, and the beginnings of what is dropped of theirs: torch.export on shapes, then what the
+# ONNX exporter says of its own optimisations.
+_LOGGED = {
+    "torch.fx.experimental.symbolic_shapes": "",
+    "torch.onnx._internal.exporter._registration": "torchvision is not installed",
+    "onnxscript.optimizer._constant_folding": "Skipping constant folding",
+    "onnx_ir.passes.common.initializer_deduplication": "Skipped deduplication",
+}
+
+
+class _Drop(logging.Filter):
+    """Drops records under ERROR that begin with a text."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or not record.getMessage().startswith(self.start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fxprune.facts import ParamRecord, Ranking, RuleRecord, Scores, Selection
 from fxprune.pipeline import Facts, Trace
-from fxprune.plan import Stage
+from fxprune.stages import Stage
 
 __all__ = ["record_of"]
 

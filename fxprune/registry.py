@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from fxprune.errors import PassError
@@ -29,7 +29,8 @@ def find(name: str) -> type[Any]:
     if name not in table:
         near = difflib.get_close_matches(name, table, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(table)}"
-        raise PassError(f"there is no pass {name!r}{hint}")
+        broken = "".join(f"\n  {fault}" for fault in _broken().values())
+        raise PassError(f"there is no pass {name!r}{hint}{broken}")
     module, _, attribute = table[name].partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -57,9 +58,18 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_table()))
 
 
-@lru_cache(maxsize=1)
 def _table() -> Mapping[str, str]:
-    table: dict[str, str] = {}
+    return _found()[0]
+
+
+def _broken() -> Mapping[str, str]:
+    """Return what is wrong with entry points that cannot be loaded, by their name."""
+    return _found()[1]
+
+
+@lru_cache(maxsize=1)
+def _found() -> tuple[Mapping[str, str], Mapping[str, str]]:
+    table, broken = dict[str, str](), dict[str, str]()
     found = entry_points(group=GROUP)
     if not found:
         raise PassError(
@@ -67,15 +77,20 @@ def _table() -> Mapping[str, str]:
             "with pip, with -e in a checkout"
         )
     for entry in found:
-        _add(table, entry)
-    return table
+        try:
+            passes = dict(entry.load())
+        except Exception as error:  # noqa: BLE001 - a stranger's module; it must not stop the others
+            broken[entry.name] = f"the passes of {entry.value} cannot be loaded: {error!r}"
+        else:
+            _add(table, entry.name, passes)
+    return table, broken
 
 
-def _add(table: dict[str, str], entry: EntryPoint) -> None:
-    for name, target in dict(entry.load()).items():
+def _add(table: dict[str, str], entry: str, passes: Mapping[str, str]) -> None:
+    for name, target in passes.items():
         if table.get(name, target) != target:
             raise PassError(
                 f"two passes are called {name!r}: {table[name]} and {target} (entry point "
-                f"{entry.name!r}); rename or uninstall one"
+                f"{entry!r}); rename or uninstall one"
             )
         table[name] = target

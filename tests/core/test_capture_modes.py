@@ -134,6 +134,19 @@ def test_the_root_may_decide_beside_a_submodule() -> None:
         program(ROWS)
 
 
+def test_a_flag_may_choose_what_is_returned_or_a_constant_alone() -> None:
+    def nested(self: Any, x: Tensor) -> Any:
+        x = self.l(x)
+        return (x, x) if self.training else x
+
+    def scaled(self: Any, x: Tensor) -> Tensor:
+        return self.l(x) * (2 if self.training else 3)
+
+    for forward in (nested, scaled):
+        program = check_captured(net(forward, l=nn.Linear(3, 2)), ROWS)
+        assert program.captured.deciders == ("",)
+
+
 @pytest.mark.parametrize("flag", [True, False])
 def test_a_program_with_two_graphs_is_edited_in_any_mode(flag: bool) -> None:
     """The flags may disagree while passes run: no graph is run then."""

@@ -158,3 +158,8 @@ def test_an_applied_method_masks_with_gradient_and_is_removed():
     method.remove(p)
     assert not p.masks
     assert is_same(p.parameter("weight").detach(), masked.detach())
+
+
+def test_a_container_is_applied_method_by_method():
+    with pytest.raises(PassError, match="apply these one by one"):
+        prune.PruningContainer.apply(program("linear"), "weight")

@@ -15,12 +15,12 @@ from fxprune.errors import InvariantError, PassError, PassTypeError
 from fxprune.facts import Importance, Scores, Selection
 from fxprune.pattern import Refusal
 from fxprune.pipeline import Analysis, Facts, Pass, Pipeline, Rewrite
-from fxprune.plan import Stage
 from fxprune.program import Program
 from fxprune.recipe import Rule
 from fxprune.registry import find, names
 from fxprune.rewriter import Rewriter
 from fxprune.rule import rule
+from fxprune.stages import Stage
 from tests.helpers import program, snapshot
 
 

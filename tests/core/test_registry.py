@@ -17,7 +17,7 @@ class Entry:
     """An entry point of a distribution that need not be installed."""
 
     def __init__(self, name: str, table: dict[str, str]) -> None:
-        self.name, self.table = name, table
+        self.name, self.table, self.value = name, table, f"{name}.passes:PASSES"
 
     def load(self) -> dict[str, str]:
         return self.table
@@ -35,10 +35,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             return entries
 
         monkeypatch.setattr(registry, "entry_points", entry_points)
-        registry._table.cache_clear()
+        registry._found.cache_clear()
 
     yield replace
-    registry._table.cache_clear()
+    registry._found.cache_clear()
 
 
 def test_the_installed_passes_are_those_of_the_table():
@@ -113,3 +113,14 @@ def test_without_any_passes_the_mend_is_told(install: Any):
     install()
     with pytest.raises(PassError, match=r"no passes are installed \(entry-point group 'fxprune"):
         registry.find("rank")
+
+
+def test_a_stranger_that_cannot_be_loaded_stops_only_its_own_passes(install: Any):
+    class Broken(Entry):
+        def load(self) -> dict[str, str]:
+            raise ImportError("no module named 'gone'")
+
+    install(Entry("fxprune", PASSES), Broken("mine", {}))
+    assert registry.find("rank") is Rank
+    with pytest.raises(PassError, match=r"(?s)no pass 'other'.*mine.passes:PASSES cannot be.*gone"):
+        registry.find("other")

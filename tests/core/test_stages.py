@@ -10,8 +10,8 @@ import fxprune
 from fxprune.facts import GivenMasks, Importance, Methods
 from fxprune.passes.random import ScoreRandom
 from fxprune.passes.rank import Rank
-from fxprune.plan import Stage, stage_of, stages_of
 from fxprune.recipe import Recipe, Rule
+from fxprune.stages import Stage, stage_of, stages_of
 from tests.helpers import program
 
 
