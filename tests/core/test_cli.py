@@ -578,7 +578,12 @@ def process(*args: str) -> Any:
     command = [sys.executable, "-m", "fxprune", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    # A shell starts background jobs with Ctrl-C ignored, which children would inherit.
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    finally:
+        signal.signal(signal.SIGINT, outer)
 
 
 def test_a_process_prints_results_and_nothing_else_to_stdout(folder: Path) -> None:
