@@ -43,8 +43,10 @@ class NormScores(ScoreSource):
             index: list[Any] = [slice(None)] * rank
             index[self._dim] = self._kept
             tensor = tensor[tuple(index)]
+        # torch 2.14 takes "fro" over other than two dimensions for the 2-norm; torch.norm refuses.
+        flat = self._n == "fro" and len(others) != 2 and torch.__version__ >= (2, 14)
         try:
-            return torch.norm(tensor, p=self._n, dim=others)
+            return torch.norm(tensor, p=2 if flat else self._n, dim=others)
         except RuntimeError as error:
             raise NormError(
                 f"n={self._n!r} cannot be taken over dimensions {others} of a tensor of shape "
