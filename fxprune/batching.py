@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from types import MethodType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Batched:
         by_name: whether the caller named the dimension of each input.
         mixed: whether a doubled batch of one stands beside other sizes, so that the doubling may
             be wrong.
+        more: for each leaf its other dimensions that are dynamic; empty where there are none.
     """
 
     args: tuple[Any, ...]
@@ -43,19 +45,22 @@ class Batched:
     shared: tuple[int, ...]
     by_name: bool
     mixed: bool
+    more: tuple[tuple[int, ...], ...] = ()
 
     @property
     def shapes(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The dimensions as `torch.export` takes them, nested like `(args, kwargs)`."""
         tree = pytree.tree_structure((self.args, self.kwargs))
-        args, kwargs = _as_lists(pytree.tree_unflatten(list(self.dims), tree))
+        pairs = zip(self.dims, self.more or ((),) * len(self.dims), strict=True)
+        dims = [None if dim is None else frozenset({dim, *more}) for dim, more in pairs]
+        args, kwargs = _as_lists(pytree.tree_unflatten(dims, tree))
         return tuple(args), dict(kwargs)
 
 
 def _as_lists(dims: Any) -> Any:
     """Return nested dimensions with lists where values have nodes of their own, as dataclasses."""
-    if dims is None or isinstance(dims, int):
-        return None if dims is None else {dims: torch.export.Dim.AUTO}
+    if dims is None or isinstance(dims, frozenset):
+        return None if dims is None else dict.fromkeys(sorted(dims), torch.export.Dim.AUTO)
     if isinstance(dims, dict):
         return {key: _as_lists(value) for key, value in dims.items()}
     if type(dims) in (list, tuple):
@@ -122,6 +127,32 @@ def batched(
     )
 
 
+def exact(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dims: list[list[int]]
+) -> Batched:
+    """Return inputs as they are, with any dimensions dynamic.
+
+    Args:
+        model: whose forward names the arguments.
+        args: positional inputs.
+        kwargs: keyword inputs, in the order of forward's signature.
+        dims: for each leaf of `(args, kwargs)` its dynamic dimensions.
+    """
+    names = argument_names(model, args)
+    return Batched(
+        args,
+        kwargs,
+        tuple(at[0] if at else None for at in dims),
+        names,
+        _positional(model, len(names), tuple(kwargs)),
+        _labels({**dict(zip(names, args, strict=True)), **kwargs}),
+        tuple(i for i, at in enumerate(dims) if at),
+        by_name=True,
+        mixed=False,
+        more=tuple(tuple(at[1:]) for at in dims),
+    )
+
+
 def name_arguments(model: nn.Module, example: Batched) -> None:
     """Give a forward with `*args` or `**kwargs` a signature with the example's names.
 
@@ -132,7 +163,7 @@ def name_arguments(model: nn.Module, example: Batched) -> None:
         example: the arguments.
     """
     kinds = inspect.Parameter
-    original = model.forward
+    original: Any = model.forward
     try:
         found = {p.kind for p in inspect.signature(original).parameters.values()}
     except (TypeError, ValueError):
@@ -140,13 +171,17 @@ def name_arguments(model: nn.Module, example: Batched) -> None:
     if not found & {kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD}:
         return
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs)
+    own = getattr(original, "__self__", None) is model
 
-    parameters = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in example.names]
+    # A method, since a copy of the model must run its own forward, and not this model's.
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return original.__func__(self, *args, **kwargs) if own else original(*args, **kwargs)
+
+    names = ("self", *example.names)
+    parameters = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in names]
     parameters += [kinds(name, kinds.KEYWORD_ONLY) for name in example.kwargs]
     vars(forward)["__signature__"] = inspect.Signature(parameters)
-    model.forward = forward
+    model.forward = MethodType(forward, model)
 
 
 def _positional(model: nn.Module, given: int, keywords: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Tell whether two tensors have the same shape, dtype and bits.
+    """Tell whether two tensors have the same shape, dtype and bits; on meta there are no bits.
 
     Example:
         >>> nan, zero = torch.tensor(float("nan")), torch.tensor(0.0)
@@ -19,6 +19,8 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    if a.is_meta or b.is_meta:
+        return a.is_meta and b.is_meta
     return torch.equal(_as_integers(a), _as_integers(b))
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from fxprune import tensors
 from fxprune.certificate import Certificate
 from fxprune.compiler import OnPass, RecipeLike, capture, finalize, prune, unmask
 from fxprune.errors import InvariantError
 from fxprune.exporting import check_format
-from fxprune.files import export
+from fxprune.files import check_writable, export
+from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.recipe import Recipe
 from fxprune.reports import Report, report
@@ -44,7 +46,7 @@ class Result:
 
 
 def compile(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     recipe: RecipeLike,
     args: tuple[Any, ...] | torch.Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
@@ -64,9 +66,13 @@ def compile(
     - the program captured from the model with the masked values written into its weights, where
       the recipe only masks.
 
+    A pass that the recipe names and that promises equal outputs is held to that when it runs. Where
+    one promises nothing, a recipe that only masks is held to the result with its masks folded in.
+
     Args:
         model: a module, or a Program.
-        recipe: a Recipe, a dict, or the path of a .toml or .json file.
+        recipe: a Recipe, a dict, or the path of a .toml or .json file; or a Plan, whose recipe is
+            run and held to what was planned.
         args: example positional inputs, to capture and to verify with.
         kwargs: example keyword inputs.
         batch: see `fxprune.capture`.
@@ -77,6 +83,7 @@ def compile(
 
     Raises:
         RecipeError: the recipe is at fault.
+        PassError: a plan was made for another model, or the outcome is not what was planned.
         FormatError: `out` is a file or cannot be written, or a format cannot be.
         InvariantError: the certificate does not hold; nothing is written.
 
@@ -87,8 +94,8 @@ def compile(
         >>> int((result.program.weight == 0).sum()), bool(result.certificate)
         (4, True)
     """
-    plan = Recipe.of(recipe, allow_imports=allow_imports)
-    formats = plan.export.formats if plan.export is not None and out is not None else ()
+    rules = recipe_of(recipe, allow_imports=allow_imports)
+    formats = rules.export.formats if rules.export is not None and out is not None else ()
     for name in formats:
         check_format(f".{name}")
     if out is not None:
@@ -96,14 +103,16 @@ def compile(
     tell = on_pass or _silent
     tell("capture")
     dense = capture(model, args, kwargs, batch=batch)
-    masked = prune(dense, plan, on_pass=on_pass)
+    for name in formats:
+        check_writable(dense, Path(f"model.{name}"))
+    masked = prune(dense, recipe if isinstance(recipe, Plan) else rules, on_pass=on_pass)
     program = masked
-    if plan.finalize is not None:
-        program = finalize(masked, zeros=plan.finalize.zeros, on_pass=on_pass)
+    if rules.finalize is not None:
+        program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass)
     tell("verify")
     takes_none = isinstance(args, tuple) and not args and not kwargs
     given = (None, None) if takes_none else (args, kwargs)
-    certificate = verify(program, _oracle(plan, dense, masked), *given)
+    certificate = verify(program, _oracle(rules, dense, masked), *given)
     if not certificate:
         raise InvariantError(
             f"the compiled program breaks its promise and was not written: {certificate}"
@@ -120,7 +129,9 @@ def _silent(step: str) -> None:
 def _oracle(plan: Recipe, dense: Program, masked: Program) -> Program:
     """Return the Program that the result must equal bit for bit."""
     if plan.finalize is None:
-        return _with_values(dense, masked)
+        done = masked.captured.passes[len(dense.captured.passes) :]
+        same = all(each.promise == "same" for each in done)
+        return _with_values(dense, masked) if same else finalize(masked)
     return masked if plan.finalize.zeros == "keep" else _with_clean_zeros(masked)
 
 

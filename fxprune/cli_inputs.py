@@ -70,7 +70,8 @@ class InputOption:
         if self.low is None or self.high is None:
             return torch.randn(self.shape, generator=generator).to(self.dtype)
         uniform = torch.rand(self.shape, generator=generator, dtype=torch.float64)
-        return (uniform * (self.high - self.low) + self.low).to(self.dtype)
+        # Not low + uniform * (high - low), which overflows for the widest range of float64.
+        return (self.low * (1 - uniform) + self.high * uniform).to(self.dtype)
 
 
 def parse_input(text: str) -> InputOption:

@@ -23,11 +23,13 @@ from fxprune import tensors
 from fxprune.cli_inputs import CommandError
 from fxprune.files import read_weights
 from fxprune.program import Program
+from fxprune.saving import load
 from fxprune.source import copy_model
 
 __all__ = ["Loaded", "check_call", "importing_from_here", "load_model", "load_weights"]
 
-_USAGE = "give package.module:factory or file.py:factory"
+_USAGE = "give package.module:factory, file.py:factory or a .fxp file"
+_SAVED = ".fxp"
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,19 @@ def importing_from_here() -> Generator[None]:
 
 
 def load_model(spec: str) -> Loaded:
-    """Call a factory.
+    """Call a factory, or read a saved Program.
 
     Args:
         spec: `package.module:factory` or `file.py:factory`. A factory takes nothing and returns
-            the model, or `(model, args, kwargs)`; a model or its class will do as well.
+            the model, or `(model, args, kwargs)`; a model or its class will do as well. Or the
+            path of a .fxp file.
 
     Raises:
         CommandError: there is no such factory, it raises, or it returns something else.
+        FormatError: the .fxp file cannot be read.
     """
+    if spec.lower().endswith(_SAVED):
+        return Loaded(load(spec))
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise CommandError(f"{spec}: this names no factory; {_USAGE}")

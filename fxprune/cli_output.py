@@ -9,9 +9,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.status import Status
-from rich.table import Table
 from rich.text import Text
 
 from fxprune.errors import FxpruneError, InvariantError, StateError
@@ -103,11 +102,18 @@ class Page:
 
     Args:
         progress: what is shown on the terminal meanwhile.
+        quiet: print nothing but JSON.
     """
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    def __init__(self, progress: Progress | None = None, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stdout, highlight=False)
         self._progress = progress
+        self._quiet = quiet
+
+    def json(self, text: str) -> None:
+        """Print JSON, whole lines."""
+        with self._beside_progress():
+            self._console.file.write(f"{text}\n")
 
     def text(self, text: str = "") -> None:
         """Print lines as they are."""
@@ -124,6 +130,13 @@ class Page:
         else:
             self.text(plain_table(header, rows))
 
+    def show(self, table: RenderableType, text: str) -> None:
+        """Print a table on a terminal, and the same as text in a file or a pipe."""
+        if self._console.is_terminal:
+            self._print(table)
+        else:
+            self.text(text)
+
     def report(self, report: Report) -> None:
         """Print a report: its table, the share of zeros, what was left and what to know."""
         if self._console.is_terminal:
@@ -132,6 +145,8 @@ class Page:
             self.text(str(report))
         if report.pruned:
             self.text(f"\n{report.lines(report.pruned[0].name)}")
+        for done in report.passes:
+            self.text(f"pass {done.name}: {done.edits} edits, promises: {done.promise}")
         for note in report.notes:
             self.text(f"note: {note}")
 
@@ -158,7 +173,12 @@ class Page:
         ]
         self.text(plain_table(("step", "time", ""), rows, frozenset({"time"})))
 
-    def _print(self, what: Text | Table) -> None:
-        with contextlib.nullcontext() if self._progress is None else self._progress.paused():
+    def _print(self, what: RenderableType) -> None:
+        if self._quiet:
+            return
+        with self._beside_progress():
             # The terminal wraps long lines; a file keeps them whole.
             self._console.print(what, soft_wrap=isinstance(what, Text))
+
+    def _beside_progress(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._progress is None else self._progress.paused()

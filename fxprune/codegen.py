@@ -18,13 +18,13 @@ from torch.utils import _pytree as pytree
 from fxprune.graphs import copy_graph
 from fxprune.nesting import Nesting
 
-__all__ = ["NestedCodeGen", "fast_graph"]
+__all__ = ["FAST", "NestedCodeGen", "fast_graph"]
 
 aten = torch.ops.aten
 _nn: Any = getattr(torch._C, "_nn")  # noqa: B009 - torch's stubs leave it out
 
 # Functions that take the operator's arguments in the order of its schema.
-_FAST: dict[Any, Any] = {
+FAST: dict[Any, Any] = {
     aten.adaptive_avg_pool2d.default: _nn.adaptive_avg_pool2d,
     aten.add.Tensor: torch.add,
     aten.add_.Tensor: torch.Tensor.add_,
@@ -97,7 +97,7 @@ def fast_graph(graph: fx.Graph) -> fx.Graph:
     fast = copy_graph(graph)
     for node in fast.nodes:
         if node.op == "call_function":
-            node.target = _FAST.get(node.target, node.target)
+            node.target = FAST.get(node.target, node.target)
     _read_owners_once(fast)
     return fast
 

@@ -9,21 +9,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune import tensors
 from fxprune.adoption import adoption_notes, joined_masks
-from fxprune.checker import check_same, observe
 from fxprune.errors import PassTypeError
 from fxprune.facts import GivenMasks, Importance, Methods
-from fxprune.frontend import capture_module
+from fxprune.observing import Holder, Observer
 from fxprune.pipeline import Facts, Pipeline, Rewrite
-from fxprune.program import Program, example_of
+from fxprune.plans import Plan, recipe_of
+from fxprune.program import Program
+from fxprune.proving import hold_same
 from fxprune.recipe import Finalize, Recipe, Rule
-from fxprune.records import record_of
+from fxprune.records import pass_records, record_of
+from fxprune.regional import masking_everywhere
 from fxprune.registry import create
 from fxprune.stages import Stage, stage_of, stages_of
 from fxprune.transaction import commit, fork
+from fxprune.ways_in import enter
 
 __all__ = [
     "RecipeLike",
@@ -36,12 +40,12 @@ __all__ = [
     "unmask",
 ]
 
-RecipeLike = Recipe | Mapping[str, Any] | str | os.PathLike[str]
+RecipeLike = Plan | Recipe | Mapping[str, Any] | str | os.PathLike[str]
 OnPass = Callable[[str], None]
 
 
 def capture(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     args: tuple[Any, ...] | torch.Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -52,7 +56,8 @@ def capture(
     A model that torch.nn.utils.prune has masked is adopted: its masks become the Program's.
 
     Args:
-        model: any module that torch.export takes.
+        model: a module; a graph of torch.fx.symbolic_trace, also without args; or a
+            torch.export.ExportedProgram, which has an example and dynamic dimensions.
         args: example positional inputs.
         kwargs: example keyword inputs.
         batch: the batch dimension of every tensor, None for fixed shapes, or a pytree of
@@ -66,24 +71,23 @@ def capture(
         >>> print(program.inputs)
         input: float32[batch, 3]
     """
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError(f"capture takes an nn.Module, not {type(model).__name__}")
     if isinstance(model, Program):
         return copy.deepcopy(model)
-    inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    program, hooked = capture_module(model, inputs, dict(kwargs or {}), batch)
+    program, hooked = enter(model, args, kwargs, batch)
     if hooked:
         masks = joined_masks(program, hooked)
         names, given = tuple(masks), GivenMasks(masks)
         rule = Rule(name="torch.nn.utils.prune", select="*", method="custom_from_mask")
         program.captured.notes += adoption_notes(program, hooked)
-        _run_stage(program, stage_of((rule,), names=names), [given], None)
+        # Its own Python code reads the masks that the model came with as well.
+        with masking_everywhere(program):
+            _run_stage(program, stage_of((rule,), names=names), [given], None)
     Pipeline((create("adopt"),)).run(program, Facts())
     return program
 
 
 def prune(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     recipe: RecipeLike,
     *,
     args: tuple[Any, ...] = (),
@@ -95,11 +99,12 @@ def prune(
     allow_imports: bool = False,
     on_pass: OnPass | None = None,
 ) -> Program:
-    """Mask a Program by a recipe's rules.
+    """Mask a Program by a recipe's rules, then run the passes that it names.
 
     Args:
         model: a Program, or a module, which is captured with `args`, `kwargs` and `batch`.
-        recipe: a Recipe, a dict, or the path of a .toml or .json file.
+        recipe: a Recipe, a dict, or the path of a .toml or .json file; or a Plan, whose recipe is
+            run and held to what was planned.
         args: example positional inputs.
         kwargs: example keyword inputs.
         batch: see `capture`.
@@ -116,6 +121,7 @@ def prune(
         RecipeError: the recipe is at fault.
         SelectError: a rule selects nothing.
         AmountError: an amount is more than is alive.
+        PassError: a plan was made for another model, or the outcome is not what was planned.
 
     Example:
         >>> program = capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
@@ -124,13 +130,16 @@ def prune(
         >>> int((masked.weight == 0).sum())
         4
     """
-    stages = stages_of(Recipe.of(recipe, allow_imports=allow_imports))
+    stages = stages_of(recipe_of(recipe, allow_imports=allow_imports))
     if isinstance(model, Program):
         program = model
     else:
         program, inplace = capture(model, args, kwargs, batch=batch), True
     given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
-    return run_stages(program, stages, given, inplace=inplace, on_pass=on_pass)
+    observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
+    return run_stages(
+        program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer
+    )
 
 
 def run_stages(
@@ -140,6 +149,7 @@ def run_stages(
     *,
     inplace: bool,
     on_pass: OnPass | None = None,
+    observer: Observer | None = None,
 ) -> Program:
     """Run the pipelines of some rules, all or nothing.
 
@@ -149,6 +159,7 @@ def run_stages(
         given: facts given from the start, to each stage.
         inplace: edit `program` itself.
         on_pass: see `prune`.
+        observer: sees what each stage did, and may refuse what all did by raising.
     """
     stages, given = list(stages), list(given)
     kinds = set(map(type, _facts(given)))
@@ -157,6 +168,10 @@ def run_stages(
     work = fork(program) if inplace else copy.deepcopy(program)
     for stage in stages:
         _run_stage(work, stage, given, on_pass)
+        if observer is not None:
+            observer.stage(work, stage)
+    if observer is not None:
+        observer.end(work)
     return _done(program, work, inplace=inplace)
 
 
@@ -244,8 +259,7 @@ def edit(
     work = fork(program) if inplace else copy.deepcopy(program)
     Pipeline((step,)).run(work, Facts(), on_pass=on_pass)
     if same:
-        args, kwargs = example_of(program)
-        check_same(observe(program, args, kwargs), observe(work, args, kwargs), step.name)
+        hold_same(program, work, step.name)
     return _done(program, work, inplace=inplace)
 
 
@@ -253,7 +267,10 @@ def _run_stage(work: Program, stage: Stage, given: Iterable[Any], on_pass: OnPas
     facts = Facts(_facts(given))
     named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
     trace = stage.pipeline.run(work, facts, on_pass=named)
-    work.captured.records += (record_of(stage, facts, trace),)
+    if stage.calls:
+        work.captured.passes += pass_records(stage, trace)
+    else:
+        work.captured.records += (record_of(stage, facts, trace),)
 
 
 def _facts(given: Iterable[Any]) -> list[Any]:

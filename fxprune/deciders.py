@@ -54,7 +54,7 @@ def find_deciders(
         for mode in (True, False):
             base = _calls(source, args, kwargs, mode, None)
             for name, module in source.named_modules():
-                if name in found or type(module).__module__.startswith("torch.nn.modules."):
+                if name in found or _is_plain_layer(module):
                     continue
                 if _calls(source, args, kwargs, mode, name) != base:
                     found.append(name)
@@ -66,6 +66,12 @@ def find_deciders(
             "changes it; let forward decide on self.training of one module"
         )
     return tuple(sorted(found))
+
+
+def _is_plain_layer(module: nn.Module) -> bool:
+    """Tell whether a module is a layer of torch, whose flag is live, without code of others."""
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    return type(module).__module__.startswith("torch.nn.modules.") and not hooked
 
 
 def _on_meta(

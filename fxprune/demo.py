@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from fxprune import tensors
 from fxprune.bits import same_bits
-from fxprune.build import compile
+from fxprune.build import Result, compile
 from fxprune.cli_output import Page
 from fxprune.compiler import capture, finalize, prune
 from fxprune.errors import FormatError
@@ -34,6 +35,7 @@ __all__ = [
     "Check",
     "Digits",
     "DigitsNet",
+    "Outcome",
     "accuracy_of",
     "check_against_torch",
     "read_digits",
@@ -119,6 +121,38 @@ class Check:
     outputs: bool
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo found; true where all is as it should be.
+
+    Args:
+        result: what compile made.
+        check: how the masks compare with torch's.
+        accuracy: the share of test images whose digit is found, by what found it.
+        kept: whether finalizing kept outputs.
+    """
+
+    result: Result
+    check: Check
+    accuracy: dict[str, float]
+    kept: bool
+
+    def __bool__(self) -> bool:
+        return self.check.masks and self.check.outputs and self.kept
+
+    def to_json(self) -> str:
+        """Return all of it as JSON."""
+        data = {
+            "ok": bool(self),
+            "check": asdict(self.check),
+            "accuracy": self.accuracy,
+            "report": json.loads(self.result.report.to_json()),
+            "certificate": json.loads(self.result.certificate.to_json()),
+            "files": [str(path) for path in self.result.files],
+        }
+        return json.dumps(data, indent=2, allow_nan=False)
+
+
 def read_digits() -> Digits:
     """Read the digits that scikit-learn brings, shuffled.
 
@@ -140,7 +174,7 @@ def read_digits() -> Digits:
     return Digits(x[:at], y[:at], x[at:], y[at:])
 
 
-def run_demo(page: Page, tell: Tell, out: Path | None = None) -> bool:
+def run_demo(page: Page, tell: Tell, out: Path | None = None) -> Outcome:
     """Train, compile, check, fine-tune and finalize, and print what came of it.
 
     Args:
@@ -149,7 +183,8 @@ def run_demo(page: Page, tell: Tell, out: Path | None = None) -> bool:
         out: the folder for the files of the recipe.
 
     Returns:
-        Whether masks and outputs are those of torch.nn.utils.prune, and finalizing kept outputs.
+        What it found: true where masks and outputs are those of torch.nn.utils.prune, and
+        finalizing kept outputs.
 
     Raises:
         FormatError: scikit-learn is not installed, or `out` cannot be written to.
@@ -172,7 +207,7 @@ def run_demo(page: Page, tell: Tell, out: Path | None = None) -> bool:
         result = compile(model, recipe, (example,), out=out, on_pass=tell)
         page.report(result.report)
         masked = prune(capture(model, (example,)), recipe, on_pass=tell)
-        same = _print_check(page, model, masked, digits, tell)
+        check = _print_check(page, model, masked, digits, tell)
         page.text(f"  finalized against masked: {result.certificate}")
         accuracy["pruned"] = accuracy_of(result.program, digits)
         train(masked, digits, _EPOCHS_MASKED, tell)
@@ -180,7 +215,7 @@ def run_demo(page: Page, tell: Tell, out: Path | None = None) -> bool:
     accuracy[f"fine-tuned for {_EPOCHS_MASKED} epochs while masked"] = accuracy_of(final, digits)
     _print_accuracy(page, accuracy, len(digits.test_y))
     page.files(result.files)
-    return same and verify(final, masked, (digits.test_x,)).ok
+    return Outcome(result, check, accuracy, verify(final, masked, (digits.test_x,)).ok)
 
 
 def check_against_torch(model: nn.Module, masked: Program, x: Tensor) -> Check:
@@ -229,7 +264,9 @@ def accuracy_of(model: nn.Module, digits: Digits) -> float:
     return float(right.float().mean())
 
 
-def _print_check(page: Page, model: nn.Module, masked: Program, digits: Digits, tell: Tell) -> bool:
+def _print_check(
+    page: Page, model: nn.Module, masked: Program, digits: Digits, tell: Tell
+) -> Check:
     tell("check against torch.nn.utils.prune")
     check = check_against_torch(model, masked, digits.test_x)
     told = {True: "equal bit for bit", False: "DIFFERENT"}
@@ -238,7 +275,7 @@ def _print_check(page: Page, model: nn.Module, masked: Program, digits: Digits, 
         f"  {check.parameters} masks with {check.entries:,} entries: {told[check.masks]}\n"
         f"  outputs for {len(digits.test_x)} test images: {told[check.outputs]}"
     )
-    return check.masks and check.outputs
+    return check
 
 
 def _print_accuracy(page: Page, accuracy: dict[str, float], images: int) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "SelectError",
     "ShapeError",
     "StateError",
+    "UnexportableError",
 ]
 
 
@@ -29,6 +30,10 @@ class FxpruneError(Exception):
 
 class CaptureError(FxpruneError, ValueError):
     """A model could not be captured as a graph, or not as it was asked."""
+
+
+class UnexportableError(CaptureError):
+    """torch.export refuses the code of a model; it may take parts of it."""
 
 
 class InputError(FxpruneError, ValueError):

@@ -1,4 +1,4 @@
-"""Programs as files of other tools: torch.export's .pt2, ONNX, and safetensors weights."""
+"""Programs as files: torch.export's .pt2, ONNX, safetensors weights, and fxprune's own .fxp."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ from safetensors.torch import save_file
 from fxprune.errors import FormatError
 from fxprune.program import Program, example_of
 from fxprune.quiet import quiet_export
+from fxprune.saving import write_fxp
 
-__all__ = ["WRITERS", "check_format", "write_onnx", "write_pt2", "write_safetensors"]
+__all__ = [
+    "SOURCE",
+    "WRITERS",
+    "check_format",
+    "write_onnx",
+    "write_pt2",
+    "write_safetensors",
+    "write_tensors",
+]
 
+SOURCE = ".py"  # two files, which fxprune.source_code writes
 _BATCH = 4  # neither 0 nor 1, which torch.export takes for constants; even, for models that halve
 _MOST_ONNX_BYTES = 2**31 - 1  # what protobuf can hold
 
@@ -30,8 +40,8 @@ def check_format(suffix: str) -> None:
     Raises:
         FormatError: says which formats there are, or what to install.
     """
-    if suffix not in WRITERS:
-        known = ", ".join(WRITERS)
+    if suffix not in (*WRITERS, SOURCE):
+        known = ", ".join((*WRITERS, SOURCE))
         raise FormatError(f"{suffix or 'no suffix'!r} is no format to export to; there are {known}")
     if suffix == ".onnx" and importlib.util.find_spec("onnxscript") is None:
         raise FormatError(
@@ -84,9 +94,19 @@ def write_safetensors(program: Program, path: Path) -> None:
         program: not changed.
         path: the file; `safetensors.torch.load_file` reads it.
     """
+    write_tensors(program.state_dict(), path)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors by key as a safetensors file; those that share memory are written apart.
+
+    Args:
+        tensors: not changed.
+        path: the file.
+    """
     seen: set[int] = set()
     state: dict[str, torch.Tensor] = {}
-    for key, tensor in program.state_dict().items():
+    for key, tensor in tensors.items():
         where = tensor.untyped_storage().data_ptr()
         state[key] = tensor.clone() if where in seen else tensor
         state[key] = state[key].contiguous()
@@ -98,6 +118,7 @@ WRITERS: Mapping[str, Callable[[Program, Path], None]] = {
     ".pt2": write_pt2,
     ".safetensors": write_safetensors,
     ".onnx": write_onnx,
+    ".fxp": write_fxp,
 }
 
 

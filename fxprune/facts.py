@@ -19,6 +19,7 @@ __all__ = [
     "NewMasks",
     "ParamRecord",
     "ParamSite",
+    "PassRecord",
     "Ranking",
     "RuleRecord",
     "ScoreSource",
@@ -249,3 +250,24 @@ class RuleRecord:
     refused: tuple[tuple[str, str], ...]
     seconds: Mapping[str, float]
     edits: int
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What a pass that a recipe named did, kept for the report.
+
+    Args:
+        name: the pass's name.
+        args: its options, as the recipe gave them.
+        promise: "same": outputs were checked to be equal bit for bit; "changes".
+        edits: how many edits the Rewriter counted.
+        refused: what its rules refused, with the node that was in the way.
+        seconds: wall time.
+    """
+
+    name: str
+    args: Mapping[str, Any]
+    promise: str
+    edits: int
+    refused: tuple[str, ...]
+    seconds: float

@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from fxprune.errors import FormatError, FxpruneError, PassTypeError
-from fxprune.exporting import WRITERS, check_format
+from fxprune.exporting import SOURCE, WRITERS, check_format
 from fxprune.program import Program
+from fxprune.regional import check_whole
+from fxprune.source_code import write_source
 from fxprune.writing import PathLike, replacing, replacing_folder, write_text
 
 __all__ = [
     "PathLike",
+    "check_writable",
     "export",
     "read_weights",
     "replacing",
@@ -33,7 +36,9 @@ def export(program: Program, path: PathLike) -> Path:
 
     `.pt2` (torch.export.load) and `.onnx` hold the graph of the current mode, with the symbolic
     dimensions of the Program dynamic; `.safetensors` holds `state_dict()`, which loads strictly
-    into the source class after finalize. The file is moved into place when it is complete.
+    into the source class after finalize; `.fxp` holds all of the Program, as `fxprune.save` writes
+    it. `.py` is readable source with its weights in a `.safetensors` beside it. A file is moved
+    into place when it is complete.
 
     Args:
         program: not changed.
@@ -61,6 +66,9 @@ def export(program: Program, path: PathLike) -> Path:
     target = Path(path)
     suffix = target.suffix.lower()
     check_format(suffix)
+    check_writable(program, target)
+    if suffix == SOURCE:
+        return write_source(program, target)
     with replacing(target) as temporary:
         try:
             WRITERS[suffix](program, temporary)
@@ -71,6 +79,20 @@ def export(program: Program, path: PathLike) -> Path:
                 f"{target}: torch cannot write this program as {suffix}: {_first_line(error)}"
             ) from error
     return target
+
+
+def check_writable(program: Program, path: PathLike) -> None:
+    """Check that a Program can be written in the format of a file.
+
+    Args:
+        program: not changed.
+        path: the file, which need not exist.
+
+    Raises:
+        FormatError: the format holds one graph, and the program has several.
+    """
+    if Path(path).suffix.lower() != _SAFE:
+        check_whole(program, Path(path))
 
 
 def read_weights(path: PathLike) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,13 @@ from fxprune.batching import Batched, batched, name_arguments
 from fxprune.conditions import check_conditions
 from fxprune.deciders import find_deciders
 from fxprune.devices import live_devices
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, UnexportableError
+from fxprune.flat_regions import flat_regions
 from fxprune.importing import GraphImporter
 from fxprune.inputs import Input, InputSpec
 from fxprune.modes import settle_modes
 from fxprune.nesting import Nesting
+from fxprune.obstacles import Obstacle, obstacle_of
 from fxprune.program import BOTH, EVAL, TRAIN, Captured, Program
 from fxprune.quiet import quiet_export
 from fxprune.reserved import check_names
@@ -27,7 +29,7 @@ from fxprune.shell import shell_of
 from fxprune.singles import takes_a_batch_of_one
 from fxprune.source import HookedMask, copy_model, training_flags, unhook, with_flags
 
-__all__ = ["capture_module"]
+__all__ = ["capture_module", "capture_source", "examples_of", "obstacle_in"]
 
 
 def capture_module(
@@ -50,11 +52,39 @@ def capture_module(
     check_names(model, type(model).__name__)
     source = copy_model(model)
     masks = unhook(source)
+    return capture_source(source, examples_of(source, args, dict(kwargs), batch)), masks
+
+
+def examples_of(
+    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any
+) -> list[Batched]:
+    """Return the inputs to try: a batch of one doubled, and as it is where that may be wrong.
+
+    Raises:
+        CaptureError: `batch` does not fit the arguments; the message names `batch=`.
+    """
+    doubled = batched(source, args, kwargs, batch)
+    if not doubled.mixed:
+        return [doubled]
+    return [doubled, batched(source, args, kwargs, batch, double=False)]
+
+
+def capture_source(source: nn.Module, examples: Sequence[Batched]) -> Program:
+    """Capture a private copy of a model.
+
+    Args:
+        source: without hooks of torch.nn.utils.prune; its forward and flags may be changed.
+        examples: inputs; each is tried where export refuses the one before.
+
+    Raises:
+        UnexportableError: export refuses the model with every example.
+        CaptureError: the batch became a constant.
+    """
     flags = {name: module.training for name, module in source.named_modules()}
     frozen = {mode: training_flags(source, mode) for mode in (True, False)}
     for name, module in source.named_modules():
         module.training = flags[name]
-    example, exported = _export_both(source, args, dict(kwargs), batch)
+    example, exported = _export_both(source, examples)
     program = _assemble(source, exported, example, frozen)
     settle_modes(program)
     live_devices(program)
@@ -63,25 +93,27 @@ def capture_module(
         program.recompile()
     if not takes_a_batch_of_one(program, source, example):
         program.captured.inputs = replace(program.captured.inputs, smallest=2)
-    return program, masks
+    return program
 
 
 def _export_both(
-    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any
+    source: nn.Module, examples: Sequence[Batched]
 ) -> tuple[Batched, dict[str, fx.GraphModule]]:
-    example = batched(source, args, kwargs, batch)
-    name_arguments(source, example)
-    try:
-        return example, {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
-    except CaptureError:
-        if not example.mixed:
-            raise
-    example = batched(source, args, kwargs, batch, double=False)
-    return example, {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
+    name_arguments(source, examples[0])
+    for example in examples[:-1]:
+        try:
+            return example, _exported(source, example)
+        except CaptureError:
+            continue
+    return examples[-1], _exported(source, examples[-1])
+
+
+def _exported(source: nn.Module, example: Batched) -> dict[str, fx.GraphModule]:
+    return {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
 
 
 def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModule:
-    with with_flags(source, training), quiet_export():
+    with with_flags(source, training), quiet_export(), flat_regions():
         try:
             exported = torch.export.export(
                 source,
@@ -92,7 +124,7 @@ def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModu
             )
             module = exported.module(check_guards=False)
         except Exception as error:  # export raises many kinds, all of which mean the same here
-            raise CaptureError(_explain(source, error)) from error
+            raise UnexportableError(_explain(source, error)) from error
     check_conditions(exported, type(source).__name__)
     return module
 
@@ -103,13 +135,16 @@ def _dynamic_shapes(example: Batched) -> Any:
     return {**dict(zip(example.names, args, strict=True)), **kwargs}
 
 
+def obstacle_in(model: nn.Module, error: CaptureError) -> Obstacle:
+    """Return the line that a failed capture of a model stopped at."""
+    return obstacle_of(model, error.__cause__ or error)
+
+
 def _explain(source: nn.Module, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    where = next((line for line in lines if line.startswith("File ") and "torch/" not in line), "")
-    first = lines[0] if lines else type(error).__name__
-    at = f"\n  at {where}" if where else ""
+    found = obstacle_of(source, error)
+    at = f'\n  at File "{found.file}", line {found.line}: {found.code}' if found.file else ""
     return (
-        f"torch.export cannot take {type(source).__name__} whole: {first}{at}\n"
+        f"torch.export cannot take {type(source).__name__} whole: {found.reason}{at}\n"
         "  rewrite the line without control flow that depends on values, or give args, kwargs and "
         "batch= that fit"
     )

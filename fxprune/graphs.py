@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.node import Node
+from torch.nn import functional
 
 from fxprune.errors import FormatError
 
@@ -174,6 +175,10 @@ def _encode_target(target: Any) -> tuple[str, ...]:
     owner = getattr(target, "__objclass__", None)
     if owner is not None:
         return ("function", owner.__module__, f"{owner.__qualname__}.{target.__name__}")
+    # Some functions of torch do not know under which name they are found: torch.add, max_pool2d.
+    for module in (torch, functional):
+        if getattr(module, target.__name__, None) is target:
+            return ("function", module.__name__, target.__name__)
     return ("function", target.__module__, target.__qualname__)
 
 

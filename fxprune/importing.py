@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx.node import Node, map_arg
 
+from fxprune.flat_regions import enter_autocast, exit_autocast
 from fxprune.graphs import fingerprint
 from fxprune.reserved import RESERVED
 
@@ -18,10 +20,17 @@ __all__ = ["PATH", "VALUE", "GraphImporter"]
 PATH = "fxprune.path"  # meta key: the module whose forward made the node
 VALUE = "fxprune.value"  # meta key: (shape, dtype) of the node's tensor
 
-# torch.compile cannot trace these operators of export, but the functions they stand for.
-_COMPILABLE = {torch.ops.aten.sym_numel.default: torch.Tensor.numel}
+# torch.compile, or torch.export once more, cannot trace these, but what they stand for.
+_OURS = {
+    torch.ops.aten.sym_numel.default: torch.Tensor.numel,
+    _enter_autocast: enter_autocast,
+    _exit_autocast: exit_autocast,
+}
 _SMALL = 4096  # entries of a constant that is compared by value
 _GRAD_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
+_CAST_REGION = torch.ops.higher_order.wrap_with_autocast
+# Where the graph of a region stands in the arguments.
+_REGIONS: dict[Any, int] = {_GRAD_REGION: 1, _CAST_REGION: 4}
 
 
 class GraphImporter:
@@ -35,11 +44,16 @@ class GraphImporter:
     def __init__(self, root: nn.Module, first: Mapping[str, str]) -> None:
         self.root = root
         self.first = first
+        self.buffers: dict[int, str] = {}
+        for name, buffer in root.named_buffers(remove_duplicate=False):
+            self.buffers.setdefault(id(buffer), name)
         self.constants: dict[Any, str] = {}
+        self.ambient: Node | None = None  # the grad mode outside of the region that is copied
 
     def graph(self, module: fx.GraphModule) -> fx.Graph:
         """Import one exported graph."""
         graph, copied, reads = fx.Graph(), dict[Node, Any](), dict[str, Node]()
+        self.ambient = None
         self._copy(module, graph, copied, reads)
         output = next(node for node in module.graph.nodes if node.op == "output")
         graph.output(_mapped(output.args[0], copied))
@@ -63,14 +77,18 @@ class GraphImporter:
                 if target not in reads:
                     reads[target] = graph.create_node("get_attr", target, name=node.name)
                 copied[node] = reads[target]
-            elif node.target is _GRAD_REGION:
+            elif node.target in _REGIONS:
                 copied[node] = self._inline(module, node, graph, copied, reads)
+            elif node.target is torch._C._set_grad_enabled:
+                self._set_grad(bool(node.args[0]), graph)
             elif node.target is operator.getitem and isinstance(copied[node.args[0]], tuple):
                 copied[node] = copied[node.args[0]][node.args[1]]
             else:
                 copied[node] = graph.node_copy(node, lambda n: copied[n])
-                copied[node].target = _COMPILABLE.get(node.target, node.target)
+                copied[node].target = _OURS.get(node.target, node.target)
                 copied[node].meta = _plain_meta(node)
+                if node.target is _enter_autocast:
+                    copied[node].args = node.args[:3]
 
     def _inline(
         self,
@@ -80,17 +98,32 @@ class GraphImporter:
         copied: dict[Node, Any],
         reads: dict[str, Node],
     ) -> tuple[Any, ...]:
-        """Copy a region of another grad mode into the flat graph, so that rules see inside it."""
-        enabled, region, *inputs = tuple[Any, ...](node.args)
+        """Copy a region of another grad mode or of autocast, so that rules see inside it."""
+        at, args = _REGIONS[node.target], tuple[Any, ...](node.args)
+        settings, region, inputs = args[:at], args[at], args[at + 1 :]
         nested: Any = module.get_submodule(str(region.target))
         inside = [n for n in nested.graph.nodes if n.op == "placeholder"]
         copied.update(zip(inside, (_mapped(arg, copied) for arg in inputs), strict=True))
-        before = graph.call_function(torch.is_grad_enabled)
-        graph.call_function(torch._C._set_grad_enabled, (enabled,))
-        self._copy(nested, graph, copied, reads)
-        graph.call_function(torch._C._set_grad_enabled, (before,))
+        if node.target is _GRAD_REGION:
+            before = graph.call_function(torch.is_grad_enabled)
+            graph.call_function(torch._C._set_grad_enabled, settings)
+            self._copy(nested, graph, copied, reads)
+            graph.call_function(torch._C._set_grad_enabled, (before,))
+        else:
+            entered = graph.call_function(enter_autocast, settings[:3])
+            self._copy(nested, graph, copied, reads)
+            graph.call_function(exit_autocast, (entered,))
         output = next(n for n in nested.graph.nodes if n.op == "output")
         return tuple(_mapped(output.args[0], copied))
+
+    def _set_grad(self, enabled: bool, graph: fx.Graph) -> None:
+        """Begin a region without gradients, or end it in the grad mode that there was before."""
+        if not enabled and self.ambient is None:
+            self.ambient = graph.call_function(torch.is_grad_enabled)
+        closes = enabled and self.ambient is not None
+        graph.call_function(torch._C._set_grad_enabled, (self.ambient if closes else enabled,))
+        if closes:
+            self.ambient = None
 
     def _attribute(self, module: fx.GraphModule, target: str) -> str:
         """Return the name under which the tree has what an exported graph reads."""
@@ -99,7 +132,7 @@ class GraphImporter:
         path, _, name = target.rpartition(".")
         value = getattr(module.get_submodule(path), name)
         if _found(self.root, path, name) is value:
-            return target
+            return self.buffers.get(id(value), target)
         key = _key(value)
         if key not in self.constants:
             self.constants[key] = self._keep(path, name, value)
@@ -136,7 +169,7 @@ def _is_check(node: Node) -> bool:
 
 def _is_region(node: Node) -> bool:
     return node.op == "get_attr" and any(
-        user.target is _GRAD_REGION and user.args[1] is node for user in node.users
+        user.target in _REGIONS and user.args[_REGIONS[user.target]] is node for user in node.users
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ class InputSpec:
         float_dtype: the model's own floating dtype at capture; inputs of this dtype follow the
             Program when it is moved to another.
         smallest: the smallest size of a symbolic dimension for which the graph is right.
+        bounds: the sizes that a symbolic dimension takes, by its name: from, and up to or None.
     """
 
     inputs: tuple[Input, ...]
@@ -87,6 +88,9 @@ class InputSpec:
     positional: tuple[str, ...] = ()
     float_dtype: torch.dtype | None = None
     smallest: int = 1
+    bounds: Mapping[str, tuple[int, int | None]] = field(
+        default_factory=dict[str, tuple[int, int | None]]
+    )
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.inputs))
@@ -134,6 +138,12 @@ class InputSpec:
                         f"input {spec} was given {tuple(leaf.shape)}: the graph is right from a "
                         f"batch of {self.smallest} on, since forward treats one row otherwise"
                     )
+                low, high = self.bounds.get(dim, (0, None))
+                if size < low or (high is not None and size > high):
+                    raise InputError(
+                        f"input {spec} was given {tuple(leaf.shape)}: {dim} is {low} to "
+                        f"{'any size' if high is None else high}; export again with a wider range"
+                    )
                 if "*" in dim:
                     continue
                 wanted = sizes.setdefault(dim, size)
@@ -163,7 +173,7 @@ class InputSpec:
             `(args, kwargs)`.
         """
         generator = torch.Generator().manual_seed(seed)
-        sizes = dict.fromkeys(self.symbols, max(batch, self.smallest))
+        sizes = {symbol: self._within(symbol, batch) for symbol in self.symbols}
         leaves: list[Any] = []
         for spec in self.inputs:
             if spec.dtype is None:
@@ -174,6 +184,16 @@ class InputSpec:
             leaves.append(spec.draw(sizes, generator, kind).to(device))
         args, kwargs = self.nesting.unflatten(leaves)
         return tuple(args), dict(kwargs)
+
+    def _within(self, symbol: str, size: int) -> int:
+        low, high = self.bounds.get(symbol, (0, None))
+        size = max(size, self.smallest, low)
+        return size if high is None else min(size, high)
+
+    @property
+    def drawable(self) -> bool:
+        """Whether `example` can draw arguments: shapes are known."""
+        return True
 
     @property
     def symbols(self) -> tuple[str, ...]:

@@ -7,7 +7,12 @@ is `relu`), and each argument has the name that its schema gives it (argument 1 
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 from torch._ops import OpOverload
@@ -34,13 +39,52 @@ def canonical_name(target: Any) -> str:
     """
     if isinstance(target, OpOverload):
         name = target._schema.name.rpartition("::")[2]
-        return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-    return str(getattr(target, "__name__", target))
+    else:
+        name = _OPERATORS.get(target) or str(getattr(target, "__name__", target))
+    in_place = name.endswith("_") and not name.endswith("__")
+    return name[:-1] if in_place and getattr(target, "__module__", "") != "_operator" else name
+
+
+# Python's operators that have another name than torch's.
+_OPERATORS: dict[Any, str] = {
+    operator.iadd: "add",
+    operator.isub: "sub",
+    operator.imul: "mul",
+    operator.itruediv: "div",
+    operator.truediv: "div",
+    operator.imatmul: "matmul",
+    operator.ipow: "pow",
+}
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """An argument of a Python function, as a schema would describe it."""
+
+    name: str
+    default_value: Any
+    alias_info: None = None
 
 
 def schema_arguments(target: Any) -> tuple[Any, ...]:
-    """Return the schema's arguments in order; empty for what has no schema."""
-    return tuple(target._schema.arguments) if isinstance(target, OpOverload) else ()
+    """Return the schema's arguments in order, or those of a layer's function; else nothing."""
+    if isinstance(target, OpOverload):
+        return tuple(target._schema.arguments)
+    of_layers = getattr(target, "__module__", "") in ("torch.nn.functional", _NORMS)
+    return _signature(target) if of_layers and isinstance(target, FunctionType) else ()
+
+
+_NORMS = "fxprune.symbolic_norms"
+
+
+@cache
+def _signature(target: FunctionType) -> tuple[_Argument, ...]:
+    kinds = inspect.Parameter
+    return tuple(
+        _Argument(p.name, None if p.default is kinds.empty else p.default)
+        for p in inspect.signature(target).parameters.values()
+        if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    )
 
 
 def argument(node: Node, role: str) -> Any:

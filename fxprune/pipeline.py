@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from fxprune.checker import check_invariants
-from fxprune.errors import PassError
+from fxprune.errors import InvariantError, PassError
 from fxprune.pattern import Refusal
 from fxprune.program import Program
 from fxprune.rewriter import Rewriter
+from fxprune.transaction import fork
+from fxprune.verify import verify
 
-__all__ = ["Analysis", "Facts", "Pass", "Pipeline", "Rewrite", "Trace"]
+__all__ = ["Analysis", "Facts", "Pass", "Pipeline", "Rewrite", "Step", "Trace"]
 
 F = TypeVar("F")
 
@@ -51,9 +53,12 @@ class Pass(ABC):
         name: the name in the registry.
         needs: types of facts that earlier passes must have given.
         gives: types of facts that it gives.
+        promise: "same": a rewrite leaves every output as it is, bit for bit, and is held to it;
+            "changes": outputs may differ.
     """
 
     name: ClassVar[str]
+    promise: ClassVar[str] = "changes"
     needs: ClassVar[tuple[type[Any], ...]] = ()
     gives: ClassVar[tuple[type[Any], ...]] = ()
 
@@ -75,18 +80,46 @@ class Rewrite(Pass):
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one pass did.
+
+    Args:
+        name: the pass's name.
+        seconds: wall time.
+        edits: how many edits the Rewriter counted.
+        refusals: what its rules refused.
+    """
+
+    name: str
+    seconds: float
+    edits: int = 0
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True)
 class Trace:
     """What a run of a pipeline did.
 
     Args:
-        seconds: (pass name, wall time in seconds) in order.
-        edits: how many edits the Rewriter counted.
-        refusals: what rules refused.
+        steps: one a pass, in order.
     """
 
-    seconds: tuple[tuple[str, float], ...]
-    edits: int
-    refusals: tuple[Refusal, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def seconds(self) -> tuple[tuple[str, float], ...]:
+        """(pass name, wall time in seconds) in order."""
+        return tuple((step.name, step.seconds) for step in self.steps)
+
+    @property
+    def edits(self) -> int:
+        """How many edits the passes made together."""
+        return sum(step.edits for step in self.steps)
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What the rules of all passes refused."""
+        return tuple(refusal for step in self.steps for refusal in step.refusals)
 
 
 @dataclass(frozen=True)
@@ -135,25 +168,39 @@ class Pipeline:
 
         Raises:
             PassError: a pass would not find what it needs, or gave another fact than it says.
-            InvariantError: a pass left the Program broken.
+            InvariantError: a pass left the Program broken, or broke its promise.
         """
         self.check(facts.kinds)
-        seconds: list[tuple[str, float]] = []
-        edits, refusals = 0, list[Refusal]()
+        done: list[Step] = []
         for step in self.passes:
             if on_pass is not None:
                 on_pass(step.name)
             start = time.perf_counter()
+            edits, refusals = 0, tuple[Refusal, ...]()
             if isinstance(step, Rewrite):
-                rewriter = Rewriter(program, by=step.name)
-                step.run(rewriter, facts)
-                rewriter.finish()
-                edits, refusals = edits + rewriter.edits, refusals + rewriter.refusals
-                check_invariants(program, step.name)
+                rewriter = _rewritten(program, step, facts)
+                edits, refusals = rewriter.edits, tuple(rewriter.refusals)
             elif isinstance(step, Analysis):
                 facts.put(_given(step, step.run(program, facts)))
-            seconds.append((step.name, time.perf_counter() - start))
-        return Trace(tuple(seconds), edits, tuple(refusals))
+            done.append(Step(step.name, time.perf_counter() - start, edits, refusals))
+        return Trace(tuple(done))
+
+
+def _rewritten(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
+    """Run a rewrite, and hold the Program to its invariants and the rewrite to its promise."""
+    before = fork(program) if step.promise == "same" else None
+    rewriter = Rewriter(program, by=step.name)
+    step.run(rewriter, facts)
+    rewriter.finish()
+    check_invariants(program, step.name)
+    if before is not None and rewriter.edits:
+        certificate = verify(program, before, trials=1)
+        if not certificate:
+            raise InvariantError(
+                f"the pass {step.name!r} promised equal outputs, but they differ or cannot be "
+                f"compared; nothing was changed: {certificate}"
+            )
+    return rewriter
 
 
 def _given(step: Analysis, fact: Any) -> Any:

@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from fxprune import tensors
 from fxprune.codegen import NestedCodeGen, fast_graph
-from fxprune.errors import InvariantError
+from fxprune.errors import InvariantError, PassError
+from fxprune.flat_regions import guarded
 from fxprune.forward import forward_like
 from fxprune.graphs import copy_graph, decode_graph, encode_graph
 from fxprune.inputs import InputSpec
@@ -20,9 +21,10 @@ from fxprune.loading import aligned_state, tie_again
 from fxprune.nesting import Nesting
 from fxprune.reserved import check_names
 from fxprune.shell import MaskedReads
+from fxprune.source import own_results
 
 if TYPE_CHECKING:
-    from fxprune.facts import RuleRecord
+    from fxprune.facts import PassRecord, RuleRecord
 
 __all__ = ["BOTH", "EVAL", "TRAIN", "Captured", "Program"]
 
@@ -44,7 +46,9 @@ class Captured:
         frozen: by mode, the training flags that the source's own `train(mode)` sets otherwise.
         deciders: the submodules whose training flags choose the graph, where there are two.
         records: what each pruning rule did.
+        passes: what each pass that a recipe named did.
         notes: what a reader of the report must know, as where capture changes the source.
+        refused: parameters, by first name, that no mask can stand for in the graphs, and why.
         replaced: (old, new) Parameter pairs of a fork, until it is committed.
     """
 
@@ -55,7 +59,9 @@ class Captured:
     frozen: dict[bool, dict[str, bool]]
     deciders: tuple[str, ...] = ()
     records: tuple[RuleRecord, ...] = ()
+    passes: tuple[PassRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict[str, str])
     replaced: list[tuple[nn.Parameter, nn.Parameter]] = field(
         default_factory=list[tuple[nn.Parameter, nn.Parameter]]
     )
@@ -174,7 +180,7 @@ class Program(fx.GraphModule, MaskedReads):
             self._graph = fast_graph(graph)
             code = super().recompile()
             self._graph = graph
-            setattr(cls, f"_forward_{mode}", cls.forward)
+            setattr(cls, f"_forward_{mode}", guarded(graph, cls.forward))
         cls.forward = forward_like(self.captured.inputs)
         return code
 
@@ -211,6 +217,8 @@ class Program(fx.GraphModule, MaskedReads):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         if id(self) not in memo:
+            # A layer that stays a module may hold results of autograd, as weight_norm's do.
+            memo.update(own_results(self))
             tree = nn.Module()
             for key in _TREE:
                 tree.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
@@ -237,6 +245,8 @@ def mode_of(program: Program) -> str:
     """
     if BOTH in program.graphs:
         return BOTH
+    if TRAIN not in program.graphs:
+        raise PassError(f"captured by regions: it has the graphs {', '.join(program.graphs)}")
     deciders = program.captured.deciders
     on = [name for name in deciders if program.get_submodule(name).training]
     if len(on) == len(deciders):

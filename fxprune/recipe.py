@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError, field_validator
 
 from fxprune.errors import RecipeError
+from fxprune.nni import rules_from_nni
 from fxprune.recipe_errors import (
     explain,
     nested_too_deeply,
@@ -23,7 +22,9 @@ from fxprune.recipe_errors import (
     show,
     twins,
 )
-from fxprune.recipe_rule import METHODS, GranularityName, Rule, ScoreName, group_faults
+from fxprune.recipe_files import TOO_DEEP, read_data
+from fxprune.recipe_pass import PassCall
+from fxprune.recipe_rule import METHODS, GranularityName, Rule, group_faults
 from fxprune.recipe_select import Reading, Select, Table, as_tuple
 
 __all__ = [
@@ -31,15 +32,12 @@ __all__ = [
     "Export",
     "Finalize",
     "GranularityName",
+    "PassCall",
     "Recipe",
     "Rule",
-    "ScoreName",
     "Select",
 ]
 
-_MOST_BYTES = 2**20
-_MOST_DOTS = 2000  # in a line: tomllib takes time quadratic in the parts of a dotted key
-_TOO_DEEP = "tables and lists are nested too deeply; no key needs this"
 _VERSION = 1
 
 
@@ -63,7 +61,7 @@ class Export(Table):
     """Which files to write.
 
     Args:
-        formats: Each of "pt2", "safetensors" and "onnx" at most once.
+        formats: Each of "pt2", "safetensors", "onnx" and "fxp" at most once.
 
     Example:
         >>> Export(formats=["onnx"]).formats
@@ -72,7 +70,7 @@ class Export(Table):
 
     __init__ = Table.__init__
 
-    formats: tuple[Literal["pt2", "safetensors", "onnx"], ...] = ("pt2", "safetensors")
+    formats: tuple[Literal["pt2", "safetensors", "onnx", "fxp"], ...] = ("pt2", "safetensors")
 
     @field_validator("formats", mode="before")
     @classmethod
@@ -93,6 +91,7 @@ class Recipe(Table):
     Args:
         version: The version of recipes, 1.
         rules: At least one Rule; the tables `[[rule]]` of a file.
+        passes: Passes to run after the rules, in order; the tables `[[pass]]` of a file.
         finalize: Whether and how to fold the masks; None for not.
         export: Whether to write files, and which; None for not.
 
@@ -109,6 +108,7 @@ class Recipe(Table):
 
     version: int = _VERSION
     rules: tuple[Rule, ...] = Field(alias="rule")
+    passes: tuple[PassCall, ...] = Field(default=(), alias="pass")
     finalize: Finalize | None = None
     export: Export | None = None
 
@@ -123,6 +123,11 @@ class Recipe(Table):
     @classmethod
     def _as_tuple(cls, value: object) -> object:
         return as_tuple(value, "rule")
+
+    @field_validator("passes", mode="before")
+    @classmethod
+    def _in_order(cls, value: object) -> object:
+        return as_tuple(value, "pass")
 
     @field_validator("rules")
     @classmethod
@@ -183,18 +188,23 @@ class Recipe(Table):
         """
         file = Path(path)
         where = plain(str(file))
-        data = _parse(_read(file, where), file, where)
-        return cls._from(data, where, Reading(allow_imports, file.parent))
+        return cls._from(read_data(file, where), where, Reading(allow_imports, file.parent))
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], *, allow_imports: bool = False, where: str = "recipe"
+        cls,
+        data: Mapping[str, Any],
+        *,
+        allow_imports: bool = False,
+        gives_masks: bool = False,
+        where: str = "recipe",
     ) -> Recipe:
         """A recipe from the data that a file would hold.
 
         Args:
             data: The tables.
             allow_imports: Whether it may name a class to import; nothing is imported here.
+            gives_masks: Whether masks are handed over beside it, so that it need not name files.
             where: What error messages call the data.
 
         Raises:
@@ -205,7 +215,37 @@ class Recipe(Table):
             >>> Recipe.from_dict({"version": 1, "rule": [rule], "finalize": {}}).finalize
             Finalize(zeros='keep')
         """
-        return cls._from(data, where, Reading(allow_imports, None))
+        return cls._from(data, where, Reading(allow_imports, None, gives_masks))
+
+    @classmethod
+    def from_nni(
+        cls, config_list: Sequence[Mapping[str, Any]], *, pruner: str = "LevelPruner"
+    ) -> Recipe:
+        """NNI's config_list (of NNI 3, and the keys of NNI 2 that 3 takes) as a recipe.
+
+        A module is meant by `op_names` or `op_names_re` (which match at the start of a module's
+        name), among `op_types`, but for `exclude_*`; a later entry decides about the modules of
+        earlier ones, and an entry with `exclude` takes its modules out of all. What was written
+        from NNI's documentation, and not compared with runs of NNI, differs in this: shares are
+        rounded, where NNI cuts them off; among equal scores the first goes; biases that follow
+        their weight's channels by NNI's default are left whole.
+
+        Args:
+            config_list: The entries.
+            pruner: The class that NNI was to be given them: "LevelPruner", "L1NormPruner" or
+                "L2NormPruner"; it says what the granularity "default" and channels' scores are.
+
+        Raises:
+            RecipeError: Names each entry and key that is at fault or has no counterpart.
+
+        Example:
+            >>> entry = {"op_types": ["Conv2d"], "sparse_ratio": 0.5, "granularity": "out_channel"}
+            >>> rule = Recipe.from_nni([entry]).rules[0]
+            >>> rule.select.module, rule.method, rule.n, rule.dim
+            (('Conv2d',), 'ln_structured', 1, 0)
+        """
+        rules = rules_from_nni(config_list, pruner=pruner)
+        return cls.from_dict({"rule": rules}, where="config_list")
 
     @classmethod
     def _from(cls, data: object, where: str, reading: Reading) -> Recipe:
@@ -213,7 +253,7 @@ class Recipe(Table):
             raise RecipeError(f"{where}: {show(data)} is no recipe; a recipe has [[rule]] tables")
         table = dict(cast("Mapping[str, Any]", data))
         if nested_too_deeply(table):
-            raise RecipeError(f"{where}: {_TOO_DEEP}")
+            raise RecipeError(f"{where}: {TOO_DEEP}")
         try:
             return cls.model_validate(table, context=reading, by_alias=True, by_name=False)
         except ValidationError as error:
@@ -238,45 +278,3 @@ class Recipe(Table):
             if rule.get("n") in (math.inf, -math.inf):  # JSON has no infinity
                 rule["n"] = str(rule["n"])
         return data
-
-
-def _read(file: Path, where: str) -> str:
-    if file.suffix.lower() not in (".toml", ".json"):
-        raise RecipeError(f"{where}: the name does not end in .toml or .json; a recipe's does")
-    try:
-        if not file.is_file():
-            what = "is not a file" if file.exists() else "does not exist"
-            raise RecipeError(f"{where}: this {what}; give the path of a .toml or .json file")
-        with file.open("rb") as stream:
-            raw = stream.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"{where}: cannot be read: {error.strerror}; make it readable") from None
-    if len(raw) > _MOST_BYTES:
-        raise RecipeError(f"{where}: larger than 1 MB; a recipe holds rules, not weights")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        spot = f"byte {error.start + 1}"
-        raise RecipeError(f"{where}: {spot} is not UTF-8 text; save it as UTF-8") from None
-
-
-def _parse(text: str, file: Path, where: str) -> object:
-    toml = file.suffix.lower() == ".toml"
-    if toml and max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
-        raise RecipeError(f"{where}: a line has more than {_MOST_DOTS} dots; break it up")
-    try:
-        return tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_unique)
-    except RecursionError:
-        raise RecipeError(f"{where}: {_TOO_DEEP}") from None
-    except ValueError as error:
-        kind = "TOML" if toml else "JSON"
-        raise RecipeError(f"{where}: this is not {kind}: {plain(str(error))}") from None
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        times = Counter(key for key, _ in pairs)
-        twice = next(key for key, count in times.items() if count > 1)
-        raise ValueError(f"a table has the key {show(twice)} twice; keep one")
-    return table

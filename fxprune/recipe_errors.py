@@ -36,12 +36,16 @@ _HINTS = {
     "formats": 'give a list, as formats = ["pt2", "safetensors"]',
     "group": "give a text on one line",
     "mask": "give the path of a .safetensors file",
+    "match": 'write match = "relu(conv2d(_, W))"',
     "method": 'give a name, as method = "l1_unstructured"',
     "min_numel": "give a whole number of 0 or more",
     "n": "give a number, 'fro', 'nuc', 'inf' or '-inf'",
     "name": "give a text on one line",
     "ndim": "give a whole number of 0 or more, or a list of them",
     "optional": "write true or false",
+    "pass": "write each pass under its own [[pass]]",
+    "passes": "give a list of passes",
+    "prune": 'give a capital name of match, or a list of them, as prune = "W"',
     "rule": "write each rule under its own [[rule]]",
     "rules": "give a list of rules",
     "seed": "give a whole number from 0 to 2**64 - 1",
@@ -125,7 +129,7 @@ def refuse(faults: Iterable[str]) -> None:
     """
     texts = [fault for fault in faults if fault]
     if texts:
-        raise ValueError("\n".join(texts))
+        raise ValueError(*texts)
 
 
 def explain(
@@ -145,6 +149,7 @@ def explain(
     faults += [_Fault("", text) for text in twins(rules)]
     # A misspelt key is one fault, not a missing key as well.
     meant = {(fault.place, f"{fault.meant} is missing") for fault in faults if fault.meant}
+    meant |= {(fault.place, "select is missing") for fault in faults if fault.meant == "match"}
     kept = [f for f in faults if (f.place, f.text.partition(";")[0]) not in meant]
     lines = list(dict.fromkeys(f"{where}: {fault.place}{fault.text}" for fault in kept))
     more = len(lines) > _MOST_FAULTS or len(items) > _MOST_ITEMS
@@ -200,14 +205,16 @@ def _faults(
     if kind == "extra_forbidden":
         yield _unknown(place, key, table)
     elif kind == "value_error":
-        yield from (_Fault(place, text) for text in str(item["ctx"]["error"]).split("\n"))
+        # one argument a fault, see `refuse`; that of a pattern has several lines
+        yield from (_Fault(place, text) for text in item["ctx"]["error"].args)
     elif kind == "missing":
         yield _Fault(place, f"{key} is missing; {hint(key)}")
     elif kind == "invalid_key":
         yield _Fault(place, f"key {show(value)} is not a text; write it in quotes")
     else:
         head = f"{key} = {show(value)}" if key else show(value)
-        yield _Fault(place, f"{head} {_problem(item, key)}")
+        of_pass = "pass" if place.startswith("[[pass]]") else ""
+        yield _Fault(place, f"{head} {_problem(item, key or of_pass)}")
 
 
 def _locate(
@@ -219,7 +226,8 @@ def _locate(
         key, model = rest.pop(0), inner
         if isinstance(rest[0], int):
             at = cast("int", rest.pop(0))
-            place += label(at + 1, _name(rules[at]))
+            is_pass = key in ("pass", "passes")
+            place += f"[[pass]] {at + 1}: " if is_pass else label(at + 1, _name(rules[at]))
         else:
             place += "select: " if key == "select" else f"[{key}]: "
     return place, model, str(rest[0]) if rest else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -11,40 +10,23 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from fxprune.pattern_parse import parse
 from fxprune.recipe_errors import choices, hint, label, refuse, rule_names, show
-from fxprune.recipe_select import Count, Reading, Select, Table
+from fxprune.recipe_match import choice_faults
+from fxprune.recipe_ranks import (
+    METHODS,
+    GranularityName,
+    data_fault,
+    how_fault,
+    misfit,
+    options_fault,
+    parts,
+    score_name_fault,
+)
+from fxprune.recipe_select import Count, Names, Reading, Select, Table
 
-__all__ = ["METHODS", "GranularityName", "Rule", "ScoreName", "group_faults"]
+__all__ = ["METHODS", "GranularityName", "Rule", "group_faults"]
 
-ScoreName = Literal["magnitude", "norm", "random"]
-GranularityName = Literal["element", "channel"]
-
-# Each method of torch.nn.utils.prune is short for a score and a granularity.
-METHODS: dict[str, tuple[ScoreName | None, GranularityName | None]] = {
-    "identity": (None, None),
-    "random_unstructured": ("random", "element"),
-    "l1_unstructured": ("magnitude", "element"),
-    "random_structured": ("random", "channel"),
-    "ln_structured": ("norm", "channel"),
-    "custom_from_mask": (None, None),
-}
-_USERS = {
-    "amount": "methods that rank or draw",
-    "args": 'methods of the form "package.module:Class"',
-    "dim": "structured methods",
-    "mask": "custom_from_mask",
-    "n": "the norm score, as in ln_structured",
-    "seed": "random methods",
-}
-_NOT_GLOBAL = {
-    "channel": "channels differ in size from one parameter to the next, so one ranking is not fair",
-    None: "this method ranks nothing",
-}
-_PAIRS = {
-    ("magnitude", "channel"): "score = 'magnitude' ranks elements; for channels give "
-    "score = 'norm' and n = 1",
-    ("norm", "element"): "score = 'norm' ranks channels; for elements give score = 'magnitude'",
-}
 _IMPORTS = (
     "runs code; if you trust it, allow it with Recipe.load(..., allow_imports=True) "
     "or --allow-imports"
@@ -64,8 +46,10 @@ class Rule(Table):
     Args:
         name: Unique in its recipe; by default "rule-1" and so on, by position.
         select: A Select, its keys as a dict, or globs on the full name.
+        match: In place of `select`: a pattern over the graph, see `fxprune.pattern`.
+        prune: With `match`: the names in the pattern whose parameters are taken.
         method: A method of torch.nn.utils.prune, or "package.module:Class".
-        score: In place of `method`: "magnitude", "norm" or "random".
+        score: In place of `method`: "magnitude", "norm", "random", or another distribution's.
         granularity: With `score`: "element" or "channel".
         amount: How much of what is alive: a float is a share, an int a count.
         n: The order of the norm, as torch.norm takes it.
@@ -76,7 +60,7 @@ class Rule(Table):
         optional: Whether the rule may select nothing.
         ties: Which of equal scores goes first: that of lower "index", or "torch"'s choice.
         seed: Of a private generator; without it torch's global generator draws.
-        args: Keyword arguments of an imported class.
+        args: Keyword arguments of an imported class, or options of another distribution's score.
 
     Raises:
         RecipeError: A key is unknown, missing, out of range or does not go with the method.
@@ -90,9 +74,11 @@ class Rule(Table):
     __init__ = Table.__init__
 
     name: _Line = ""
-    select: Select
+    select: Select | None = None
+    match: str | None = None
+    prune: Names | None = Field(default=None, validate_default=True)
     method: str | None = None
-    score: ScoreName | None = None
+    score: str | None = None
     granularity: GranularityName | None = Field(default=None, validate_default=True)
     amount: Count | _Share | None = Field(default=None, validate_default=True)
     n: _Whole | float | Literal["fro", "nuc"] | None = Field(default=None, validate_default=True)
@@ -103,7 +89,7 @@ class Rule(Table):
     optional: bool = False
     ties: Literal["index", "torch"] = "index"
     seed: _Seed | None = None
-    args: dict[str, Any] = Field(default_factory=dict[str, Any])
+    args: dict[str, Any] = Field(default_factory=dict[str, Any], validate_default=True)
 
     @property
     def imported(self) -> bool:
@@ -111,19 +97,33 @@ class Rule(Table):
         return ":" in (self.method or "")
 
     @property
-    def score_name(self) -> ScoreName | None:
+    def score_name(self) -> str | None:
         """The score that ranks; None for identity, custom_from_mask and imported classes."""
-        return _parts(self.method, self.score, self.granularity)[0]
+        return parts(self.method, self.score, self.granularity)[0]
 
     @property
     def granularity_name(self) -> GranularityName | None:
         """What is ranked; None where `score_name` is."""
-        return _parts(self.method, self.score, self.granularity)[1]
+        return parts(self.method, self.score, self.granularity)[1]
 
     @field_validator("select", mode="before")
     @classmethod
     def _shorthand(cls, value: object) -> object:
         return {"path": value} if isinstance(value, str | list | tuple) else value
+
+    @field_validator("match")
+    @classmethod
+    def _is_a_pattern(cls, match: str | None) -> str | None:
+        if match is not None:
+            parse(match, where="match")
+        return match
+
+    @field_validator("prune")
+    @classmethod
+    def _chooses(cls, prune: tuple[str, ...] | None, info: ValidationInfo) -> object:
+        if {"select", "match"} <= info.data.keys():
+            refuse(choice_faults(info.data["select"], info.data["match"], prune))
+        return prune
 
     @field_validator("method")
     @classmethod
@@ -139,11 +139,17 @@ class Rule(Table):
             refuse([f"method = {show(method)} {_IMPORTS}"])
         return method
 
+    @field_validator("score")
+    @classmethod
+    def _ranks(cls, score: str | None) -> str | None:
+        refuse([score_name_fault(score)])
+        return score
+
     @field_validator("granularity")
     @classmethod
     def _says_how(cls, granularity: GranularityName | None, info: ValidationInfo) -> object:
         if {"method", "score"} <= info.data.keys():
-            refuse([_how_fault(info.data["method"], info.data["score"], granularity)])
+            refuse([how_fault(info.data["method"], info.data["score"], granularity)])
         return granularity
 
     @field_validator("amount", "n", mode="before")
@@ -180,8 +186,10 @@ class Rule(Table):
         data, key = info.data, str(info.field_name)
         if not {"method", "score", "granularity"} <= data.keys():
             return value  # the method itself is at fault
-        ranks = _parts(data["method"], data["score"], data["granularity"])
-        fault = _misfit(key, value, data["method"], ranks, from_data=info.context is not None)
+        ranks = parts(data["method"], data["score"], data["granularity"])
+        reading = cast("Reading | None", info.context)
+        from_data = reading is not None and not reading.gives_masks
+        fault = misfit(key, value, data["method"], ranks, from_data=from_data)
         refuse([fault])
         return -1 if key == "dim" and value is None and ranks[1] == "channel" else value
 
@@ -194,13 +202,11 @@ class Rule(Table):
 
     @field_validator("args")
     @classmethod
-    def _is_data(cls, args: dict[str, Any]) -> dict[str, Any]:
-        try:
-            same = json.loads(json.dumps(args, allow_nan=False)) == args
-        except (TypeError, ValueError, RecursionError):
-            same = False
-        if not same:
-            refuse(["args holds more than data; give texts, finite numbers, lists and tables"])
+    def _fit(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        data = info.data
+        refuse([data_fault(args)])
+        if {"score", "granularity"} <= data.keys():
+            refuse([options_fault(data["score"], data["granularity"], args)])
         return args
 
 
@@ -229,58 +235,3 @@ def _budget(rule: Rule) -> dict[str, object]:
         "seed": rule.seed,
         "args": rule.args,
     }
-
-
-def _parts(
-    method: str | None, score: ScoreName | None, granularity: GranularityName | None
-) -> tuple[ScoreName | None, GranularityName | None]:
-    """The score and the granularity that a method is short for, or those in its place."""
-    return METHODS.get(method, (None, None)) if method else (score, granularity)
-
-
-def _how_fault(method: str | None, score: str | None, granularity: str | None) -> str:
-    """What is wrong with a rule's method, score and granularity together; "" for nothing."""
-    if method and (score or granularity):
-        return f"method = {show(method)} says how to rank; leave score and granularity out"
-    if not (method or score or granularity):
-        return f"method is missing; {hint('method')}"
-    if score and not granularity:
-        return "granularity is missing; give granularity = 'element' or 'channel'"
-    if granularity and not score:
-        return "score is missing; give score = 'magnitude', 'norm' or 'random'"
-    return _PAIRS.get((score or "", granularity or ""), "")
-
-
-def _misfit(
-    key: str,
-    value: object,
-    method: str | None,
-    ranks: tuple[ScoreName | None, GranularityName | None],
-    *,
-    from_data: bool,
-) -> str:
-    """What is wrong with having, or not having, a key beside the rule's method; "" for nothing."""
-    score, granularity = ranks
-    own = ":" in (method or "")
-    takes = {
-        "amount": own or score is not None,
-        "args": own,
-        "dim": granularity == "channel",
-        "mask": method == "custom_from_mask",
-        "n": score == "norm",
-        "scope": own or granularity == "element",
-        "seed": own or score == "random",
-    }
-    needs = {
-        "amount": score is not None,
-        "mask": takes["mask"] and from_data,  # Python may hand the mask over beside the recipe
-        "n": takes["n"],
-    }
-    if value is None or value == {} or value == "local":
-        return f"{key} is missing; {hint(key)}" if needs.get(key) else ""
-    if takes[key]:
-        return ""
-    what = f"method = {show(method)}" if method else f"score = {show(score)}"
-    if key == "scope":
-        return f"scope = 'global' does not go with {what}; leave it out: {_NOT_GLOBAL[granularity]}"
-    return f"{key} does not go with {what}; leave it out: it is for {_USERS[key]}"

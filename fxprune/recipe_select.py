@@ -21,7 +21,7 @@ from pydantic import (
 from fxprune.errors import RecipeError
 from fxprune.recipe_errors import choices, explain, hint, plain, refuse, show
 
-__all__ = ["DTYPES", "Count", "Reading", "Select", "Table", "as_tuple"]
+__all__ = ["DTYPES", "Count", "Names", "Reading", "Select", "Table", "as_tuple"]
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
@@ -49,7 +49,7 @@ def _several(value: object, info: ValidationInfo) -> object:
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-_Names = Annotated[
+Names = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
     BeforeValidator(_several, json_schema_input_type=str | list[str]),
 ]
@@ -63,6 +63,7 @@ class Reading(NamedTuple):
 
     allow_imports: bool
     folder: Path | None
+    gives_masks: bool = False  # Python hands masks over beside the recipe
 
 
 def _as_pydantics_own(init: _Init) -> _Init:
@@ -116,16 +117,16 @@ class Select(Table):
 
     __init__ = Table.__init__
 
-    op: _Names = ()
-    role: _Names = ()
-    module: _Names = ()
-    path: _Names = ()
-    regex: _Names = ()
-    param: _Names = ()
-    exclude: _Names = ()
+    op: Names = ()
+    role: Names = ()
+    module: Names = ()
+    path: Names = ()
+    regex: Names = ()
+    param: Names = ()
+    exclude: Names = ()
     min_numel: Count | None = None
     ndim: _Sizes = ()
-    dtype: _Names = ()
+    dtype: Names = ()
 
     @field_validator("regex")
     @classmethod

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fxprune.facts import ParamRecord, Ranking, RuleRecord, Scores, Selection
+from fxprune.facts import ParamRecord, PassRecord, Ranking, RuleRecord, Scores, Selection
 from fxprune.pipeline import Facts, Trace
 from fxprune.stages import Stage
 
-__all__ = ["record_of"]
+__all__ = ["pass_records", "record_of"]
 
 
 def record_of(stage: Stage, facts: Facts, trace: Trace) -> RuleRecord:
@@ -29,6 +29,27 @@ def record_of(stage: Stage, facts: Facts, trace: Trace) -> RuleRecord:
         refused=tuple((name, refusal.reason) for name, refusal in selection.refused),
         seconds=dict(trace.seconds),
         edits=trace.edits,
+    )
+
+
+def pass_records(stage: Stage, trace: Trace) -> tuple[PassRecord, ...]:
+    """Return the records of passes that a recipe named, after they have run.
+
+    Args:
+        stage: the passes.
+        trace: what the pipeline counted.
+    """
+    ran = zip(stage.calls, stage.pipeline.passes, trace.steps, strict=True)
+    return tuple(
+        PassRecord(
+            name=call.name,
+            args=call.args,
+            promise=made.promise,
+            edits=step.edits,
+            refused=tuple(map(str, step.refusals)),
+            seconds=step.seconds,
+        )
+        for call, made, step in ran
     )
 
 

@@ -7,13 +7,19 @@ import importlib
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
-from fxprune.errors import PassError
+from fxprune.errors import FxpruneError, PassError
 
-__all__ = ["GROUP", "create", "find", "names"]
+__all__ = ["GROUP", "create", "distribution_of", "faults", "find", "names"]
 
 GROUP = "fxprune.passes"
+
+
+class _Found(NamedTuple):
+    table: dict[str, str]  # "module:Class" by the pass's name
+    broken: dict[str, str]  # what is wrong with entry points that cannot be loaded, by their name
+    owners: dict[str, str]  # the distribution by the pass's name
 
 
 def find(name: str) -> type[Any]:
@@ -29,7 +35,7 @@ def find(name: str) -> type[Any]:
     if name not in table:
         near = difflib.get_close_matches(name, table, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(table)}"
-        broken = "".join(f"\n  {fault}" for fault in _broken().values())
+        broken = "".join(f"\n  {fault}" for fault in faults())
         raise PassError(f"there is no pass {name!r}{hint}{broken}")
     module, _, attribute = table[name].partition(":")
     try:
@@ -49,7 +55,9 @@ def create(name: str, **options: Any) -> Any:
     found = find(name)
     try:
         return found(**options)
-    except TypeError as error:
+    except FxpruneError:
+        raise
+    except Exception as error:  # whatever the __post_init__ of a stranger raises
         raise PassError(f"the pass {name!r}: {error}") from error
 
 
@@ -58,18 +66,32 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_table()))
 
 
+def distribution_of(name: str) -> str:
+    """Return the name of the distribution that brings a pass; that of its entry point without one.
+
+    Raises:
+        PassError: there is no such pass.
+
+    Example:
+        >>> distribution_of("rank")
+        'fxprune'
+    """
+    find(name)
+    return _found().owners[name]
+
+
+def faults() -> tuple[str, ...]:
+    """Return what is wrong with entry points whose passes cannot be loaded."""
+    return tuple(_found().broken.values())
+
+
 def _table() -> Mapping[str, str]:
-    return _found()[0]
-
-
-def _broken() -> Mapping[str, str]:
-    """Return what is wrong with entry points that cannot be loaded, by their name."""
-    return _found()[1]
+    return _found().table
 
 
 @lru_cache(maxsize=1)
-def _found() -> tuple[Mapping[str, str], Mapping[str, str]]:
-    table, broken = dict[str, str](), dict[str, str]()
+def _found() -> _Found:
+    made = _Found({}, {}, {})
     found = entry_points(group=GROUP)
     if not found:
         raise PassError(
@@ -80,17 +102,19 @@ def _found() -> tuple[Mapping[str, str], Mapping[str, str]]:
         try:
             passes = dict(entry.load())
         except Exception as error:  # noqa: BLE001 - a stranger's module; it must not stop the others
-            broken[entry.name] = f"the passes of {entry.value} cannot be loaded: {error!r}"
+            made.broken[entry.name] = f"the passes of {entry.value} cannot be loaded: {error!r}"
         else:
-            _add(table, entry.name, passes)
-    return table, broken
+            _add(made, entry, passes)
+    return made
 
 
-def _add(table: dict[str, str], entry: str, passes: Mapping[str, str]) -> None:
+def _add(made: _Found, entry: Any, passes: Mapping[str, str]) -> None:
+    owner = getattr(getattr(entry, "dist", None), "name", entry.name)
     for name, target in passes.items():
-        if table.get(name, target) != target:
+        if made.table.get(name, target) != target:
             raise PassError(
-                f"two passes are called {name!r}: {table[name]} and {target} (entry point "
-                f"{entry!r}); rename or uninstall one"
+                f"two passes are called {name!r}: {made.table[name]} and {target} (entry point "
+                f"{entry.name!r}); rename or uninstall one"
             )
-        table[name] = target
+        made.table[name] = target
+        made.owners.setdefault(name, owner)

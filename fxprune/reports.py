@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich.table import Table
 
 from fxprune import tensors
-from fxprune.errors import MissingParameterError, PassError, PassTypeError
-from fxprune.facts import ParamRecord, RuleRecord
+from fxprune.errors import MissingParameterError, PassTypeError
+from fxprune.facts import PassRecord, RuleRecord
 from fxprune.program import Program
+from fxprune.report_rows import (
+    ParameterReport,
+    reasons,
+    record_data,
+    row_data,
+    row_of,
+    share,
+)
 from fxprune.tables import plain_table, rich_table
 
 __all__ = ["ParameterReport", "Report", "report"]
@@ -23,74 +29,23 @@ _RIGHT = frozenset({"zeros", "kept", "share", "bytes", "threshold", "ties"})
 
 
 @dataclass(frozen=True)
-class ParameterReport:
-    """What is left of one parameter.
-
-    Args:
-        name: its first name.
-        aliases: all its names, the first included.
-        shape: its shape.
-        dtype: its dtype, as "float32".
-        numel: how many entries it has.
-        zeros: how many of these are zero, the mask applied.
-        bytes: the size of the parameter in memory.
-        mask_bytes: the size of its mask; 0 where it has none.
-        rules: the names of the rules that pruned it, in order.
-        units: how many units, entries or channels, the last of these rules ranked.
-        alive: how many of these were alive before.
-        pruned: how many of these it pruned; None where a given mask decided.
-        threshold: the largest score that it pruned.
-        tied: how many units had that score.
-        quota: how many of these it pruned.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    numel: int
-    zeros: int
-    bytes: int
-    mask_bytes: int = 0
-    rules: tuple[str, ...] = ()
-    units: int | None = None
-    alive: int | None = None
-    pruned: int | None = None
-    threshold: float | None = None
-    tied: int = 0
-    quota: int = 0
-
-    @property
-    def kept(self) -> int:
-        """How many entries are not zero."""
-        return self.numel - self.zeros
-
-    @property
-    def share(self) -> float:
-        """The share of entries that are zero."""
-        return _share(self.zeros, self.numel)
-
-    @property
-    def rule(self) -> str | None:
-        """The name of the last rule that pruned it; None where none did."""
-        return self.rules[-1] if self.rules else None
-
-
-@dataclass(frozen=True)
 class Report:
     """What pruning did to a Program; `print` it, or take it as JSON or a rich table.
 
     Args:
         parameters: one row for each parameter, in parameter order.
-        refused: (parameter, reason) for each parameter that rules looked at and none pruned.
+        refused: (parameter, reason) for each parameter that no mask can stand for, or that rules
+            looked at and none pruned.
         notes: what to know beside the numbers, as where capture changes the source.
         rules: what each rule did, in order.
+        passes: what each pass that a recipe named did, in order.
     """
 
     parameters: tuple[ParameterReport, ...]
     refused: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     rules: tuple[RuleRecord, ...] = ()
+    passes: tuple[PassRecord, ...] = ()
 
     @property
     def pruned(self) -> tuple[ParameterReport, ...]:
@@ -119,11 +74,13 @@ class Report:
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """Wall time by pass, over all rules."""
+        """Wall time by pass, over all rules and passes."""
         times: dict[str, float] = {}
         for record in self.rules:
             for step, seconds in record.seconds.items():
                 times[step] = times.get(step, 0.0) + seconds
+        for done in self.passes:
+            times[done.name] = times.get(done.name, 0.0) + done.seconds
         return times
 
     def sparsity(self, name: str | None = None) -> float:
@@ -136,7 +93,7 @@ class Report:
             MissingParameterError: there is no such parameter.
         """
         rows = self.pruned if name is None else (self._row(name),)
-        return _share(sum(row.zeros for row in rows), sum(row.numel for row in rows))
+        return share(sum(row.zeros for row in rows), sum(row.numel for row in rows))
 
     def lines(self, name: str) -> str:
         """Return the two lines that PyTorch's pruning tutorial prints.
@@ -164,10 +121,11 @@ class Report:
             "bytes": self.bytes,
             "mask_bytes": self.mask_bytes,
             "sparsity": self.sparsity(),
-            "parameters": [_row_data(row) for row in self.parameters],
+            "parameters": [row_data(row) for row in self.parameters],
             "refused": [{"parameter": name, "reason": reason} for name, reason in self.refused],
             "notes": self.notes,
-            "rules": [_record_data(record) for record in self.rules],
+            "rules": [record_data(record) for record in self.rules],
+            "passes": [asdict(done) for done in self.passes],
             "seconds": self.seconds,
         }
         return json.dumps(data, indent=2, allow_nan=False)
@@ -215,69 +173,13 @@ def report(program: Program) -> Report:
         )
     records = program.captured.records
     rows = tuple(
-        _row_of(program, name, aliases, records)
+        row_of(program, name, aliases, records)
         for name, aliases in tensors.aliases(program).items()
     )
     spared = [row.name for row in rows if not row.rules]
-    refused = tuple((name, why) for name in spared if (why := _reasons(name, records)))
-    return Report(rows, refused, program.captured.notes, records)
-
-
-def _row_of(
-    program: Program, name: str, aliases: tuple[str, ...], records: tuple[RuleRecord, ...]
-) -> ParameterReport:
-    parameter, mask = tensors.parameter(program, name), tensors.masks(program).get(name)
-    if parameter.is_meta:
-        raise PassError(f"{name!r} is on the meta device, which holds no values to report on")
-    did = [(r.rule, p) for r in records for p in r.parameters if p.name == name]
-    last = did[-1][1] if did else ParamRecord(name)
-    return ParameterReport(
-        name=name,
-        aliases=aliases,
-        shape=tuple(parameter.shape),
-        dtype=str(parameter.dtype).removeprefix("torch."),
-        numel=parameter.numel(),
-        zeros=int((tensors.value(program, name) == 0).sum()),
-        bytes=parameter.numel() * parameter.element_size(),
-        mask_bytes=0 if mask is None else mask.numel() * mask.element_size(),
-        rules=tuple(dict.fromkeys(rule for rule, _ in did)),
-        units=last.units,
-        alive=last.alive,
-        pruned=last.pruned,
-        threshold=last.threshold,
-        tied=last.tied,
-        quota=last.quota,
-    )
-
-
-def _reasons(name: str, records: tuple[RuleRecord, ...]) -> str:
-    """Say why each rule left a parameter as it is."""
-    found = [(r.rule, why) for r in records for refused, why in r.refused if refused == name]
-    if len(found) == 1:
-        return found[0][1]
-    return "; ".join(f"{rule}: {why}" for rule, why in found)
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
-
-
-def _row_data(row: ParameterReport) -> dict[str, Any]:
-    more = {"kept": row.kept, "share": row.share, "rule": row.rule}
-    return {**asdict(row), **more, "threshold": _number(row.threshold)}
-
-
-def _record_data(record: RuleRecord) -> dict[str, Any]:
-    data = asdict(record)
-    for parameter in data["parameters"]:
-        parameter["threshold"] = _number(parameter["threshold"])
-    data["refused"] = [{"parameter": name, "reason": why} for name, why in record.refused]
-    return data
-
-
-def _number(value: float | None) -> float | str | None:
-    """Return a number as JSON can hold it."""
-    return value if value is None or math.isfinite(value) else str(value)
+    no_mask = program.captured.refused
+    refused = tuple((n, why) for n in spared if (why := no_mask.get(n) or reasons(n, records)))
+    return Report(rows, refused, program.captured.notes, records, program.captured.passes)
 
 
 def _cells(report: Report) -> Iterator[tuple[str, ...]]:
@@ -286,12 +188,12 @@ def _cells(report: Report) -> Iterator[tuple[str, ...]]:
         ties = f"{row.quota} of {row.tied}" if row.tied else ""
         numbers = (f"{row.zeros:,}", f"{row.kept:,}", f"{row.share:.2%}", f"{row.bytes:,}")
         yield (row.name, *numbers, row.rule or "", threshold, ties)
-    kept, share = report.total - report.zeros, _share(report.zeros, report.total)
+    kept, part = report.total - report.zeros, share(report.zeros, report.total)
     yield (
         "total",
         f"{report.zeros:,}",
         f"{kept:,}",
-        f"{share:.2%}",
+        f"{part:.2%}",
         f"{report.bytes:,}",
         *[""] * 3,
     )

@@ -10,8 +10,9 @@ from torch import nn
 from torch.fx.node import Node
 
 from fxprune import tensors
+from fxprune.bits import same_bits
 from fxprune.errors import InvariantError, PassError, ShapeError
-from fxprune.pattern import Match, Refusal, match
+from fxprune.pattern import Match, Refusal, matches
 from fxprune.program import Program
 from fxprune.rule import RewriteRule
 
@@ -39,20 +40,15 @@ class Rewriter:
     # Rules
 
     def apply(self, rules: Sequence[RewriteRule]) -> None:
-        """Try each rule on each node of each graph, once, in graph order."""
+        """Apply each rule to its matches in each graph, once, in graph order."""
         for rewrite_rule in rules:
             for graph in self.program.graphs.values():
-                for node in list(graph.nodes):
-                    # Erasing a node unlinks it; a rule may have erased a later one.
-                    if not getattr(node, "_erased", False):
-                        self._try(rewrite_rule, node)
+                for found in matches(rewrite_rule.pattern, graph, self.program):
+                    self._rewrite(rewrite_rule, found)
 
-    def _try(self, rewrite_rule: RewriteRule, node: Node) -> None:
-        found = match(rewrite_rule.pattern, node, self.program)
-        if not isinstance(found, Match):
-            return
+    def _rewrite(self, rewrite_rule: RewriteRule, found: Match) -> None:
         outer, self.by = self.by, rewrite_rule.name
-        result = rewrite_rule(self, node, found.bindings)
+        result = rewrite_rule(self, found.node, found.bindings)
         self.by = outer
         if isinstance(result, Refusal):
             self.refusals.append(result)
@@ -111,14 +107,21 @@ class Rewriter:
 
         Raises:
             ShapeError: the shapes differ.
+            PassError: the graphs do not read the parameter, or its place is taken.
         """
         parameter = tensors.parameter(self.program, name)
+        refused = self.program.captured.refused.get(self.program.captured.first[name])
+        if refused is not None:
+            raise PassError(f"{name!r} cannot be masked: {refused}")
         if mask.shape != parameter.shape:
             raise ShapeError(
                 f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter "
                 f"{tuple(parameter.shape)}; give one entry of the mask to each of the parameter"
             )
         mask = mask.detach().to(parameter.dtype)
+        if not parameter.is_contiguous():
+            # In another memory format than its parameter's the product would be slower.
+            mask = torch.empty_like(parameter.detach()).copy_(mask)
         for owner, attribute in self._places(name):
             if owner._parameters.get(attribute) is not None:
                 _check_free(owner, attribute, name)
@@ -136,8 +139,9 @@ class Rewriter:
         first = self.program.captured.first
         if name in first:
             return
-        shown = {key: key.removesuffix("_orig") if key == f"{name}_orig" else key for key in first}
-        self.program.captured.first = {shown[key]: shown[value] for key, value in first.items()}
+        stored = first[f"{name}_orig"]
+        named = {key: self._adopted(key, name) if first[key] == stored else key for key in first}
+        self.program.captured.first = {named[key]: named[value] for key, value in first.items()}
         self.add_mask(name, tensors.masks(self.program)[name])
 
     def drop_mask(self, name: str, value: torch.Tensor | None = None) -> None:
@@ -194,6 +198,16 @@ class Rewriter:
         self.program.recompile()
 
     # Helpers
+
+    def _adopted(self, key: str, name: str) -> str:
+        """Return what the alias of an adopted parameter is called: its mask has to be the same."""
+        shown = key.removesuffix("_orig")
+        pair: list[torch.Tensor | None] = []
+        for path, _, attribute in (shown.rpartition("."), name.rpartition(".")):
+            pair.append(self.program.get_submodule(path)._buffers.get(f"{attribute}_mask"))
+        own, mask = pair
+        same = shown != key and own is not None and mask is not None and same_bits(own, mask)
+        return shown if same else key
 
     def _places(self, name: str) -> list[tuple[nn.Module, str]]:
         """Return owner and attribute of every alias; a module shared by two paths once."""

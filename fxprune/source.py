@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.errors import CaptureError
 
-__all__ = ["HookedMask", "copy_model", "training_flags", "unhook", "with_flags"]
+__all__ = ["HookedMask", "copy_model", "own_results", "training_flags", "unhook", "with_flags"]
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,45 @@ def copy_model(model: nn.Module) -> nn.Module:
     A model that torch.nn.utils.prune has just masked holds such an attribute for each parameter,
     and plain `copy.deepcopy` raises on it.
     """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            for tensor in _tensors(value):
-                if not tensor.is_leaf:
-                    memo[id(tensor)] = tensor.detach().clone()
+    memo: dict[int, Any] = own_results(model)
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
+        _complete(model, copied, memo)
+        return copied
     except Exception as error:  # whatever an attribute's own copying raises
         raise CaptureError(
             f"{type(model).__name__} cannot be copied: {error}; take what cannot be copied (files, "
             "locks, results of autograd) out of its attributes"
         ) from error
+
+
+_TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+
+
+def _complete(model: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> None:
+    """Give copies of torch.fx's GraphModules what their own copying leaves out.
+
+    It keeps what the graph reads alone, in the order in which it does, and saves every buffer.
+    """
+    for part in list(model.modules()):
+        if isinstance(part, fx.GraphModule) and type(part).__deepcopy__ is _FX_COPY:
+            twin = memo.get(id(part), copied if part is model else None)
+            for key in _TREE if twin is not None else ():
+                twin.__dict__[key] = copy.deepcopy(part.__dict__[key], memo)
+
+
+_FX_COPY = fx.GraphModule.__deepcopy__
+
+
+def own_results(model: nn.Module) -> dict[int, Any]:
+    """Return a memo for `copy.deepcopy` with copies of the attributes that autograd computed."""
+    return {
+        id(tensor): tensor.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        for tensor in _tensors(value)
+        if not tensor.is_leaf
+    }
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

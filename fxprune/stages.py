@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxprune.pipeline import Pipeline
-from fxprune.recipe import Recipe, Rule
+from fxprune.recipe import PassCall, Recipe, Rule
+from fxprune.recipe_ranks import is_foreign
 from fxprune.registry import create
+from fxprune.selecting import choice_of
 
 __all__ = ["Stage", "stage_of", "stages_of"]
 
@@ -19,20 +21,27 @@ class Stage:
 
     Args:
         rules: the rules; more than one where they share a budget.
-        pipeline: selection to masks.
+        pipeline: selection to masks; or the passes that a recipe names.
+        calls: these passes, in the words of the recipe; then there are no rules.
     """
 
     rules: tuple[Rule, ...]
     pipeline: Pipeline
+    calls: tuple[PassCall, ...] = ()
 
     @property
     def name(self) -> str:
         """The rules' names, joined."""
+        if self.calls:
+            return "passes"
         return "+".join(str(rule.name) for rule in self.rules)
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """Return the stages of a recipe: rules in order, a group at the place of its first rule."""
+    """Return the stages of a recipe: rules in order, a group at the place of its first rule.
+
+    The passes that it names are the last stage, and share their facts.
+    """
     stages: list[Stage] = []
     grouped: set[str] = set()
     for rule in recipe.rules:
@@ -41,7 +50,9 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         elif rule.group not in grouped:
             grouped.add(rule.group)
             stages.append(stage_of([r for r in recipe.rules if r.group == rule.group]))
-    return tuple(stages)
+    calls = recipe.passes
+    passes = Pipeline(tuple(create(call.name, **call.args) for call in calls))
+    return (*stages, Stage((), passes, calls)) if calls else tuple(stages)
 
 
 def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = (), rejoin: bool = False) -> Stage:
@@ -56,7 +67,7 @@ def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = (), rejoin: bool
     select = create(
         "select",
         rule="+".join(str(r.name) for r in rules),
-        selects=tuple(r.select for r in rules),
+        selects=tuple(choice_of(r) for r in rules),
         names=names,
         optional=all(r.optional for r in rules),
     )
@@ -71,7 +82,10 @@ def _mask_passes(rule: Rule) -> tuple[Any, ...]:
         options = {"rule": rule.name, "method": rule.method, "args": dict(rule.args or {})}
         return (create("method", **options, amount=rule.amount, scope=rule.scope),)
     rank = create("rank", amount=rule.amount, scope=rule.scope, ties=rule.ties)
-    return create(rule.score_name, **_score_options(rule)), rank, create("cut")
+    score = create(rule.score_name, **_score_options(rule))
+    if is_foreign(rule.score_name):
+        return score, create("check", score=rule.score_name, dim=rule.dim), rank, create("cut")
+    return score, rank, create("cut")
 
 
 def _score_options(rule: Rule) -> Mapping[str, Any]:
@@ -80,4 +94,4 @@ def _score_options(rule: Rule) -> Mapping[str, Any]:
         return {"n": rule.n, **dim}
     if rule.score_name == "random":
         return {"amount": rule.amount, "scope": rule.scope, "seed": rule.seed, **dim}
-    return {}
+    return {**rule.args, **dim}

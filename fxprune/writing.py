@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fxprune.errors import FormatError
 
-__all__ = ["PathLike", "check_folder", "replacing", "replacing_folder", "write_text"]
+__all__ = ["PathLike", "check_file", "check_folder", "replacing", "replacing_folder", "write_text"]
 
 PathLike = str | os.PathLike[str]
 
@@ -50,10 +50,7 @@ def replacing(path: PathLike) -> Generator[Path]:
         ['a.txt']
     """
     target = Path(path)
-    if target.exists() and not target.is_file():
-        what = "a folder" if target.is_dir() else "no regular file"
-        raise FormatError(f"{target}: this is {what}; give the path of a file")
-    _check_parent(target)
+    check_file(target)
     temporary = target.with_name(f"{_temporary_name()}{target.suffix}")
     try:
         # Made here, so that a folder that cannot be written to is found before the work.
@@ -67,6 +64,21 @@ def replacing(path: PathLike) -> Generator[Path]:
         raise FormatError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file(path: PathLike) -> None:
+    """Check, before the work, that `replacing` can write to a path.
+
+    Raises:
+        FormatError: the path is no file, or its folder is missing or read-only.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise FormatError(f"{target}: this is {what}; give the path of a file")
+    _check_parent(target)
+    if not os.access(target.parent, os.W_OK):
+        raise FormatError(f"{target}: the folder {target.parent} cannot be written to")
 
 
 def check_folder(path: PathLike) -> None:

@@ -1,34 +1,39 @@
-"""Select parameters by what they are called and how the graphs use them."""
+"""Select parameters by what they are called, how the graphs use them, and what they stand in."""
 
 from __future__ import annotations
 
 import difflib
-import fnmatch
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxprune import tensors
+from fxprune import ops, tensors
 from fxprune.errors import SelectError
 from fxprune.facts import ParamSite, Selection
-from fxprune.pattern import Refusal
+from fxprune.near_misses import readers_of
+from fxprune.pattern import Call, Refusal
+from fxprune.pattern_parts import parts_of
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.recipe import Select
+from fxprune.select_conditions import globbed
+from fxprune.selecting import Choice, Verdict, verdicts_of
 from fxprune.sites import sites_of
+from fxprune.tracing import source_line
 
 __all__ = ["SelectParameters"]
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class SelectParameters(Analysis):
-    """Select the parameters that any of some selections takes.
+    """Select the parameters that any of some choices takes.
 
     Args:
         rule: the rule's name, for messages.
-        selects: the selections, one a rule of a group.
-        names: parameters by name, in this order, in the place of selections.
+        selects: the choices, a Select or what a pattern binds, one a rule of a group.
+        names: parameters by name, in this order, in the place of choices.
         optional: whether nothing to select is fine.
     """
 
@@ -36,7 +41,7 @@ class SelectParameters(Analysis):
     gives: ClassVar = (Selection,)
 
     rule: str
-    selects: tuple[Select, ...] = ()
+    selects: tuple[Choice, ...] = ()
     names: tuple[str, ...] = ()
     optional: bool = False
 
@@ -47,105 +52,94 @@ class SelectParameters(Analysis):
             SelectError: nothing is selected, and the rule is not optional.
             MissingParameterError: a name does not exist.
         """
-        sites = {site.name: site for site in sites_of(program)}
         if self.names:
-            firsts = (
-                tensors.owner(program, name) and program.captured.first[name] for name in self.names
-            )
-            return Selection(tuple(sites[name] for name in dict.fromkeys(firsts)))
+            return self._named(program)
+        found = [verdicts_of(program, choice) for choice in self.selects]
         chosen: list[ParamSite] = []
         refused: list[tuple[str, Refusal]] = []
-        for site in sites.values():
-            reasons = [_first_failure(select, site) for select in self.selects]
-            if None in reasons:
-                chosen.append(site)
+        for of_site in zip(*found, strict=True):
+            refusals = [verdict.refusal for verdict in of_site if verdict.refusal is not None]
+            if len(refusals) < len(of_site):
+                chosen.append(of_site[0].site)
             else:
-                refused.append((site.name, Refusal(next(filter(None, reasons), ""))))
+                refused.append((of_site[0].site.name, refusals[0]))
         if not chosen and not self.optional:
-            raise SelectError(self._nothing(sites.values(), refused))
+            raise SelectError(self._nothing(program, [v for part in found for v in part]))
         return Selection(tuple(chosen), tuple(refused))
 
-    def _nothing(self, sites: Iterable[ParamSite], refused: list[tuple[str, Refusal]]) -> str:
-        hint = _nearest(self.selects, list(sites))
-        shown = "".join(f"\n  {name}: {refusal.reason}" for name, refusal in refused[:5])
-        more = f"\n  ... and {len(refused) - 5} more" if len(refused) > 5 else ""
-        return (
-            f"rule {self.rule!r} selects nothing{hint}; change its select, or say optional = true"
-            f"{shown}{more}"
+    def _named(self, program: Program) -> Selection:
+        sites = {site.name: site for site in sites_of(program)}
+        firsts = (
+            tensors.owner(program, name) and program.captured.first[name] for name in self.names
         )
+        named = tuple(dict.fromkeys(firsts))
+        for name in named:
+            reason = program.captured.refused.get(name)
+            if reason is not None:
+                raise SelectError(f"{name!r} cannot be pruned: {reason}")
+        return Selection(tuple(sites[name] for name in named))
+
+    def _nothing(self, program: Program, found: Sequence[Verdict]) -> str:
+        """Return what to say where nothing is selected: the nearest parameter first."""
+        keys = dict.fromkeys("select" if isinstance(c, Select) else "match" for c in self.selects)
+        hint = next(
+            (f" ({text})" for choice in self.selects for text in _hints(program, choice)), ""
+        )
+        text = (
+            f"rule {self.rule!r} selects nothing{hint}; change its {' or '.join(keys)}, or say "
+            "optional = true"
+        )
+        if not found:
+            return f"{text}\n  the program has no parameters"
+        nearest = max(found, key=lambda verdict: (verdict.held, verdict.nearness))
+        others = {v.site.name: v for v in found if v.site.name != nearest.site.name}
+        lines = [f"nearest is {nearest.site.name}: {_told(program, nearest)}"]
+        shown = list(others.values())[: _SHOWN - 1]
+        lines += [f"{verdict.site.name}: {verdict.refusal}" for verdict in shown]
+        if len(others) > len(shown):
+            lines.append(f"... and {len(others) - len(shown)} more")
+        return "\n  ".join([text, *lines])
 
 
-def _first_failure(select: Select, site: ParamSite) -> str | None:
-    """Return the first condition that fails, in words; None when all hold."""
-    return next((text for holds, text in _conditions(select, site) if not holds), None)
+def _told(program: Program, verdict: Verdict) -> str:
+    """Return the reason, and the node and the line that it is about, or that read the parameter."""
+    reason = verdict.refusal.reason if verdict.refusal is not None else ""
+    node = verdict.refusal.node if verdict.refusal is not None else None
+    readings = readers_of(program).get(verdict.site.name, ())
+    node = node or next((reading.user for reading in readings), None)
+    if node is None:
+        return reason
+    line = source_line(node)
+    return f"{reason} (node {node.name}{f', {line}' if line else ''})"
 
 
-def _conditions(select: Select, site: ParamSite) -> Iterator[tuple[bool, str]]:
-    """Yield whether each condition holds, in order, with what to say where it does not."""
-    used = ", ".join(f"{role} of {op}" for op, role in site.uses) or "nothing"
-    asked = f"{_either(select.role) or 'any argument'} of {_either(select.op) or 'any operator'}"
-    yield _uses(select, site), f"it is {used}, not {asked}"
-    there = bool(set(select.module) & set(site.modules))
-    text = f"its module is a {_either(site.modules)}, not a {_either(select.module)}"
-    yield not select.module or there, text
-    yield from _names(select, site)
-    text = f"it has {site.numel} entries, fewer than min_numel = {select.min_numel}"
-    yield select.min_numel is None or site.numel >= select.min_numel, text
-    rank = len(site.shape)
-    yield (
-        not select.ndim or rank in select.ndim,
-        f"it has {rank} dimensions, not {_either(map(str, select.ndim))}",
-    )
-    kind = str(site.dtype).removeprefix("torch.")
-    text = f"its dtype is {kind}, not {_either(select.dtype)}"
-    yield not select.dtype or kind in select.dtype, text
+def _hints(program: Program, choice: Choice) -> Iterator[str]:
+    """Yield what a choice asks for that does not occur, with the nearest that does."""
+    there = _there(program)
+    if isinstance(choice, Select):
+        asked = [(key, value) for key in there for value in getattr(choice, key)]
+    else:
+        calls = [part for part in parts_of(choice.pattern) if isinstance(part, Call)]
+        missing = [call for call in calls if not {*there["op"], "_"} & set(call.ops)]
+        asked = [("op", op) for call in missing for op in call.ops]
+    for key, value in asked:
+        values = there[key]
+        if value in values or (key == "path" and globbed(values, [value])):
+            continue
+        near = difflib.get_close_matches(value, sorted(values), n=1, cutoff=0.5)
+        mend = f"; did you mean {near[0]!r}?" if near else ""
+        yield f"{key} {value!r} does not occur in the program{mend}"
 
 
-def _names(select: Select, site: ParamSite) -> Iterator[tuple[bool, str]]:
-    text = f"its name does not match path {_either(map(repr, select.path))}"
-    yield not select.path or _globbed(site.aliases, select.path), text
-    found = any(re.search(r, alias) for r in select.regex for alias in site.aliases)
-    text = f"its name does not match regex {_either(map(repr, select.regex))}"
-    yield not select.regex or found, text
-    attributes = sorted({alias.rpartition(".")[2] for alias in site.aliases})
-    text = f"its attribute is {_either(attributes)}, not {_either(select.param)}"
-    yield not select.param or bool(set(select.param) & set(attributes)), text
-    text = f"exclude {_either(map(repr, select.exclude))} leaves it out"
-    yield not _globbed(site.aliases, select.exclude), text
-
-
-def _either(words: Iterable[str]) -> str:
-    return " or ".join(words)
-
-
-def _uses(select: Select, site: ParamSite) -> bool:
-    if not select.op and not select.role:
-        return True
-    return any(
-        (not select.op or op in select.op) and (not select.role or role in select.role)
-        for op, role in site.uses
-    )
-
-
-def _globbed(names: Iterable[str], globs: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in names)
-
-
-def _nearest(selects: Iterable[Select], sites: list[ParamSite]) -> str:
-    """Suggest the nearest operator, module, name or attribute for one that does not occur."""
-    there = {
-        "op": {op for site in sites for op, _ in site.uses},
+def _there(program: Program) -> Mapping[str, set[str]]:
+    """Return what the keys of a Select could ask for."""
+    sites = sites_of(program)
+    nodes = (node for graph in program.graphs.values() for node in graph.nodes)
+    calls = (node for node in nodes if node.op == "call_function")
+    return {
+        "op": {ops.canonical_name(node.target) for node in calls},
         "role": {role for site in sites for _, role in site.uses},
         "module": {module for site in sites for module in site.modules},
         "path": {alias for site in sites for alias in site.aliases},
         "param": {alias.rpartition(".")[2] for site in sites for alias in site.aliases},
     }
-    for select in selects:
-        for key, values in there.items():
-            for asked in getattr(select, key):
-                if asked in values or (key == "path" and _globbed(values, [asked])):
-                    continue
-                near = difflib.get_close_matches(asked, sorted(values), n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                return f" ({key} {asked!r} does not occur in the program{hint})"
-    return ""

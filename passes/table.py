@@ -6,6 +6,7 @@ __all__ = ["PASSES"]
 
 PASSES: dict[str, str] = {
     "adopt": "fxprune.passes.adopt:AdoptMasks",
+    "check": "fxprune.passes.check:CheckScores",
     "cut": "fxprune.passes.cut:CutUnits",
     "finalize": "fxprune.passes.finalize:FoldMasks",
     "given": "fxprune.passes.given:TakeMasks",

@@ -160,13 +160,13 @@ def test_a_mask_never_takes_the_place_of_a_tensor_of_the_source(name: str, kind:
 def test_control_flow_on_values_is_refused_with_its_line() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         if x.sum() > 0:  # the line
-            return self.l(x)
-        return -self.l(x)
+            return x @ self.w
+        return -x @ self.w
 
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     line = next(i for i, text in enumerate(lines, 1) if text.endswith("  # the line"))
     with pytest.raises(CaptureError) as caught:
-        fxprune.capture(net(forward, l=nn.Linear(3, 2)), (X,))
+        fxprune.capture(net(forward, w=nn.Parameter(torch.ones(3, 2))), (X,))
     message = str(caught.value)
     assert message.startswith("torch.export cannot take Net whole: ")
     assert f'{Path(__file__).name}", line {line}' in message
@@ -176,15 +176,15 @@ def test_control_flow_on_values_is_refused_with_its_line() -> None:
 @pytest.mark.parametrize(
     "forward",
     [
-        lambda self, x: self.l(x)[: int(x.abs().sum())],
-        lambda self, x: self.l(torch.from_numpy(x.numpy())),
+        lambda self, x: (x @ self.w)[: int(x.abs().sum())],
+        lambda self, x: torch.from_numpy(x.numpy()) @ self.w,
         lambda self, x: object(),
     ],
     ids=["int", "numpy", "output"],
 )
 def test_what_export_cannot_take_is_a_capture_error(forward: Any) -> None:
     with pytest.raises(CaptureError, match=r"torch\.export cannot take Net whole"):
-        fxprune.capture(net(forward, l=nn.Linear(3, 2)), (X,))
+        fxprune.capture(net(forward, w=nn.Parameter(torch.ones(3, 2))), (X,))
 
 
 @pytest.mark.parametrize(
@@ -210,10 +210,16 @@ def test_an_error_of_the_source_is_a_capture_error_with_its_text() -> None:
 
 def test_a_failing_capture_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
-        return self.l(x) if x.sum() > 0 else x
+        return x * self.w if x.sum() > 0 else x
 
     with pytest.raises(CaptureError):
-        fxprune.capture(net(forward, l=nn.Linear(3, 3)), (X,))
+        fxprune.capture(net(forward, w=nn.Parameter(torch.ones(3))), (X,))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_capture_by_regions_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    model = net(lambda self, x: self.l(x) if x.sum() > 0 else x, l=nn.Linear(3, 3))
+    assert list(fxprune.capture(model, (X.abs(),)).graphs) == ["l"]
     assert capfd.readouterr() == ("", "")
 
 

@@ -52,10 +52,10 @@ class Tied(nn.Module):
 class Branch(nn.Module):
     def __init__(self):
         super().__init__()
-        self.fc = nn.Linear(3, 3)
+        self.weight = nn.Parameter(torch.ones(3))
 
     def forward(self, x):
-        return self.fc(x) if x.sum() > 0 else x
+        return x * self.weight if x.sum() > 0 else x
 
 
 class Stubborn(nn.Module):

@@ -172,7 +172,7 @@ def test_onnx_refuses_weights_that_one_file_cannot_hold(
 
 
 @pytest.mark.parametrize("error", [ValueError("broken\nmore"), OSError(28, "No space left")])
-@pytest.mark.parametrize("suffix", [".pt2", ".safetensors", ".onnx"])
+@pytest.mark.parametrize("suffix", [".pt2", ".safetensors", ".onnx", ".fxp"])
 def test_a_failing_writer_leaves_the_earlier_file(
     suffix: str, error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -227,7 +227,7 @@ def test_suffixes_are_read_in_any_case(tmp_path: Path) -> None:
     assert set(load_file(export(small(), tmp_path / "NET.SafeTensors"))) == {"weight", "bias"}
 
 
-@pytest.mark.parametrize("name", ["net.fxp", "net", "net.pt", "pt2"])
+@pytest.mark.parametrize("name", ["net.fx", "net", "net.pt", "pt2"])
 def test_unknown_formats_are_refused_with_the_known_ones(name: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"there are \.pt2, \.safetensors, \.onnx"):
         export(small(), tmp_path / name)

@@ -185,7 +185,7 @@ def test_amounts_of_a_group_may_share_a_budget():
 def test_the_schema_is_json_and_takes_what_a_file_may_hold():
     schema = Recipe.model_json_schema()
     assert json.loads(json.dumps(schema, allow_nan=False)) == schema
-    assert schema["properties"].keys() == {"version", "rule", "finalize", "export"}
+    assert schema["properties"].keys() == {"version", "rule", "pass", "finalize", "export"}
     path = schema["$defs"]["Select"]["properties"]["path"]
     assert [kind["type"] for kind in path["anyOf"]] == ["string", "array"]
 
@@ -242,7 +242,8 @@ def rules(draw: st.DrawFn, at: int) -> dict[str, Any]:
 def recipes(draw: st.DrawFn) -> dict[str, Any]:
     count = draw(st.integers(1, 4))
     data: dict[str, Any] = {"rule": [draw(rules(at)) for at in range(count)]}
-    formats = st.lists(st.sampled_from(["pt2", "safetensors", "onnx"]), min_size=1, unique=True)
+    known = st.sampled_from(["pt2", "safetensors", "onnx", "fxp"])
+    formats = st.lists(known, min_size=1, unique=True)
     zeros = st.fixed_dictionaries({}, optional={"zeros": st.sampled_from(["keep", "clean"])})
     more = {
         "version": st.just(1),

@@ -20,7 +20,7 @@ RECIPE_FAULTS: list[tuple[Any, str]] = [
     ({"rule": [GOOD], "finalise": {}}, "unknown table or key 'finalise'; did you mean 'finalize'?"),
     (
         {"rule": [GOOD], "shrink": {}},
-        "unknown table or key 'shrink'; known: version, rule, finalize, export",
+        "unknown table or key 'shrink'; known: version, rule, pass, finalize, export",
     ),
     ({"rule": [GOOD], 3: 4}, "key 3 is not a text; write it in quotes"),
     ({"rule": [GOOD], "version": 2}, "version = 2 is not known; write version = 1"),
@@ -34,7 +34,7 @@ RECIPE_FAULTS: list[tuple[Any, str]] = [
     (
         {"rule": [GOOD], "export": {"formats": ["onx"]}},
         "[export]: formats = 'onx' is not known; did you mean 'onnx'? "
-        "Known: 'pt2', 'safetensors', 'onnx'",
+        "Known: 'pt2', 'safetensors', 'onnx', 'fxp'",
     ),
     (
         {"rule": [GOOD], "export": {"formats": ["pt2", "onnx", "pt2"]}},
@@ -91,8 +91,9 @@ def test_all_faults_are_told_together():
         "recipe.toml: [[rule]] 1 \"a\": unknown key 'amout'; did you mean 'amount'?",
         "recipe.toml: [[rule]] 3 \"a\": n does not go with method = 'l1_unstructured'; "
         "leave it out: it is for the norm score, as in ln_structured",
-        "recipe.toml: [export]: formats = 'x' is not known; known: 'pt2', 'safetensors', 'onnx'",
-        "recipe.toml: unknown table or key 'shrink'; known: version, rule, finalize, export",
+        "recipe.toml: [export]: formats = 'x' is not known; known: 'pt2', 'safetensors', 'onnx', "
+        "'fxp'",
+        "recipe.toml: unknown table or key 'shrink'; known: version, rule, pass, finalize, export",
         'recipe.toml: [[rule]] 3 "a": [[rule]] 1 has this name too; give it another',
     ]
 
@@ -119,7 +120,7 @@ def test_a_flood_of_faults_is_cut():
         ),
         (
             lambda: Export(formats=["x"]),
-            "Export: formats = 'x' is not known; known: 'pt2', 'safetensors', 'onnx'",
+            "Export: formats = 'x' is not known; known: 'pt2', 'safetensors', 'onnx', 'fxp'",
         ),
         (
             lambda: Recipe(rules=[rule(name="b", dim=0)]),

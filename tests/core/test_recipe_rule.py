@@ -20,10 +20,50 @@ RULE_FAULTS: list[tuple[dict[str, Any], str]] = [
     (rule(select=None, selct="*"), "unknown key 'selct'; did you mean 'select'?"),
     (
         rule(qqq=1),
-        "unknown key 'qqq'; known: name, select, method, score, granularity, amount, n, dim, mask, "
-        "scope, group, optional, ties, seed, args",
+        "unknown key 'qqq'; known: name, select, match, prune, method, score, granularity, amount, "
+        "n, dim, mask, scope, group, optional, ties, seed, args",
     ),
-    (rule(select=None), 'select is missing; write select = { path = "conv1.weight" }'),
+    (
+        rule(select=None),
+        'select is missing; write select = { path = "conv1.weight" }, or '
+        'match = "relu(conv2d(_, W))"',
+    ),
+    (
+        rule(match="conv2d(_, W)"),
+        "select and match each say which parameters the rule takes; leave one out",
+    ),
+    (rule(prune="W"), "prune does not go with select; leave it out: it is for match"),
+    (rule(select=None, prune="W"), 'match is missing; write match = "relu(conv2d(_, W))"'),
+    (rule(select=None, mtch="relu(W)"), "unknown key 'mtch'; did you mean 'match'?"),
+    (rule(select=None, match=3), 'match = 3 is not a text; write match = "relu(conv2d(_, W))"'),
+    (
+        rule(select=None, match="relu(a.b)"),
+        "match: expected a name, a constant or operator(...)\n  relu(a.b)\n       ^",
+    ),
+    (
+        rule(select=None, match="relu(\n  a.b)"),
+        "match: expected a name, a constant or operator(...) (line 2)\n    a.b)\n    ^",
+    ),
+    (
+        rule(select=None, match="relu(x)"),
+        "match binds no parameter; give the one to prune a capital name, as conv2d(_, W)",
+    ),
+    (
+        rule(select=None, match="linear(_, W, B)"),
+        "prune is missing; match binds 'W', 'B': name those to prune, as prune = 'W'",
+    ),
+    (
+        rule(select=None, match="linear(_, Weight, Bias)", prune="wight"),
+        "prune = 'wight' is not bound in match; did you mean 'Weight'? Bound: 'Weight', 'Bias'",
+    ),
+    (
+        rule(select=None, match="linear(_, W)", prune=["W", "V"]),
+        "prune = 'V' is not bound in match; did you mean 'W'? Bound: 'W'",
+    ),
+    (
+        rule(select=None, match="W", prune=[]),
+        'prune = [] is empty; give a capital name of match, or a list of them, as prune = "W"',
+    ),
     (rule(select=3), 'select = 3 is not a table; write select = { path = "conv1.weight" }'),
     (rule(select=[]), f"select: path = [] is empty; {NAMES}"),
     (rule(select={"opp": "conv2d"}), "select: unknown key 'opp'; did you mean 'op'?"),
@@ -165,7 +205,7 @@ RULE_FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         rule(args={"a": 1}),
         "args does not go with method = 'l1_unstructured'; leave it out: it is for methods of the "
-        'form "package.module:Class"',
+        'form "package.module:Class" and scores of other distributions',
     ),
     (rule(name=""), "name = '' does not fit; give a text on one line"),
 ]

@@ -11,6 +11,7 @@ from fxprune.errors import MissingParameterError, SelectError
 from fxprune.facts import Selection
 from fxprune.recipe import Select
 from fxprune.registry import create
+from fxprune.selecting import Bound
 from tests.conftest import Golden
 from tests.helpers import both_texts, facts_text, program, run, snapshot, source_of, text
 
@@ -121,7 +122,8 @@ def test_selecting_nothing_is_an_error_that_says_why(select: dict[str, Any], hin
         f"rule 'rule-1' selects nothing{what}; change its select, or say optional = true"
     )
     assert len(lines) == 7
-    assert lines[1].startswith("  0.weight: it")
+    assert lines[1].startswith("  nearest is ")
+    assert all(line.startswith("  ") and ": it" in line for line in lines[1:6])
     assert lines[-1] == "  ... and 1 more"
 
 
@@ -129,6 +131,30 @@ def test_selecting_nothing_is_fine_where_the_rule_is_optional():
     found = selected("conv", {"op": "conv3d"}, optional=True)
     assert found.sites == ()
     assert len(found.refused) == 6
+
+
+# By a pattern
+
+
+def matched(name: str, match: str, *prune: str, **options: Any) -> Selection:
+    step = create("select", rule="rule-1", selects=(Bound(match, prune or ("W",)),), **options)
+    return run(program(name), step)[0][Selection]
+
+
+def test_a_pattern_selects(golden: Golden):
+    found = matched("conv", "relu(batch_norm(conv2d(_, W), G))", "W", "G")
+    golden("select", "match", both_texts(text(source_of("conv")), facts_text(found)))
+
+
+def test_a_pattern_and_a_select_may_share_a_budget():
+    step = create(
+        "select", rule="a+b", selects=(Bound("conv2d(_, W)", ("W",)), Select(path="4.weight"))
+    )
+    found = run(program("conv"), step)[0][Selection]
+    assert names(found) == ["0.weight", "4.weight"]
+    other = create("select", rule="a+b", selects=(Bound("tanh(W)", ("W",)), Select(path="9")))
+    with pytest.raises(SelectError, match="; change its match or select, or say optional = true"):
+        run(program("conv"), other)
 
 
 # By name, as fxprune.functional asks
@@ -155,7 +181,11 @@ def test_a_masked_parameter_is_used_where_its_product_is():
     step = create("select", rule="r", selects=(Select(op="conv2d"),))
     before = run(p, step)[0][Selection]
     prune.l1_unstructured(p, "0.weight", 0.5)
-    assert run(p, step)[0][Selection] == before
+    after = run(p, step)[0][Selection]
+    assert after.sites == before.sites
+    assert [(name, str(why)) for name, why in after.refused] == [
+        (name, str(why)) for name, why in before.refused
+    ]
 
 
 def test_uses_are_those_of_all_graphs():

@@ -1,0 +1,212 @@
+"""What the registry's passes are: scores, rewrites or analyses, with which options."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fxprune.errors import PassError
+from fxprune.facts import Scores
+from fxprune.pipeline import Rewrite
+from fxprune.registry import GROUP, create, distribution_of, faults, find, names
+
+__all__ = [
+    "NO_DEFAULT",
+    "Listed",
+    "call_fault",
+    "described",
+    "kind_of",
+    "listed",
+    "pass_fault",
+    "score_fault",
+]
+
+NO_DEFAULT = dataclasses.MISSING
+_INSTALL = "install the distribution that brings it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """What there is to know about a pass.
+
+    Args:
+        name: its name, as recipes use it.
+        kind: "score": ranks units in a rule; "rewrite": edits the graph; "analysis": anything else.
+        needs: names of the facts that it needs.
+        gives: names of the facts that it gives.
+        promise: "same" or "changes" for a rewrite; None for what edits nothing.
+        options: its options and their defaults; `NO_DEFAULT` where one has to be given.
+        distribution: what to install for it.
+        summary: the first line of its docstring.
+
+    Example:
+        >>> described("rank").kind, described("rank").needs, described("rank").options["ties"]
+        ('analysis', ('Scores',), 'index')
+    """
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    gives: tuple[str, ...]
+    promise: str | None
+    options: Mapping[str, Any]
+    distribution: str
+    summary: str
+
+
+def listed() -> tuple[tuple[Listed, ...], tuple[str, ...]]:
+    """Return all passes by name, and what is wrong with those that cannot be imported."""
+    found: list[Listed] = []
+    broken = [*faults()]
+    for name in names():
+        try:
+            found.append(described(name))
+        except PassError as error:
+            broken.append(str(error))
+    return tuple(found), tuple(broken)
+
+
+def described(name: str) -> Listed:
+    """Return what there is to know about a pass.
+
+    Raises:
+        PassError: there is no such pass, or it cannot be imported.
+    """
+    found = find(name)
+    kind = kind_of(found)
+    return Listed(
+        name=name,
+        kind=kind,
+        needs=tuple(fact.__name__ for fact in found.needs),
+        gives=tuple(fact.__name__ for fact in found.gives),
+        promise=found.promise if kind == "rewrite" else None,
+        options=_options(found),
+        distribution=distribution_of(name),
+        summary=(found.__doc__ or "").strip().partition("\n")[0],
+    )
+
+
+def kind_of(found: type[Any]) -> str:
+    """Return whether a class is a "score", a "rewrite" or another "analysis".
+
+    Example:
+        >>> kind_of(find("magnitude")), kind_of(find("finalize")), kind_of(find("select"))
+        ('score', 'rewrite', 'analysis')
+    """
+    if issubclass(found, Rewrite):
+        return "rewrite"
+    return "score" if Scores in found.gives and Scores not in found.needs else "analysis"
+
+
+def score_fault(name: str, known: Iterable[str]) -> str:
+    """Return why a rule cannot rank by a score; "" where it can.
+
+    Args:
+        name: a name that is none of fxprune's own scores.
+        known: fxprune's own.
+
+    Example:
+        >>> score_fault("rank", ["magnitude", "norm", "random"])
+        "is a pass, but no score (it gives Ranking); give one of 'magnitude', 'norm', 'random'"
+    """
+    scores = [*known, *_foreign_scores(known)]
+    told = ", ".join(f"'{score}'" for score in scores)
+    if name not in names():
+        close = difflib.get_close_matches(name, scores, n=1)
+        if close:
+            return f"is not known; did you mean '{close[0]}'? Known: {told}"
+        return f"is not known; known: {told}; {_INSTALL}"
+    try:
+        found = find(name)
+    except PassError as error:
+        return f"cannot be used: {error}"
+    if kind_of(found) == "score":
+        return ""
+    gives = ", ".join(fact.__name__ for fact in found.gives) or "nothing"
+    return f"is a pass, but no score (it gives {gives}); give one of {told}"
+
+
+def call_fault(name: str) -> str:
+    """Return why a recipe cannot call a pass by name; "" where it can.
+
+    fxprune's own analyses are steps of rules, which alone decide what these may read and import.
+
+    Example:
+        >>> call_fault("finalize"), call_fault("rank")
+        ('', "the pass 'rank' is a step of rules; write a [[rule]]")
+    """
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"{_INSTALL}; known: {_told(names())}"
+        return f"there is no pass '{name}'; {hint}"
+    try:
+        found = find(name)
+    except PassError as error:
+        return str(error)
+    if found.__module__.startswith(f"{GROUP}.") and kind_of(found) != "rewrite":
+        return f"the pass '{name}' is a step of rules; write a [[rule]]"
+    return ""
+
+
+def pass_fault(name: str, args: Mapping[str, Any], *, own: Iterable[str] = ()) -> str:
+    """Return why a pass does not take these options; "" where it does.
+
+    Args:
+        name: of a pass that there is.
+        args: options by name.
+        own: options that the recipe gives by keys of its own.
+
+    Example:
+        >>> pass_fault("rank", {"tise": "index"})
+        "args has 'tise', which the pass 'rank' does not take; did you mean 'ties'?"
+    """
+    options = _options(find(name))
+    takes = [option for option in options if option not in own]
+    odd = next((option for option in args if option not in takes), None)
+    if odd is not None:
+        close = difflib.get_close_matches(odd, takes, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"it takes {_told(takes) or 'none'}"
+        return f"args has '{odd}', which the pass '{name}' does not take; {hint}"
+    missing = [o for o in takes if options[o] is NO_DEFAULT and o not in args]
+    if missing:
+        return f"args lacks '{missing[0]}', which the pass '{name}' needs; add it"
+    return _refusal(name, args, [option for option in options if option in own])
+
+
+def _refusal(name: str, args: Mapping[str, Any], own: Iterable[str]) -> str:
+    """Return what a pass itself says of its options."""
+    try:
+        create(name, **args, **dict.fromkeys(own, 0))
+    except PassError as error:
+        return str(error)
+    return ""
+
+
+def _options(found: type[Any]) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(found):
+        return {}
+    return {f.name: _default(f) for f in dataclasses.fields(found) if f.init}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _foreign_scores(known: Iterable[str]) -> list[str]:
+    """Return the names of other distributions' scores; what cannot be imported is left out."""
+    found: list[str] = []
+    for name in names():
+        try:
+            is_score = name not in known and kind_of(find(name)) == "score"
+        except PassError:
+            continue
+        found += [name] * is_score
+    return found
+
+
+def _told(known: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in known)

@@ -1,0 +1,129 @@
+"""The command inspect: what fxprune sees of a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fxprune import tensors
+from fxprune.cli_inputs import parse_batch
+from fxprune.cli_models import importing_from_here
+from fxprune.cli_options import (
+    BatchOption,
+    ImportsOption,
+    InputOptions,
+    JsonOption,
+    ModelArgument,
+    WeightsOption,
+    load,
+)
+from fxprune.cli_output import Page, Progress, reported
+from fxprune.compiler import capture, prune
+from fxprune.dataflow import alias_groups
+from fxprune.program import BOTH, Program
+from fxprune.recipe import Recipe
+from fxprune.reports import report
+from fxprune.sites import sites_of
+
+__all__ = ["inspect_command"]
+
+
+def inspect_command(
+    model: ModelArgument,
+    inputs: InputOptions = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Mask by this recipe; nothing is written.")
+    ] = None,
+    weights: WeightsOption = None,
+    batch: BatchOption = "0",
+    allow_imports: ImportsOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what fxprune sees of a model."""
+    page = Page()
+    masked: Program | None = None
+    with reported(), importing_from_here():
+        rules = None if recipe is None else Recipe.load(recipe, allow_imports=allow_imports)
+        dim = parse_batch(batch)
+        with Progress() as progress:
+            loaded = load(model, inputs or (), weights, progress)
+            progress("capture")
+            program = capture(loaded.model, loaded.args, loaded.kwargs, batch=dim)
+            if rules is not None:
+                masked = prune(program, rules, allow_imports=allow_imports, on_pass=progress)
+    if as_json:
+        page.json(_as_json(program, masked))
+        return
+    _print_program(page, program)
+    if masked is not None:
+        page.heading(f"{recipe}, masked but not written")
+        page.report(report(masked))
+        for name, reason in report(masked).refused:
+            page.text(f"left {name}: {reason}")
+
+
+def _as_json(program: Program, masked: Program | None) -> str:
+    parameters: list[dict[str, Any]] = [
+        {
+            "name": site.name,
+            "aliases": site.aliases,
+            "modules": site.modules,
+            "shape": tuple(site.shape),
+            "dtype": str(site.dtype).removeprefix("torch."),
+            "uses": [{"op": op, "role": role} for op, role in site.uses],
+        }
+        for site in sites_of(program)
+    ]
+    data = {
+        "kind": program.captured.kind,
+        "inputs": [str(spec) for spec in program.captured.inputs.inputs],
+        "graphs": _operators(program),
+        "deciders": program.captured.deciders,
+        "parameters": parameters,
+        "notes": program.captured.notes,
+        "report": None if masked is None else json.loads(report(masked).to_json()),
+    }
+    return json.dumps(data, indent=2, allow_nan=False)
+
+
+def _operators(program: Program) -> dict[str, int]:
+    """Return how many operators each graph calls, by mode."""
+    return {
+        "train and eval" if mode == BOTH else mode: sum(
+            node.op == "call_function" for node in graph.nodes
+        )
+        for mode, graph in program.graphs.items()
+    }
+
+
+def _print_program(page: Page, program: Program) -> None:
+    sites = sites_of(program)
+    entries = sum(site.numel for site in sites)
+    page.text(f"{program.captured.kind}: {len(sites)} parameters with {entries:,} entries")
+    page.heading("inputs")
+    for spec in program.captured.inputs.inputs:
+        page.text(f"  {spec}")
+    page.heading("graphs")
+    for mode, calls in _operators(program).items():
+        page.text(f"  {mode}: {calls} operators")
+    if program.captured.deciders:
+        page.text(f"  chosen by the training flags of {tensors.quoted(program.captured.deciders)}")
+    page.heading("parameters")
+    header = ("name", "shape", "dtype", "uses")
+    rows = [
+        (
+            site.name,
+            "x".join(map(str, site.shape)) or "scalar",
+            str(site.dtype).removeprefix("torch."),
+            ", ".join(f"{role} of {op}" for op, role in site.uses) or "nothing",
+        )
+        for site in sites
+    ]
+    page.table(header, rows)
+    for names in alias_groups(program):
+        page.text(f"tied: {' = '.join(names)}")
+    for note in program.captured.notes:
+        page.text(f"note: {note}")

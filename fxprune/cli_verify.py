@@ -1,0 +1,103 @@
+"""The command verify: hold a model to another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from fxprune.cli_inputs import CommandError
+from fxprune.cli_models import Loaded, importing_from_here, load_model, load_weights
+from fxprune.cli_options import InputOptions, JsonOption, WeightsOption, load
+from fxprune.cli_output import Page, Progress, reported
+from fxprune.source import copy_model
+from fxprune.verify import verify
+
+__all__ = ["verify_command"]
+
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+# What a folder of `fxprune compile` may hold that can be read back, the whole Program first.
+_ARTIFACTS = ("model.fxp", "model.safetensors")
+
+AfterArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="AFTER",
+        help="A MODEL, as for compile; a weights file, to be loaded into BEFORE's model; or a "
+        "folder that compile wrote.",
+    ),
+]
+BeforeArgument = Annotated[
+    str | None, typer.Argument(metavar="BEFORE", help="What AFTER is held to: a MODEL.")
+]
+AgainstOption = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Another way to give BEFORE.")
+]
+PromiseOption = Annotated[
+    str,
+    typer.Option(
+        metavar="same|close",
+        help="same: outputs equal bit for bit; close: those of float64 copies within rounding.",
+    ),
+]
+
+
+def verify_command(
+    after: AfterArgument,
+    before: BeforeArgument = None,
+    against: AgainstOption = None,
+    inputs: InputOptions = None,
+    weights: WeightsOption = None,
+    promise: PromiseOption = "same",
+    trials: Annotated[int, typer.Option(help="Inputs to draw for each mode.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the inputs and of what the models draw.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the certificate; exit with 1 where the models differ."""
+    page = Page()
+    with reported(), importing_from_here():
+        if (before is None) == (against is None):
+            raise CommandError("give either BEFORE or --against MODEL, to hold AFTER to")
+        with Progress() as progress:
+            theirs = load(before or against or "", inputs or (), weights, progress)
+            ours = _after(after, theirs)
+            progress("verify")
+            given = next((x for x in (theirs, ours) if x.args or x.kwargs), None)
+            certificate = verify(
+                ours.model,
+                theirs.model,
+                None if given is None else given.args,
+                None if given is None else given.kwargs,
+                promise=promise,
+                trials=trials,
+                seed=seed,
+            )
+    page.text(certificate.to_json() if as_json else str(certificate))
+    if not certificate:
+        raise typer.Exit(1)
+
+
+def _after(spec: str, before: Loaded) -> Loaded:
+    """Return the model that is held to another, which may be made of that one's code."""
+    path = Path(spec)
+    if path.is_dir():
+        path = _artifact(path)
+    if path.suffix.lower() in _WEIGHTS:
+        made = Loaded(copy_model(before.model), before.args, before.kwargs)
+        load_weights(made, path)
+        return made
+    # As for BEFORE: weights that a factory draws are the same every time.
+    torch.manual_seed(0)
+    return load_model(str(path) if Path(spec).is_dir() else spec)
+
+
+def _artifact(folder: Path) -> Path:
+    for name in _ARTIFACTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CommandError(
+        f"{folder}: there is no {' or '.join(_ARTIFACTS)} in this folder; compile with "
+        '[export] formats = ["fxp"]'
+    )

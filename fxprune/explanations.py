@@ -1,0 +1,163 @@
+"""`Explanation`: what each rule does to each parameter, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+from rich.console import Group
+from rich.text import Text
+
+from fxprune import tensors
+from fxprune.errors import MissingParameterError
+from fxprune.plan_rows import PlannedCut
+from fxprune.tables import plain_table, rich_table
+
+__all__ = ["Explanation", "ParameterExplanation", "RuleExplanation"]
+
+_HEADER = ("parameter", "rule", "does", "what")
+
+
+@dataclass(frozen=True)
+class RuleExplanation:
+    """What one rule does to one parameter, and why.
+
+    Args:
+        rule: the rule's name.
+        method: its method, in the words of the recipe.
+        amount: share or count, as asked.
+        scope: "local" or "global".
+        group: the group whose budget it shares; None for none.
+        held: how many of its conditions hold, before the first that fails.
+        matched: whether it takes the parameter.
+        reason: the first condition that fails; or why nothing is pruned though it is taken.
+        node: the node that is in the way, where there is one.
+        line: the line of the model's code that the node comes from, as "net.py:12".
+        units: what is pruned: "entries" or "channels"; None where it is not taken.
+        alive: how many of these are alive when the rule's turn comes.
+        pruned: how many of these it prunes; of the group, where it has one.
+    """
+
+    rule: str
+    method: str
+    amount: float | int | None
+    scope: str
+    group: str | None
+    held: int
+    matched: bool = False
+    reason: str | None = None
+    node: str | None = None
+    line: str | None = None
+    units: str | None = None
+    alive: int | None = None
+    pruned: int | None = None
+
+    def left(self, reason: str, node: str | None, line: str | None) -> RuleExplanation:
+        """Return it for a parameter that the rule does not take."""
+        return replace(self, reason=reason, node=node, line=line)
+
+    def failed(self, reason: str) -> RuleExplanation:
+        """Return it for a rule that takes the parameter and then cannot prune."""
+        return replace(self, matched=True, reason=reason)
+
+    def took(self, cut: PlannedCut, granularity: str | None, reason: str | None) -> RuleExplanation:
+        """Return it for a rule that takes the parameter.
+
+        Args:
+            cut: what it does there.
+            granularity: "channel" where it prunes channels.
+            reason: why it prunes nothing; None where it prunes something.
+        """
+        units = "channels" if granularity == "channel" else "entries"
+        counts = {"alive": cut.alive, "pruned": cut.pruned}
+        return replace(self, matched=True, reason=reason, units=units, **counts)
+
+    def __str__(self) -> str:
+        places = [f"node {self.node}" if self.node else "", self.line or ""]
+        place = ", ".join(filter(None, places))
+        if not self.matched:
+            return f"{self.reason} ({place})" if place else str(self.reason)
+        budget = f"{self.scope}, group {self.group}" if self.group else self.scope
+        amount = "" if self.amount is None else f", amount {self.amount}"
+        start = f"{self.method}, {budget}{amount}"
+        if self.reason is not None:
+            return f"{start}: {'prunes nothing: ' if self.units else ''}{self.reason}"
+        return f"{start}: prunes {self.pruned:,} of {self.alive:,} living {self.units}"
+
+
+@dataclass(frozen=True)
+class ParameterExplanation:
+    """One parameter, and what each rule does to it.
+
+    Args:
+        name: its first name.
+        aliases: all its names, the first included.
+        shape: its shape.
+        uses: (operator, argument role) of each use.
+        rules: one row for each rule, in the recipe's order.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    uses: tuple[tuple[str, str], ...]
+    rules: tuple[RuleExplanation, ...]
+
+    @property
+    def matched(self) -> tuple[RuleExplanation, ...]:
+        """The rows of the rules that take it."""
+        return tuple(row for row in self.rules if row.matched)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether any rule prunes some of it."""
+        return any(row.pruned for row in self.rules)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What each rule does to each parameter, and why; `print` it, or take it as JSON.
+
+    Args:
+        parameters: one for each parameter that was asked for.
+        faults: (rule, message) of each rule that fails as a whole, as one that selects nothing.
+    """
+
+    parameters: tuple[ParameterExplanation, ...]
+    faults: tuple[tuple[str, str], ...] = ()
+
+    def __getitem__(self, name: str) -> ParameterExplanation:
+        """Return the explanation of a parameter, by any of its names.
+
+        Raises:
+            MissingParameterError: it was not asked for.
+        """
+        for row in self.parameters:
+            if name in row.aliases:
+                return row
+        known = tensors.quoted([row.name for row in self.parameters])
+        raise MissingParameterError(f"{name!r} is not explained here; there are {known}")
+
+    def to_json(self) -> str:
+        """Return all of it as JSON with its keys in a fixed order."""
+        data = {
+            "parameters": [asdict(row) for row in self.parameters],
+            "faults": [{"rule": rule, "message": message} for rule, message in self.faults],
+        }
+        return json.dumps(data, indent=2, allow_nan=False)
+
+    def table(self) -> Group:
+        """Return it as a table for a rich console, followed by the faults."""
+        return Group(rich_table(_HEADER, list(self._cells())), *map(Text, self._faults()))
+
+    def __str__(self) -> str:
+        return "\n".join((plain_table(_HEADER, list(self._cells())), *self._faults()))
+
+    def _faults(self) -> tuple[str, ...]:
+        return ("", *(f"fails: {text}" for _, text in self.faults)) if self.faults else ()
+
+    def _cells(self) -> Iterator[tuple[str, ...]]:
+        for row in self.parameters:
+            for rule in row.rules:
+                yield (row.name, rule.rule, "takes" if rule.matched else "leaves", str(rule))

@@ -1,0 +1,127 @@
+"""Two Programs that compute the same whatever they are given: equal graphs over equal tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune import tensors
+from fxprune.bits import same_bits
+from fxprune.certificate import Certificate, Failure
+from fxprune.checker import check_same, observe
+from fxprune.errors import InvariantError
+from fxprune.graphs import fingerprint
+from fxprune.program import EVAL, TRAIN, Program, example_of
+from fxprune.reads import is_product, mask_read_of, parameter_read
+from fxprune.shell import Shell
+
+__all__ = ["hold_same", "proof_of", "why_not_same"]
+
+
+def hold_same(before: Program, after: Program, by: str) -> None:
+    """Check that a step left the outputs as they were: on a drawn input, or else by the graphs.
+
+    Args:
+        before: what the step was given.
+        after: what it made of it.
+        by: the step, for the message.
+
+    Raises:
+        InvariantError: says what differs.
+    """
+    if before.captured.inputs.drawable:
+        args, kwargs = example_of(before)
+        check_same(observe(before, args, kwargs), observe(after, args, kwargs), by)
+        return
+    why = why_not_same(after, before)
+    if why is not None:
+        raise InvariantError(f"{by} promised equal outputs, but {why}; nothing was changed")
+
+
+def proof_of(after: Program, before: Program, seed: int) -> Certificate:
+    """Certify by the graphs alone that two Programs give equal outputs for every input.
+
+    Args:
+        after: a Program.
+        before: what it is held to.
+        seed: for the certificate; nothing is drawn.
+    """
+    why = why_not_same(after, before)
+    label = "every input, as graphs and tensors are equal"
+    failures = () if why is None else tuple(_failure(mode, why) for mode in (EVAL, TRAIN))
+    inputs = tuple(f"{mode}: {label}" for mode in (EVAL, TRAIN)) if why is None else ()
+    return Certificate("same", 0.0, seed, len(inputs), inputs, 0.0, failures)
+
+
+def _failure(mode: str, why: str) -> Failure:
+    message = f"{why}; give args= to compare outputs"
+    return Failure(mode, "every input", None, None, message)
+
+
+def why_not_same(after: Program, before: Program) -> str | None:
+    """Return why two Programs may differ; None where their graphs and tensors are equal.
+
+    A product of a parameter with its mask counts as a read of the parameter's masked value.
+
+    Args:
+        after: a Program.
+        before: another one.
+    """
+    if after.graphs.keys() != before.graphs.keys():
+        return f"the one has graphs for {list(after.graphs)}, the other for {list(before.graphs)}"
+    for mode in after.graphs:
+        if _lines(after, after.graphs[mode]) != _lines(before, before.graphs[mode]):
+            return f"the graphs for {mode} differ"
+        if after.captured.outputs[mode].tree != before.captured.outputs[mode].tree:
+            return f"the outputs for {mode} are nested otherwise"
+    own, other = dict(_tensors(after)), dict(_tensors(before))
+    if own.keys() != other.keys():
+        return f"{sorted(own.keys() ^ other.keys())[0]!r} is a tensor of one of them alone"
+    differing = [name for name in own if not same_bits(own[name], other[name])]
+    if differing:
+        return f"the values of {differing[0]!r} differ"
+    layers = dict(_layers(before))
+    changed = [path for path, told in _layers(after) if layers.get(path) != told]
+    return f"the layer {changed[0]!r} differs" if changed else None
+
+
+def _lines(program: Program, graph: fx.Graph) -> list[Any]:
+    """Return the graph's fingerprint, parameters by their own names, masked or not."""
+    names = {
+        ("name", str(node.target)): parameter_read(program, node)
+        for node in graph.nodes
+        if node.op == "get_attr"
+    }
+    lines = fingerprint(
+        graph,
+        skip=lambda node: mask_read_of(program, node) is not None,
+        transparent=lambda node: is_product(program, node),
+    )
+    return [(op, names.get(target) or target, *rest) for op, target, *rest in lines]
+
+
+def _tensors(program: Program) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in tensors.aliases(program):
+        yield name, tensors.value(program, name)
+    masked = {
+        f"{alias}_mask" for alias in program.captured.first if alias in tensors.masks(program)
+    }
+    for name, buffer in program.named_buffers(remove_duplicate=False):
+        if name not in masked:
+            yield name, buffer
+
+
+def _layers(program: Program) -> Iterator[tuple[str, str]]:
+    """Yield what is called as it is: layers and nested graphs, by path, with their settings."""
+    for path, module in program.named_modules(remove_duplicate=False):
+        if path and not isinstance(module, Shell):
+            yield path, _told(module)
+
+
+def _told(module: nn.Module) -> str:
+    if isinstance(module, fx.GraphModule):
+        return repr(fingerprint(module.graph, skip=lambda _: False))
+    return f"{type(module).__qualname__}({module.extra_repr()})"

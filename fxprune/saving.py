@@ -1,0 +1,133 @@
+"""All of a Program in one safetensors file, which is read without running anything in it.
+
+The tensors are the file's tensors, each piece of memory once. The rest, graphs included, is a JSON
+document in the file's metadata.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fxprune.checker import check_invariants
+from fxprune.errors import FormatError, FxpruneError, PassTypeError
+from fxprune.program import Program
+from fxprune.regional import check_whole
+from fxprune.saved_document import parse_document, write_document
+from fxprune.saved_programs import decode_program, encode_program
+from fxprune.writing import PathLike, replacing
+
+__all__ = ["load", "save", "write_fxp"]
+
+_KEY = "fxprune"
+_MOST_HEADER = 64 * 2**20  # bytes; a graph of 100,000 nodes has about 30 MiB
+
+
+def save(program: Program, path: PathLike) -> Path:
+    """Write a Program as one file, to be read by `load`.
+
+    The file is a safetensors file: its tensors are those of the Program, each piece of memory once,
+    and its metadata holds the graphs, the inputs, the tree and what the rules did, as JSON.
+
+    Args:
+        program: dense, masked or finalized; not changed.
+        path: the file to write, by custom `net.fxp`; an earlier one is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        FormatError: the Program holds what such a file cannot, or it cannot be written there; an
+            earlier file is untouched.
+
+    Example:
+        >>> import fxprune, tempfile, torch
+        >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = load(save(program, Path(folder, "net.fxp")))
+        >>> print(again.inputs, list(again.state_dict()))
+        input: float32[batch, 3] ['weight', 'bias']
+    """
+    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(
+            f"save takes a Program, not {type(program).__name__}; call fxprune.capture first"
+        )
+    target = Path(path)
+    check_whole(program, target)
+    with replacing(target) as temporary:
+        try:
+            write_fxp(program, temporary)
+        except FormatError as error:
+            raise FormatError(f"{target}: {error}") from error
+    return target
+
+
+def write_fxp(program: Program, path: Path) -> None:
+    """Write a Program to a file that nobody else reads yet; see `save`."""
+    saved, tensors = encode_program(program)
+    text = write_document(saved)
+    if len(text) > _MOST_HEADER // 2:
+        raise FormatError(f"the graphs take {len(text):,} bytes, more than a .fxp can hold")
+    # One key alone: safetensors writes several in any order.
+    save_file(tensors, path, metadata={_KEY: text})
+
+
+def load(path: PathLike) -> Program:
+    """Read a Program that `save` wrote; nothing in the file is run, whoever made it.
+
+    A file can name only operators of torch's that compute, and classes that are already imported.
+
+    Args:
+        path: a .fxp file.
+
+    Returns:
+        The Program, on the CPU, in the mode that it was saved in.
+
+    Raises:
+        FormatError: the file is missing, damaged, or holds what no Program has; says where.
+    """
+    source = Path(path)
+    try:
+        return _loaded(source)
+    except FxpruneError as error:
+        raise FormatError(f"{source}: {error}") from error
+    except OSError as error:
+        raise FormatError(f"{source}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file raises many kinds, all of which mean the same here
+        raise FormatError(
+            f"{source}: this .fxp file is damaged, and nothing in it was run: {str(error)[:200]!a}"
+        ) from error
+
+
+def _loaded(source: Path) -> Program:
+    if not source.is_file():
+        what = "is no file" if source.exists() else "does not exist"
+        raise FormatError(f"this {what}; give the path of a .fxp file")
+    _check_header(source)
+    with safe_open(source, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        if _KEY not in metadata:
+            raise FormatError(
+                "this safetensors file holds no Program; write one with fxprune.save, or give the "
+                "file as weights"
+            )
+        saved = parse_document(metadata[_KEY])
+        # Copies: the tensors of an open file are one piece of memory, which the disk may change.
+        tensors: dict[str, Any] = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    program = decode_program(saved, tensors)
+    check_invariants(program, "load")
+    return program
+
+
+def _check_header(source: Path) -> None:
+    """Check the size that the file claims for its header, before anything is read at that size."""
+    size = source.stat().st_size
+    with source.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if size < 8 or claimed > size - 8:
+        raise FormatError("this .fxp file is damaged: it is shorter than its header says")
+    if claimed > _MOST_HEADER:
+        raise FormatError(f"the header has {claimed:,} bytes, more than {_MOST_HEADER:,}")

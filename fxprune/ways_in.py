@@ -1,0 +1,54 @@
+"""The ways into a Program: which front end takes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxprune.errors import PassTypeError
+from fxprune.exported import capture_exported
+from fxprune.fallback import capture_any
+from fxprune.program import Program
+from fxprune.source import HookedMask
+from fxprune.symbolic import capture_traced, is_traced
+
+__all__ = ["enter"]
+
+
+def enter(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] | torch.Tensor,
+    kwargs: Mapping[str, Any] | None,
+    batch: Any,
+) -> tuple[Program, tuple[HookedMask, ...]]:
+    """Capture a model as a Program that shares nothing with it.
+
+    Args:
+        model: a module, a graph of torch.fx.symbolic_trace, or what torch.export gave.
+        args: see `fxprune.capture`.
+        kwargs: see `fxprune.capture`.
+        batch: see `fxprune.capture`.
+
+    Returns:
+        The Program, and the masks of torch.nn.utils.prune that the model had.
+
+    Raises:
+        PassTypeError: the model is of another kind.
+        CaptureError: it cannot be captured.
+    """
+    inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    keywords = dict(kwargs or {})
+    if isinstance(model, ExportedProgram):
+        return capture_exported(model, inputs, keywords, batch), ()
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(
+            f"capture takes an nn.Module, not {type(model).__name__}; a "
+            "torch.export.ExportedProgram will do as well"
+        )
+    if is_traced(model) and not inputs and not keywords:
+        return capture_traced(model)
+    return capture_any(model, inputs, keywords, batch)
