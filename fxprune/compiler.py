@@ -53,7 +53,8 @@ def capture(
 ) -> Program:
     """Capture a model as a Program; the model is not changed.
 
-    A model that torch.nn.utils.prune has masked is adopted: its masks become the Program's.
+    A model that torch.nn.utils.prune has masked is adopted: its masks become the Program's. A model
+    that torch.export cannot take whole is captured by regions, see `RegionalProgram`.
 
     Args:
         model: a module; a graph of torch.fx.symbolic_trace, also without args; or a

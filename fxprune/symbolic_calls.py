@@ -59,7 +59,8 @@ def lowered_method(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         return None
     if any(hasattr(kind, name) for kind in _OTHERS):
         return None
-    numbers = len(args) > 2 or (len(args) == 2 and type(args[1]) is int)
+    given = len(args)
+    numbers = given > 2 or (given == 2 and type(args[1]) is int)
     packed: tuple[Any, ...] = args
     if numbers and name in _VARIADIC:
         owner, *sizes = args

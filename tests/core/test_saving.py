@@ -13,7 +13,7 @@ from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -118,7 +118,7 @@ def test_a_loaded_program_is_pruned_finalized_compiled_and_exported(tmp_path: Pa
     assert found.certificate
     assert (tmp_path / "out" / "model.pt2").exists()
     ours = torch.compile(load(path), fullgraph=True, backend="eager")
-    check_same(run(ours, args), run(program, args))
+    check_same(run(ours, args), run(load(path), args))
 
 
 def test_a_program_is_masked_further_after_a_load(tmp_path: Path) -> None:
@@ -308,7 +308,14 @@ def test_tensors_that_safetensors_has_not_are_refused(
 # Arguments and outputs of every nesting
 
 
-Pair = namedtuple("Pair", ["left", "right"])
+class Pair(NamedTuple):
+    """Outputs by name."""
+
+    left: Tensor
+    right: Any
+
+
+made_up: Any = namedtuple
 
 
 def nested(self: Any, x: Any, *, flag: bool = True, scale: float = float("inf")) -> Any:
@@ -337,7 +344,7 @@ def test_a_namedtuple_of_a_program_that_is_gone_keeps_its_fields(tmp_path: Path)
 
 
 def _with_pair(module: str) -> Program:
-    away: Any = namedtuple("Away", ["left", "right"], module=module)
+    away = made_up("Away", ["left", "right"], module=module)
     made = net(lambda self, x: away(x, x * self.p), p=nn.Parameter(torch.ones(2)))
     return fxprune.capture(made, (torch.ones(2),), batch=None)
 

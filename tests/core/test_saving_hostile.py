@@ -458,7 +458,7 @@ def _no_decider(document: Document) -> None:
     document["graphs"] = {"train": graph, "eval": graph}
 
 
-GRAPHS = {
+GRAPHS: dict[Callable[[Document], None], str] = {
     _cycle: "there is no node",
     _itself: "there is no node",
     _twice: "stands twice",
@@ -599,7 +599,7 @@ def _small_mask(document: Document) -> None:
     module["buffers"]["weight_mask"] = module["parameters"]["bias"]
 
 
-TREES = {
+TREES: dict[Callable[[Document], None], str] = {
     _terabytes: "the document says",
     _other_dtype: "the document says float64",
     _transposed: "the document says (4, 3), the data is (3, 4)",

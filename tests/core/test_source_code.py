@@ -6,9 +6,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -134,7 +133,11 @@ def test_nested_and_fixed_arguments_stay(tmp_path: Path) -> None:
         ours(x, rest=1)
 
 
-Pair = namedtuple("Pair", ["left", "right"])
+class Pair(NamedTuple):
+    """Outputs by name."""
+
+    left: Tensor
+    right: Tensor
 
 
 def test_named_tuples_become_tuples(tmp_path: Path) -> None:
