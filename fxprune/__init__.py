@@ -6,15 +6,19 @@ from fxprune.build import compile
 from fxprune.certificate import Certificate
 from fxprune.compiler import capture, finalize, is_pruned, prune, unmask
 from fxprune.errors import FxpruneError
+from fxprune.explaining import explain
 from fxprune.files import export
+from fxprune.planning import Plan, plan
 from fxprune.program import Program
 from fxprune.recipe import Recipe, Rule, Select
 from fxprune.reports import Report, report
+from fxprune.saving import load, save
 from fxprune.verify import verify
 
 __all__ = [
     "Certificate",
     "FxpruneError",
+    "Plan",
     "Program",
     "Recipe",
     "Report",
@@ -22,11 +26,15 @@ __all__ = [
     "Select",
     "capture",
     "compile",
+    "explain",
     "export",
     "finalize",
     "is_pruned",
+    "load",
+    "plan",
     "prune",
     "report",
+    "save",
     "unmask",
     "verify",
 ]
