@@ -26,6 +26,9 @@ __all__ = [
     "Selection",
 ]
 
+_RUN = 64  # neighbouring scores that are sampled together: each run costs one call
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill the interval evenly (Weyl, 1916)
+
 
 @dataclass(frozen=True)
 class ParamSite:
@@ -91,6 +94,20 @@ class ScoreSource(ABC):
     @abstractmethod
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return the scores of the living units among start..stop, a vector."""
+
+    def sample(self, step: int) -> torch.Tensor:
+        """Return about one living score in `step`, in short runs that are spread evenly.
+
+        No generator is asked, and no two runs are an even distance apart, as rows are.
+        """
+        stride = step * _RUN
+        starts = (at + int(stride * (at * _GOLDEN % 1)) for at in range(0, self.units, stride))
+        runs = [self.chunk(start, min(start + _RUN, self.units)) for start in starts]
+        return torch.cat([self.chunk(0, 0), *runs])
+
+    def magnitudes_of(self) -> torch.Tensor | None:
+        """Return the vector whose magnitudes are the scores of all units; None: no such vector."""
+        return None
 
 
 @dataclass(frozen=True)

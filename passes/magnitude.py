@@ -42,6 +42,12 @@ class MagnitudeScores(ScoreSource):
         """Return |t| of the living entries among start..stop."""
         return self.entries.chunk(start, stop).abs()
 
+    def magnitudes_of(self) -> torch.Tensor | None:
+        """Return the entries, where all are alive and in one piece."""
+        tensor = self.entries.tensor
+        whole = self.entries.mask is None and tensor.is_contiguous() and tensor.is_floating_point()
+        return tensor.view(-1) if whole else None
+
 
 @dataclass(frozen=True)
 class ScoreMagnitude(Analysis):

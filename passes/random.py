@@ -19,6 +19,7 @@ from fxprune.facts import Importance, ParamSite, Scores, ScoreSource, Selection
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.ranking import count_of
+from fxprune.scan import CHUNK
 from fxprune.units import Entries, check_channels, living_channels, raw_value
 
 __all__ = ["Draw", "RandomScores", "ScoreRandom"]
@@ -41,26 +42,34 @@ class Draw:
         self._generator = torch.Generator(generator.device)
         self._generator.set_state(self._state)
         self._position = 0
-        torch.rand(count, dtype=dtype, device=self.device, generator=generator)
+        self._advance(generator, count)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Return numbers start..stop; reads in order go on where the last one ended."""
-        # Only the CPU's generator gives the same numbers in parts as in one call.
-        if self.device.type != "cpu":
-            return self._rewound(self.count)[start:stop]
-        if start == self._position:
-            self._position = stop
-            return self._next(stop - start)
-        numbers = self._rewound(stop)[start:]
+        if start == stop:
+            return torch.empty(0, dtype=self.dtype, device=self.device)
+        if not self._in_parts or start < self._position:
+            self._generator.set_state(self._state)
+            self._position = 0
+        if not self._in_parts:
+            return self._next(self._generator, self.count)[start:stop]
+        self._advance(self._generator, start - self._position)
         self._position = stop
-        return numbers
+        return self._next(self._generator, stop - start)
 
-    def _rewound(self, count: int) -> torch.Tensor:
-        self._generator.set_state(self._state)
-        return self._next(count)
+    @property
+    def _in_parts(self) -> bool:
+        """Whether several calls give the numbers of one: only the CPU's generator does."""
+        return self.device.type == "cpu"
 
-    def _next(self, count: int) -> torch.Tensor:
-        return torch.rand(count, dtype=self.dtype, device=self.device, generator=self._generator)
+    def _advance(self, generator: torch.Generator, count: int) -> None:
+        """Draw and drop numbers, without room for all of them at once."""
+        part = CHUNK if self._in_parts else max(count, 1)
+        for start in range(0, count, part):
+            self._next(generator, min(part, count - start))
+
+    def _next(self, generator: torch.Generator, count: int) -> torch.Tensor:
+        return torch.rand(count, dtype=self.dtype, device=self.device, generator=generator)
 
 
 def generator_of(device: torch.device, seed: int | None) -> torch.Generator:
@@ -102,7 +111,8 @@ class RandomScores(ScoreSource):
     ) -> None:
         self.units, self._kept, self._draw = units, kept, draw
         self._offset, self._largest = offset, largest
-        self.alive = units if kept is None else int(kept.sum())
+        self.alive = units if kept is None else int(kept.count_nonzero())
+        self._counted = (0, 0)  # units, and the living ones among them
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,14 +125,25 @@ class RandomScores(ScoreSource):
 
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return the scores of the living units among start..stop."""
-        first, last = start, stop
-        if self._kept is not None:
-            first, last = int(self._kept[:start].sum()), int(self._kept[:stop].sum())
+        first, last = self._living_before(start), self._living_before(stop)
         if self._draw is None:
             device = None if self._kept is None else self._kept.device
             return torch.zeros(last - first, device=device)
         numbers = self._draw.read(self._offset + first, self._offset + last)
         return -numbers if self._largest else numbers
+
+    def sample(self, step: int) -> torch.Tensor:
+        """Return the first of the numbers: at random, any are as good."""
+        return self.chunk(0, -(-self.units // step))
+
+    def _living_before(self, unit: int) -> int:
+        """Count the living units before one, on from the last count."""
+        if self._kept is None:
+            return unit
+        units, living = self._counted if self._counted[0] <= unit else (0, 0)
+        living += int(self._kept[units:unit].count_nonzero())
+        self._counted = (unit, living)
+        return living
 
 
 @dataclass(frozen=True)
