@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.scan import chunks_of, is_at, is_under, joined, joined_dtype
+from fxprune.scan import chunks_of, is_at, is_under, is_upto, joined, joined_dtype
 
 __all__ = ["Pruned", "pruned_of_group"]
 
@@ -44,6 +44,9 @@ def _pruned(source: ScoreSource, cut: Cut, dtype: torch.dtype) -> Pruned:
             yield start, stop, torch.zeros(values.shape, dtype=torch.bool, device=values.device)
             continue
         level = torch.tensor(cut.threshold, dtype=dtype, device=values.device)
+        if cut.quota == cut.tied:  # all ties go, so none need be counted
+            yield start, stop, is_upto(values, level)
+            continue
         pruned = is_under(values, level)
         if left > 0:
             tied = is_at(values, level)

@@ -19,6 +19,7 @@ __all__ = [
     "chunks_of",
     "is_at",
     "is_under",
+    "is_upto",
     "joined",
     "joined_dtype",
     "scan",
@@ -121,3 +122,10 @@ def is_under(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 def is_at(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """Tell which values are at a threshold of their dtype; NaN is at NaN."""
     return values.isnan() if bool(threshold.isnan()) else values == threshold
+
+
+def is_upto(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Tell which values are under or at a threshold of their dtype."""
+    if bool(threshold.isnan()):
+        return torch.ones_like(values, dtype=torch.bool)
+    return values <= threshold
