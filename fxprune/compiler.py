@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,17 +12,20 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune import tensors
 from fxprune.adoption import adoption_notes, joined_masks
-from fxprune.checker import check_same, observe
+from fxprune.checker import check_same, check_values, observe
 from fxprune.errors import PassTypeError
 from fxprune.facts import GivenMasks, Importance, Methods
 from fxprune.frontend import capture_module
+from fxprune.peers import Peers
 from fxprune.pipeline import Facts, Pipeline, Rewrite
 from fxprune.program import Program, example_of
+from fxprune.ranks import ready, together
 from fxprune.recipe import Finalize, Recipe, Rule
 from fxprune.records import record_of
 from fxprune.registry import create
+from fxprune.shards import is_spread, refuse_sharded
 from fxprune.stages import Stage, stage_of, stages_of
-from fxprune.transaction import commit, fork
+from fxprune.transaction import commit, copied, fork
 
 __all__ = [
     "RecipeLike",
@@ -69,7 +71,7 @@ def capture(
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise PassTypeError(f"capture takes an nn.Module, not {type(model).__name__}")
     if isinstance(model, Program):
-        return copy.deepcopy(model)
+        return copied(model)
     inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     program, hooked = capture_module(model, inputs, dict(kwargs or {}), batch)
     if hooked:
@@ -93,6 +95,7 @@ def prune(
     importance_scores: Mapping[str, torch.Tensor] | None = None,
     masks: Mapping[str, torch.Tensor] | None = None,
     allow_imports: bool = False,
+    process_group: Any = None,
     on_pass: OnPass | None = None,
 ) -> Program:
     """Mask a Program by a recipe's rules.
@@ -107,6 +110,9 @@ def prune(
         importance_scores: tensors to score in the place of parameters, by parameter name.
         masks: masks for rules with the method custom_from_mask, by parameter name.
         allow_imports: let the recipe import pruning methods by "package.module:Class".
+        process_group: a torch.distributed group, as `torch.distributed.group.WORLD`, all of whose
+            processes make this call: they rank parameters that are spread over them (DTensor,
+            FSDP2) as one process would that had all of them.
         on_pass: called with the rule's and the pass's name before each pass.
 
     Returns:
@@ -116,6 +122,7 @@ def prune(
         RecipeError: the recipe is at fault.
         SelectError: a rule selects nothing.
         AmountError: an amount is more than is alive.
+        PeerError: another process of the group failed or does not answer; nothing was changed.
 
     Example:
         >>> program = capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
@@ -124,13 +131,19 @@ def prune(
         >>> int((masked.weight == 0).sum())
         4
     """
-    stages = stages_of(Recipe.of(recipe, allow_imports=allow_imports))
-    if isinstance(model, Program):
-        program = model
-    else:
-        program, inplace = capture(model, args, kwargs, batch=batch), True
-    given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
-    return run_stages(program, stages, given, inplace=inplace, on_pass=on_pass)
+    with together(process_group) as peers:
+        stages = stages_of(Recipe.of(recipe, allow_imports=allow_imports))
+        if isinstance(model, Program):
+            program = model
+        else:
+            program, inplace = capture(model, args, kwargs, batch=batch), True
+        scores, masks = dict(importance_scores or {}), dict(masks or {})
+        given: list[Any] = [Importance(scores), GivenMasks(masks)]
+        if peers is not None:
+            rules = repr([stage.rules for stage in stages])
+            given.append(ready(peers, program, rules, {**scores, **masks}))
+        work = _worked(program, list(stages), given, inplace, on_pass)
+    return _done(program, work, inplace=inplace)
 
 
 def run_stages(
@@ -150,13 +163,7 @@ def run_stages(
         inplace: edit `program` itself.
         on_pass: see `prune`.
     """
-    stages, given = list(stages), list(given)
-    kinds = set(map(type, _facts(given)))
-    for stage in stages:
-        stage.pipeline.check(kinds)
-    work = fork(program) if inplace else copy.deepcopy(program)
-    for stage in stages:
-        _run_stage(work, stage, given, on_pass)
+    work = _worked(program, list(stages), list(given), inplace, on_pass)
     return _done(program, work, inplace=inplace)
 
 
@@ -241,12 +248,33 @@ def edit(
         raise PassTypeError(
             f"{step.name} takes a Program, not {type(program).__name__}; call fxprune.capture first"
         )
-    work = fork(program) if inplace else copy.deepcopy(program)
+    work = fork(program) if inplace else copied(program)
     Pipeline((step,)).run(work, Facts(), on_pass=on_pass)
-    if same:
+    if same and is_spread(program):
+        check_values(program, work, step.name)
+    elif same:
         args, kwargs = example_of(program)
         check_same(observe(program, args, kwargs), observe(work, args, kwargs), step.name)
     return _done(program, work, inplace=inplace)
+
+
+def _worked(
+    program: Program,
+    stages: list[Stage],
+    given: list[Any],
+    inplace: bool,
+    on_pass: OnPass | None,
+) -> Program:
+    """Run the pipelines of some rules on a fork or a copy, and return that."""
+    kinds = set(map(type, _facts(given)))
+    for stage in stages:
+        stage.pipeline.check(kinds)
+    if Peers not in kinds:
+        refuse_sharded(program)
+    work = fork(program) if inplace else copied(program)
+    for stage in stages:
+        _run_stage(work, stage, given, on_pass)
+    return work
 
 
 def _run_stage(work: Program, stage: Stage, given: Iterable[Any], on_pass: OnPass | None) -> None:

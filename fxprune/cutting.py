@@ -37,7 +37,7 @@ def pruned_of_group(
 
 
 def _pruned(source: ScoreSource, cut: Cut, dtype: torch.dtype) -> Pruned:
-    left = cut.quota
+    left = cut.quota if cut.here is None else cut.here
     for start, stop in chunks_of(source):
         values = source.chunk(start, stop).to(dtype)
         if cut.threshold is None:

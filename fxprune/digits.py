@@ -7,16 +7,15 @@ The counts of several processes add up, so a sum over processes gives all of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 
+from fxprune.errors import PassError
 from fxprune.facts import ScoreSource
 from fxprune.scan import chunks_of
 
-__all__ = ["find_by_digits", "keys_of", "value_of"]
-
-Reduce = Callable[[torch.Tensor], torch.Tensor]
+__all__ = ["Search", "find_by_digits", "keys_of", "sortable", "value_of"]
 
 _BITS = 11  # of a digit: histograms of 16 KiB
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,6 +38,22 @@ def keys_of(values: torch.Tensor) -> torch.Tensor:
     return keys.masked_fill_(values.isnan(), most)
 
 
+def sortable(scores: torch.Tensor) -> torch.Tensor:
+    """Return integers in the order of scores of any dtype that can be ordered.
+
+    Raises:
+        PassError: their dtype has no such integers.
+    """
+    if scores.dtype.is_floating_point and scores.element_size() in _INTEGERS:
+        return keys_of(scores)
+    if scores.dtype.is_floating_point or scores.dtype.is_complex:
+        raise PassError(
+            f"scores of dtype {scores.dtype} cannot be compared over processes; take importance "
+            "scores of float16, bfloat16, float32 or float64"
+        )
+    return scores.to(torch.int64)
+
+
 def value_of(key: int, dtype: torch.dtype) -> torch.Tensor:
     """Return the number that a key stands for, a tensor without dimensions.
 
@@ -51,46 +66,93 @@ def value_of(key: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(bits, dtype=kind).view(dtype)
 
 
-def find_by_digits(
-    sources: Iterable[ScoreSource], k: int, dtype: torch.dtype, reduce: Reduce | None = None
-) -> torch.Tensor:
+class Search:
+    """A search for the k-th smallest of many keys, a digit a round.
+
+    Args:
+        k: from 1 to the number of keys.
+        bits: how many bits the keys have, the sign included.
+
+    Example:
+        >>> search = Search(2, bits=16)
+        >>> while not search.done:
+        ...     search.take(search.count([torch.tensor([7, -3]), torch.tensor([5])]))
+        >>> search.key
+        5
+    """
+
+    def __init__(self, k: int, bits: int) -> None:
+        self._left, self._bits = k, bits
+        self._prefix = self._known = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all digits are known."""
+        return self._known == self._bits
+
+    @property
+    def key(self) -> int:
+        """The k-th smallest key, once all digits are known."""
+        return self._prefix - 2 ** (self._bits - 1)
+
+    def count(self, chunks: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Return how often each next digit occurs among keys that begin like the k-th one.
+
+        Args:
+            chunks: integers; those of one process.
+
+        Returns:
+            int64 on the CPU, of the same length in every round; counts of processes add up.
+        """
+        counts = torch.zeros(2**_BITS, dtype=torch.int64)
+        for keys in chunks:
+            found = self._digits(keys).cpu()
+            counts[: len(found)] += found
+        return counts
+
+    def take(self, counts: torch.Tensor) -> None:
+        """Take the counts of all keys, and go on to the next digit."""
+        totals = counts.cumsum(0)
+        digit = int(torch.searchsorted(totals, self._left))
+        self._left -= int(totals[digit] - counts[digit])
+        size = self._size
+        self._prefix, self._known = (self._prefix << size) | digit, self._known + size
+
+    @property
+    def _size(self) -> int:
+        return min(_BITS, self._bits - self._known)
+
+    def _digits(self, keys: torch.Tensor) -> torch.Tensor:
+        """Count the next digit of the keys that begin with the known ones."""
+        known, size = self._known, self._size
+        digits = (keys >> (self._bits - known - size)).to(torch.int64)
+        if known:
+            begins = self._prefix - 2 ** (known - 1)
+            digits = digits[digits >> size == begins] & (2**size - 1)
+        else:
+            digits += 2 ** (size - 1)
+        return torch.bincount(digits, minlength=2**size)
+
+
+def find_by_digits(sources: Iterable[ScoreSource], k: int, dtype: torch.dtype) -> torch.Tensor:
     """Find the k-th smallest living score.
 
     Args:
-        sources: score sources; those of this process.
-        k: from 1 to the number of living scores, of all processes.
+        sources: score sources.
+        k: from 1 to the number of living scores.
         dtype: in which scores are compared; floating-point.
-        reduce: sums a histogram, int64, over the processes; None for one process.
 
     Returns:
         The score, a tensor without dimensions, on the CPU.
     """
     sources = tuple(sources)
-    bits = dtype.itemsize * 8
-    prefix, left, known = 0, k, 0
-    while known < bits:
-        size = min(_BITS, bits - known)
-        counts = torch.zeros(2**size, dtype=torch.int64)
-        for source in sources:
-            for start, stop in chunks_of(source):
-                keys = keys_of(source.chunk(start, stop).to(dtype))
-                counts += _digits(keys, prefix, known, size).cpu()
-        if reduce is not None:
-            counts = reduce(counts)
-        totals = counts.cumsum(0)
-        digit = int(torch.searchsorted(totals, left))
-        left -= int(totals[digit] - counts[digit])
-        prefix, known = (prefix << size) | digit, known + size
-    return value_of(prefix - 2 ** (bits - 1), dtype)
-
-
-def _digits(keys: torch.Tensor, prefix: int, known: int, size: int) -> torch.Tensor:
-    """Count the next digit of the keys that begin with `prefix`, `known` bits long."""
-    bits = keys.element_size() * 8
-    rest = bits - known - size
-    digits = (keys >> rest).to(torch.int64)
-    if known:
-        digits = digits[digits >> size == prefix - 2 ** (known - 1)] & (2**size - 1)
-    else:
-        digits += 2 ** (size - 1)
-    return torch.bincount(digits, minlength=2**size)
+    search = Search(k, dtype.itemsize * 8)
+    while not search.done:
+        search.take(
+            search.count(
+                keys_of(source.chunk(start, stop).to(dtype))
+                for source in sources
+                for start, stop in chunks_of(source)
+            )
+        )
+    return value_of(search.key, dtype)

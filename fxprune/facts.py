@@ -77,10 +77,13 @@ class ScoreSource(ABC):
     Args:
         units: how many units the parameter has.
         alive: how many of them are alive.
+        part: whether these are the units of this process's part of a parameter that is spread
+            over processes.
     """
 
     units: int
     alive: int
+    part: bool = False
 
     @property
     @abstractmethod
@@ -138,12 +141,15 @@ class Cut:
         count: how many units go.
         tied: how many units of this parameter are at the threshold.
         quota: how many of these go.
+        here: how many of the quota are in this process's part of a parameter; None where the
+            parameter is whole.
     """
 
     threshold: float | None
     count: int
     tied: int = 0
     quota: int = 0
+    here: int | None = None
 
     @property
     def is_ambiguous(self) -> bool:
@@ -160,11 +166,13 @@ class Ranking:
         groups: the names that were ranked together.
         ties: "index": lower (parameter order, flat index) goes first; "torch": what torch.topk
             takes.
+        sizes: (units, living units) of the parameters over all processes, where there are several.
     """
 
     cuts: Mapping[str, Cut]
     groups: tuple[tuple[str, ...], ...]
     ties: str
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def is_replayed(self, group: tuple[str, ...]) -> bool:
         """Whether torch's own choice among ties has to be repeated for this group."""

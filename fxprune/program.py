@@ -29,6 +29,14 @@ __all__ = ["BOTH", "EVAL", "TRAIN", "Captured", "Program"]
 BOTH, TRAIN, EVAL = "both", "train", "eval"
 # The parts of a module that hold its tensors and children.
 _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+# Those that hold the hooks around its forward, as torch.distributed.tensor registers them.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 @dataclass
@@ -167,6 +175,9 @@ class Program(fx.GraphModule, MaskedReads):
             return super().recompile()
         code: Any = None
         cls: Any = type(self)
+        if hasattr(cls, "_wrapped_call"):
+            # A subclass, as fully_shard makes one, would get a call of its own that calls itself.
+            cls._wrapped_call = cls._wrapped_call
         for mode, graph in self.graphs.items():
             graph.owning_module = self
             # What runs the graph past forward, as torch.export does, flattens and nests as well.
@@ -215,7 +226,9 @@ class Program(fx.GraphModule, MaskedReads):
             for key in _TREE:
                 tree.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
             graphs = {mode: copy_graph(graph) for mode, graph in self.graphs.items()}
-            memo[id(self)] = Program.assemble(tree, graphs, copy.deepcopy(self.captured))
+            made = memo[id(self)] = Program.assemble(tree, graphs, copy.deepcopy(self.captured))
+            for key in _HOOKS:
+                made.__dict__[key] = copy.copy(self.__dict__[key])
         return memo[id(self)]
 
     def __copy__(self) -> Program:

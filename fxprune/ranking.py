@@ -17,7 +17,7 @@ from fxprune.errors import AmountError, AmountTypeError, PassError
 from fxprune.facts import Cut, ScoreSource
 from fxprune.scan import joined, joined_dtype, sides_of
 
-__all__ = ["check_amount", "count_of", "cut_group"]
+__all__ = ["check_amount", "check_values", "count_of", "cut_group"]
 
 SMALL = 1_500_000  # living scores up to which joining all of them is faster than passes over them
 
@@ -79,8 +79,7 @@ def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> 
     """
     if k == 0:
         return {name: Cut(threshold=None, count=0) for name in sources}
-    if any(source.chunk(0, 0).is_meta for source in sources.values()):
-        raise PassError("the parameters are on the meta device and have no values to rank")
+    check_values(sources)
     threshold, sides = _find(sources, k, joined_dtype(sources.values()))
     left = k - sum(under for under, _ in sides.values())
     cuts: dict[str, Cut] = {}
@@ -89,6 +88,16 @@ def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> 
         left -= quota
         cuts[name] = Cut(float(threshold), under + quota, tied, quota)
     return cuts
+
+
+def check_values(sources: Mapping[str, ScoreSource]) -> None:
+    """Check that the scores have values.
+
+    Raises:
+        PassError: they are on the meta device.
+    """
+    if any(source.chunk(0, 0).is_meta for source in sources.values()):
+        raise PassError("the parameters are on the meta device and have no values to rank")
 
 
 def _find(

@@ -14,6 +14,7 @@ from fxprune import tensors
 from fxprune.errors import MissingParameterError, PassError, PassTypeError
 from fxprune.facts import ParamRecord, RuleRecord
 from fxprune.program import Program
+from fxprune.shards import count_of
 from fxprune.tables import plain_table, rich_table
 
 __all__ = ["ParameterReport", "Report", "report"]
@@ -195,7 +196,8 @@ def report(program: Program) -> Report:
     """Report what is zero in a Program, masked or finalized, and what its rules did.
 
     Args:
-        program: not changed.
+        program: not changed. Where its parameters are spread over processes (DTensor, FSDP2), all
+            of these make this call, and all get what one process would.
 
     Raises:
         PassTypeError: it is no Program.
@@ -237,7 +239,7 @@ def _row_of(
         shape=tuple(parameter.shape),
         dtype=str(parameter.dtype).removeprefix("torch."),
         numel=parameter.numel(),
-        zeros=int((tensors.value(program, name) == 0).sum()),
+        zeros=count_of(tensors.value(program, name) == 0),
         bytes=parameter.numel() * parameter.element_size(),
         mask_bytes=0 if mask is None else mask.numel() * mask.element_size(),
         rules=tuple(dict.fromkeys(rule for rule, _ in did)),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxprune import bracket, kernels, ranking, scan
 from fxprune.cutting import pruned_of_group
-from fxprune.digits import find_by_digits, keys_of, value_of
+from fxprune.digits import Search, find_by_digits, keys_of, value_of
 from fxprune.errors import PassError
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource
 from fxprune.passes.magnitude import MagnitudeScores
@@ -197,12 +197,15 @@ def test_digits_find_the_kth_score(case: Drawn, share: float):
 def test_histograms_of_two_halves_add_up():
     case = Drawn((40, 40), "normal", torch.float32, None, 5)
     first, second = case.sources().values()
-    passed: list[Tensor] = []
-    with patch.object(scan, "CHUNK", 9):
-        find_by_digits([second], 40, torch.float32, lambda own: passed.append(own) or own)
-        found = find_by_digits([first, second], 40, torch.float32)
-    assert [len(own) for own in passed] == [2048, 2048, 1024]
-    assert found == torch.kthvalue(living({"a": first, "b": second}), 40).values
+    search, rounds = Search(40, bits=32), 0
+    while not search.done:
+        halves = [search.count([keys_of(half.chunk(0, half.units))]) for half in (first, second)]
+        assert [len(half) for half in halves] == [2048, 2048]
+        search.take(halves[0] + halves[1])
+        rounds += 1
+    assert rounds == 3
+    expected = torch.kthvalue(living({"a": first, "b": second}), 40).values
+    assert value_of(search.key, torch.float32) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
