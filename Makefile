@@ -3,7 +3,7 @@ N ?= 2000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help format lint type test test-fast coverage golden parity bench check
+.PHONY: help format lint type test test-fast coverage golden parity bench bench-ranking check
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,5 +36,8 @@ parity: ## compare N random pruning sequences with torch.nn.utils.prune, bit for
 
 bench: ## measure time and memory against hooked and dense models
 	$(PYTHON) -m tests.bench
+
+bench-ranking: ## measure global ranking against torch.nn.utils.prune.global_unstructured
+	$(PYTHON) -m tests.bench.ranking
 
 check: lint type test ## all that CI runs

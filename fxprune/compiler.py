@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,19 +13,22 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune import tensors
 from fxprune.adoption import adoption_notes, joined_masks
+from fxprune.checker import check_values
 from fxprune.errors import PassTypeError
-from fxprune.facts import GivenMasks, Importance, Methods
+from fxprune.facts import GivenMasks, Importance
 from fxprune.observing import Holder, Observer
 from fxprune.pipeline import Facts, Pipeline, Rewrite
 from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.proving import hold_same
+from fxprune.ranks import ready, together
 from fxprune.recipe import Finalize, Recipe, Rule
-from fxprune.records import pass_records, record_of
 from fxprune.regional import masking_everywhere
 from fxprune.registry import create
+from fxprune.running import OnPass, done, run_stage, worked
+from fxprune.shards import is_spread
 from fxprune.stages import Stage, stage_of, stages_of
-from fxprune.transaction import commit, fork
+from fxprune.transaction import copied, fork
 from fxprune.ways_in import enter
 
 __all__ = [
@@ -41,7 +43,6 @@ __all__ = [
 ]
 
 RecipeLike = Plan | Recipe | Mapping[str, Any] | str | os.PathLike[str]
-OnPass = Callable[[str], None]
 
 
 def capture(
@@ -73,7 +74,7 @@ def capture(
         input: float32[batch, 3]
     """
     if isinstance(model, Program):
-        return copy.deepcopy(model)
+        return copied(model)
     program, hooked = enter(model, args, kwargs, batch)
     if hooked:
         masks = joined_masks(program, hooked)
@@ -82,7 +83,7 @@ def capture(
         program.captured.notes += adoption_notes(program, hooked)
         # Its own Python code reads the masks that the model came with as well.
         with masking_everywhere(program):
-            _run_stage(program, stage_of((rule,), names=names), [given], None)
+            run_stage(program, stage_of((rule,), names=names), [given], None)
     Pipeline((create("adopt"),)).run(program, Facts())
     return program
 
@@ -98,6 +99,7 @@ def prune(
     importance_scores: Mapping[str, torch.Tensor] | None = None,
     masks: Mapping[str, torch.Tensor] | None = None,
     allow_imports: bool = False,
+    process_group: Any = None,
     on_pass: OnPass | None = None,
 ) -> Program:
     """Mask a Program by a recipe's rules, then run the passes that it names.
@@ -113,6 +115,9 @@ def prune(
         importance_scores: tensors to score in the place of parameters, by parameter name.
         masks: masks for rules with the method custom_from_mask, by parameter name.
         allow_imports: let the recipe import pruning methods by "package.module:Class".
+        process_group: a torch.distributed group, as `torch.distributed.group.WORLD`, all of whose
+            processes make this call: they rank parameters that are spread over them (DTensor,
+            FSDP2) as one process would that had all of them.
         on_pass: called with the rule's and the pass's name before each pass.
 
     Returns:
@@ -123,6 +128,7 @@ def prune(
         SelectError: a rule selects nothing.
         AmountError: an amount is more than is alive.
         PassError: a plan was made for another model, or the outcome is not what was planned.
+        PeerError: another process of the group failed or does not answer; nothing was changed.
 
     Example:
         >>> program = capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
@@ -131,14 +137,20 @@ def prune(
         >>> int((masked.weight == 0).sum())
         4
     """
-    stages = stages_of(recipe_of(recipe, allow_imports=allow_imports))
-    if isinstance(model, Program):
-        program = model
-    else:
-        program, inplace = capture(model, args, kwargs, batch=batch), True
-    given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
-    observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
-    return run_stages(program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer)
+    with together(process_group) as peers:
+        stages = stages_of(recipe_of(recipe, allow_imports=allow_imports))
+        if isinstance(model, Program):
+            program = model
+        else:
+            program, inplace = capture(model, args, kwargs, batch=batch), True
+        scores, masks = dict(importance_scores or {}), dict(masks or {})
+        given: list[Any] = [Importance(scores), GivenMasks(masks)]
+        if peers is not None:
+            rules = repr([(stage.rules, stage.calls) for stage in stages])
+            given.append(ready(peers, program, rules, {**scores, **masks}))
+        observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
+        work = worked(program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer)
+    return done(program, work, inplace=inplace)
 
 
 def run_stages(
@@ -160,18 +172,8 @@ def run_stages(
         on_pass: see `prune`.
         observer: sees what each stage did, and may refuse what all did by raising.
     """
-    stages, given = list(stages), list(given)
-    kinds = set(map(type, _facts(given)))
-    for stage in stages:
-        stage.pipeline.check(kinds)
-    work = fork(program) if inplace else copy.deepcopy(program)
-    for stage in stages:
-        _run_stage(work, stage, given, on_pass)
-        if observer is not None:
-            observer.stage(work, stage)
-    if observer is not None:
-        observer.end(work)
-    return _done(program, work, inplace=inplace)
+    work = worked(program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer)
+    return done(program, work, inplace=inplace)
 
 
 def finalize(
@@ -255,33 +257,10 @@ def edit(
         raise PassTypeError(
             f"{step.name} takes a Program, not {type(program).__name__}; call fxprune.capture first"
         )
-    work = fork(program) if inplace else copy.deepcopy(program)
+    work = fork(program) if inplace else copied(program)
     Pipeline((step,)).run(work, Facts(), on_pass=on_pass)
-    if same:
+    if same and is_spread(program):
+        check_values(program, work, step.name)
+    elif same:
         hold_same(program, work, step.name)
-    return _done(program, work, inplace=inplace)
-
-
-def _run_stage(work: Program, stage: Stage, given: Iterable[Any], on_pass: OnPass | None) -> None:
-    facts = Facts(_facts(given))
-    named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
-    trace = stage.pipeline.run(work, facts, on_pass=named)
-    if stage.calls:
-        work.captured.passes += pass_records(stage, trace)
-    else:
-        work.captured.records += (record_of(stage, facts, trace),)
-
-
-def _facts(given: Iterable[Any]) -> list[Any]:
-    """Fill up what callers may give with empty facts."""
-    there = {type(fact): fact for fact in (Importance(), GivenMasks(), Methods())}
-    there.update((type(fact), fact) for fact in given)
-    return list(there.values())
-
-
-def _done(program: Program, work: Program, *, inplace: bool) -> Program:
-    if not inplace:
-        work.captured.replaced = []
-        return work
-    commit(program, work)
-    return program
+    return done(program, work, inplace=inplace)

@@ -27,6 +27,9 @@ __all__ = [
     "Selection",
 ]
 
+_RUN = 64  # neighbouring scores that are sampled together: each run costs one call
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill the interval evenly (Weyl, 1916)
+
 
 @dataclass(frozen=True)
 class ParamSite:
@@ -75,10 +78,13 @@ class ScoreSource(ABC):
     Args:
         units: how many units the parameter has.
         alive: how many of them are alive.
+        part: whether these are the units of this process's part of a parameter that is spread
+            over processes.
     """
 
     units: int
     alive: int
+    part: bool = False
 
     @property
     @abstractmethod
@@ -92,6 +98,20 @@ class ScoreSource(ABC):
     @abstractmethod
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return the scores of the living units among start..stop, a vector."""
+
+    def sample(self, step: int) -> torch.Tensor:
+        """Return about one living score in `step`, in short runs that are spread evenly.
+
+        No generator is asked, and no two runs are an even distance apart, as rows are.
+        """
+        stride = step * _RUN
+        starts = (at + int(stride * (at * _GOLDEN % 1)) for at in range(0, self.units, stride))
+        runs = [self.chunk(start, min(start + _RUN, self.units)) for start in starts]
+        return torch.cat([self.chunk(0, 0), *runs])
+
+    def magnitudes_of(self) -> torch.Tensor | None:
+        """Return the vector whose magnitudes are the scores of all units; None: no such vector."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -122,12 +142,15 @@ class Cut:
         count: how many units go.
         tied: how many units of this parameter are at the threshold.
         quota: how many of these go.
+        here: how many of the quota are in this process's part of a parameter; None where the
+            parameter is whole.
     """
 
     threshold: float | None
     count: int
     tied: int = 0
     quota: int = 0
+    here: int | None = None
 
     @property
     def is_ambiguous(self) -> bool:
@@ -144,11 +167,13 @@ class Ranking:
         groups: the names that were ranked together.
         ties: "index": lower (parameter order, flat index) goes first; "torch": what torch.topk
             takes.
+        sizes: (units, living units) of the parameters over all processes, where there are several.
     """
 
     cuts: Mapping[str, Cut]
     groups: tuple[tuple[str, ...], ...]
     ties: str
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def is_replayed(self, group: tuple[str, ...]) -> bool:
         """Whether torch's own choice among ties has to be repeated for this group."""

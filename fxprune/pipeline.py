@@ -36,6 +36,10 @@ class Facts:
             raise PassError(f"no pass gave a {kind.__name__}; run one that gives it before")
         return self._facts[kind]
 
+    def get(self, kind: type[F]) -> F | None:
+        """Return a fact, or None where there is none of its type."""
+        return self._facts.get(kind)
+
     def put(self, fact: Any) -> None:
         """Add a fact, in the place of an earlier one of its type."""
         self._facts[type(fact)] = fact

@@ -56,7 +56,7 @@ def pass_records(stage: Stage, trace: Trace) -> tuple[PassRecord, ...]:
 def _parameter(name: str, facts: Facts) -> ParamRecord:
     if Ranking not in facts.kinds:
         return ParamRecord(name)
-    source, cut = facts[Scores].sources[name], facts[Ranking].cuts[name]
-    return ParamRecord(
-        name, source.units, source.alive, cut.count, cut.threshold, cut.tied, cut.quota
-    )
+    source, ranking = facts[Scores].sources[name], facts[Ranking]
+    cut = ranking.cuts[name]
+    units, alive = ranking.sizes.get(name, (source.units, source.alive))
+    return ParamRecord(name, units, alive, cut.count, cut.threshold, cut.tied, cut.quota)

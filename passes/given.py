@@ -11,11 +11,13 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from fxprune import tensors
+from fxprune import shards, tensors
 from fxprune.errors import FormatError, PassError, PassTypeError, ShapeError
 from fxprune.facts import GivenMasks, NewMasks, ParamSite, Selection
+from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
+from fxprune.sharded_masks import given_mask
 
 __all__ = ["TakeMasks"]
 
@@ -44,7 +46,7 @@ class TakeMasks(Analysis):
             ShapeError: a mask has another shape than its parameter.
             FormatError: the file cannot be read.
         """
-        sites = facts[Selection].sites
+        sites, peers = facts[Selection].sites, facts.get(Peers)
         given = dict(facts[GivenMasks].tensors)
         if self.file is not None:
             given = read_masks(Path(self.file))
@@ -52,7 +54,10 @@ class TakeMasks(Analysis):
 
         def make() -> Iterator[tuple[str, torch.Tensor]]:
             for name, mask in found.items():
-                yield name, _combined(program, name, mask)
+                if peers is not None and shards.is_sharded(tensors.parameter(program, name)):
+                    yield name, given_mask(peers, program, name, mask)
+                else:
+                    yield name, _combined(program, name, mask)
 
         return NewMasks(tuple(found), make)
 

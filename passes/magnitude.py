@@ -7,11 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import tensors
 from fxprune.facts import Importance, Scores, ScoreSource, Selection
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.units import Entries, raw_value
+from fxprune.units import Entries, entries_of
 
 __all__ = ["MagnitudeScores", "ScoreMagnitude"]
 
@@ -27,6 +26,7 @@ class MagnitudeScores(ScoreSource):
         self.entries = entries
         self.units = entries.units
         self.alive = entries.alive
+        self.part = entries.part
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,6 +41,12 @@ class MagnitudeScores(ScoreSource):
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return |t| of the living entries among start..stop."""
         return self.entries.chunk(start, stop).abs()
+
+    def magnitudes_of(self) -> torch.Tensor | None:
+        """Return the entries, where all are alive and in one piece."""
+        tensor = self.entries.tensor
+        whole = self.entries.mask is None and tensor.is_contiguous() and tensor.is_floating_point()
+        return tensor.view(-1) if whole else None
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,7 @@ class ScoreMagnitude(Analysis):
         importance = facts[Importance]
         return Scores(
             {
-                site.name: MagnitudeScores(
-                    Entries(
-                        raw_value(program, site, importance), tensors.masks(program).get(site.name)
-                    )
-                )
+                site.name: MagnitudeScores(entries_of(program, site, importance))
                 for site in facts[Selection].sites
             }
         )
