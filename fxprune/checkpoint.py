@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fxprune.checkpoint_files import Checkpoint, open_checkpoint
 from fxprune.checkpoint_io import Workers
@@ -59,7 +60,7 @@ class CheckpointReport:
 
     def to_json(self) -> str:
         """Return the report as JSON; a threshold that is not finite is a text."""
-        data = {**asdict(self), "files": [str(path) for path in self.files]}
+        data: dict[str, Any] = {**asdict(self), "files": [str(path) for path in self.files]}
         for rule in data["rules"]:
             for row in rule["parameters"]:
                 at = row["threshold"]

@@ -1,4 +1,4 @@
-"""The command line: compile, inspect, demo."""
+"""The command line: compile, inspect, checkpoint, demo."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from fxprune import tensors
 from fxprune.build import Result, compile
+from fxprune.cli_checkpoint import checkpoint_command
 from fxprune.cli_inputs import draw_inputs, parse_batch
 from fxprune.cli_models import Loaded, check_call, importing_from_here, load_model, load_weights
 from fxprune.cli_output import Page, Progress, reported
@@ -156,6 +157,9 @@ def demo_command(
     with reported(), progress:
         if not run_demo(page, progress, out):
             raise InvariantError("the masks or the outputs differ from torch.nn.utils.prune's")
+
+
+app.command("checkpoint", help="Prune a checkpoint on disk, whatever its size.")(checkpoint_command)
 
 
 def _load(spec: str, inputs: Sequence[str], weights: Path | None, progress: Progress) -> Loaded:

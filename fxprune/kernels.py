@@ -55,12 +55,12 @@ def scan_magnitudes(
     bits = vector.detach().view(kind).numpy()
     bounds = [_key(low, vector.dtype, 0), _key(high, vector.dtype, top)]
     number = bits.dtype.type
-    fixed = [number(bound) for bound in (top, *bounds)]
+    most_bits, least, largest = (number(bound) for bound in (top, *bounds))
 
     def part(start: int) -> tuple[int, Any]:
         piece = bits[start : start + _PART]
         inside = np.empty(min(most, piece.size), bits.dtype)
-        under, found = _scan(piece, *fixed, inside)
+        under, found = _scan(piece, most_bits, least, largest, inside)
         return under, inside[:found].copy() if found <= inside.size else None
 
     starts = range(0, bits.size, _PART)

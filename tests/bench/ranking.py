@@ -70,23 +70,23 @@ class Case:
         return statistics.median(base / own for base, own in pairs)
 
 
-def model_of(size: str, dtype: torch.dtype) -> nn.Sequential:
+def layers_of(size: str, dtype: torch.dtype) -> list[nn.Linear]:
     """Build layers with normal weights."""
     torch.manual_seed(0)
-    layers = (nn.Linear(WIDTH, WIDTH, bias=False, dtype=dtype) for _ in range(SIZES[size]))
-    model = nn.Sequential(*layers)
+    layers = [nn.Linear(WIDTH, WIDTH, bias=False, dtype=dtype) for _ in range(SIZES[size])]
     with torch.no_grad():
-        for layer in model:
+        for layer in layers:
             layer.weight.normal_(std=0.02)
-    return model
+    return layers
 
 
 def calls_of(
-    model: nn.Sequential, amount: float, clock: Callable[[], float]
+    layers: list[nn.Linear], amount: float, clock: Callable[[], float]
 ) -> dict[str, Callable[[], tuple[float, object]]]:
     """Return what each form does, as calls that time themselves without their preparation."""
-    program = fxprune.capture(model, (torch.zeros(2, WIDTH, dtype=model[0].weight.dtype),))
-    weights = [layer.weight.detach() for layer in model]
+    example = torch.zeros(2, WIDTH, dtype=layers[0].weight.dtype)
+    program = fxprune.capture(nn.Sequential(*layers), (example,))
+    weights = [layer.weight.detach() for layer in layers]
     k = round(amount * sum(w.numel() for w in weights))
     rule = {"select": "*", "method": "l1_unstructured", "scope": "global", "amount": amount}
     recipe = {"rule": [rule]}
@@ -97,7 +97,7 @@ def calls_of(
         return clock() - start, found
 
     def base() -> tuple[float, object]:
-        pairs = [(layer, "weight") for layer in copy.deepcopy(model)]
+        pairs = [(layer, "weight") for layer in copy.deepcopy(layers)]
         method = torch_prune.L1Unstructured
         took = timed(lambda: torch_prune.global_unstructured(pairs, method, amount=amount))[0]
         return took, pairs
@@ -144,9 +144,9 @@ def _status(key: str) -> int:
 
 def measure(size: str, amount: float, dtype: str, rounds: int, clock: Any) -> Case:
     """Measure one case."""
-    model = model_of(size, getattr(torch, dtype))
-    numel = sum(p.numel() for p in model.parameters())
-    calls = calls_of(model, amount, clock)
+    layers = layers_of(size, getattr(torch, dtype))
+    numel = sum(layer.weight.numel() for layer in layers)
+    calls = calls_of(layers, amount, clock)
     calls["rank+kernel"]()  # compiles
     seconds: dict[str, list[float]] = {form: [] for form in calls}
     for _ in range(rounds):

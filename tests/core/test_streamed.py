@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -95,7 +95,7 @@ class Sizes:
 
 
 @contextmanager
-def sized(sizes: Sizes) -> Iterator[None]:
+def sized(sizes: Sizes) -> Generator[None]:
     swift = kernels if sizes.kernel else None
     with (
         patch.object(ranking, "SMALL", 0),
@@ -231,7 +231,7 @@ def test_too_many_alike_are_not_collected():
 def test_a_missed_bracket_is_widened():
     calls: list[bracket.Bracket] = []
 
-    class Misleading(MagnitudeScores):
+    class Misleading(MagnitudeScores):  # pyright: ignore[reportUntypedBaseClass]
         def sample(self, step: int) -> Tensor:
             return torch.cat([torch.full((8,), 10.0), torch.linspace(0, 9, 192)])
 
