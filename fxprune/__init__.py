@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fxprune.build import compile
 from fxprune.certificate import Certificate
+from fxprune.checkpoint import prune_checkpoint
 from fxprune.compiler import capture, finalize, is_pruned, prune, unmask
 from fxprune.errors import FxpruneError
 from fxprune.explaining import explain
@@ -33,6 +34,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "prune_checkpoint",
     "report",
     "save",
     "unmask",

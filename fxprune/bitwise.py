@@ -7,6 +7,7 @@ the magnitudes are, NaN last, so each comparison is one of integers, whatever th
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def integers_of(dtype: torch.dtype) -> Any:
     return _NUMPY[dtype.itemsize]
 
 
+@cache
 def infinity_of(dtype: torch.dtype) -> int:
     """Return the key of infinity: those of NaN are larger."""
     return least_key(math.inf, dtype)

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 import torch
 
+from fxprune.digits import keys_of, value_of
 from fxprune.facts import ScoreSource
-from fxprune.scan import Scan, is_at, is_under, scan
+from fxprune.scan import CHUNK, Scan, is_at, is_under, scan
 
 __all__ = ["Bracket", "bracket_of", "find_in_bracket"]
 
-_SAMPLE = 2**17
+_SAMPLE = 2**17  # scores, or
+_SHARE = 2**9  # one in so many, which makes the bracket of a large parameter narrower, up to
+_MOST_SAMPLE = 2**19
 _DEVIATIONS = 6  # half the width of a bracket, in standard deviations of the sampled rank
 _SLACK = 64  # and in ranks, for samples whose neighbours are alike
 _WIDER = 8
@@ -81,7 +84,8 @@ def find_in_bracket(
         to be collected, or no bracket held.
     """
     alive = sum(source.alive for source in sources.values())
-    step = max(alive // _SAMPLE, 1)
+    wanted = max(_SAMPLE, min(alive // _SHARE, _MOST_SAMPLE))
+    step = max(alive // wanted, 1)
     drawn = [source.sample(step).to(dtype) for source in sources.values()]
     sample = torch.cat(drawn)
     for attempt in range(_TRIES):
@@ -109,8 +113,7 @@ def _scans(
 
 
 def _exact(scans: Mapping[str, Scan], k: int) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
-    inside = torch.cat([found.inside for found in scans.values()])
-    threshold = torch.kthvalue(inside, k).values
+    threshold = _kth([found.inside for found in scans.values()], k)
     return threshold, {
         name: (
             found.under + int(is_under(found.inside, threshold).count_nonzero()),
@@ -118,3 +121,16 @@ def _exact(scans: Mapping[str, Scan], k: int) -> tuple[torch.Tensor, dict[str, t
         )
         for name, found in scans.items()
     }
+
+
+def _kth(parts: list[torch.Tensor], k: int) -> torch.Tensor:
+    """Return the k-th smallest entry of vectors, in the room of one more copy of them."""
+    if not parts[0].is_cpu:
+        return torch.kthvalue(torch.cat(parts), k).values
+    # kthvalue makes indices of 8 bytes and is several times slower.
+    keys, at = keys_of(parts[0][:0]).new_empty(sum(map(len, parts))).numpy(), 0
+    for piece in (piece for part in parts for piece in part.split(CHUNK)):
+        keys[at : at + len(piece)] = keys_of(piece).numpy()
+        at += len(piece)
+    keys.partition(k - 1)
+    return value_of(int(keys[k - 1]), parts[0].dtype)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fxprune.checkpoint_files import Checkpoint, open_checkpoint
 from fxprune.checkpoint_io import Workers
@@ -16,7 +18,6 @@ from fxprune.checkpoint_rules import Rules
 from fxprune.checkpoint_select import check_recipe, weights_of
 from fxprune.checkpoint_target import Target, target_of
 from fxprune.checkpoint_write import ShardWriter
-from fxprune.compiler import RecipeLike
 from fxprune.facts import RuleRecord
 from fxprune.recipe import Recipe
 from fxprune.stages import stages_of
@@ -59,7 +60,7 @@ class CheckpointReport:
 
     def to_json(self) -> str:
         """Return the report as JSON; a threshold that is not finite is a text."""
-        data = {**asdict(self), "files": [str(path) for path in self.files]}
+        data: dict[str, Any] = {**asdict(self), "files": [str(path) for path in self.files]}
         for rule in data["rules"]:
             for row in rule["parameters"]:
                 at = row["threshold"]
@@ -69,7 +70,7 @@ class CheckpointReport:
 
 def prune_checkpoint(
     source: PathLike,
-    recipe: RecipeLike,
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
     out: PathLike,
     *,
     on_progress: OnProgress | None = None,

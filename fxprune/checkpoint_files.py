@@ -46,8 +46,8 @@ class Shard:
         Raises:
             FormatError: it is no safetensors file.
         """
-        stamp = _stamp(path)
-        return cls(path, read_header(path), stamp)
+        header = read_header(path)
+        return cls(path, header, (_stamp(path)[0], header.size))
 
     def read_into(self, view: memoryview, at: int) -> None:
         """Fill a buffer of bytes with those from an offset on.

@@ -151,7 +151,7 @@ def _stored(path: Path, name: str, entry: object, start: int) -> Stored:
     if not isinstance(entry, Mapping):
         raise _fault(path, f"{place} is no table")
     table = cast("Mapping[str, Any]", entry)
-    if table.keys() != {"dtype", "shape", "data_offsets"}:
+    if set(table) != {"dtype", "shape", "data_offsets"}:
         raise _fault(path, f"{place} has other keys than dtype, shape and data_offsets")
     kind, shape, offsets = table["dtype"], table["shape"], table["data_offsets"]
     dtype = _TORCH.get(kind) if isinstance(kind, str) else None

@@ -26,7 +26,8 @@ __all__ = ["ByBits", "ByChannel", "ByCut", "Factor", "Given", "Ones", "Spill", "
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor; writing to them changes it."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    data: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(data)
 
 
 class Factor(ABC):
@@ -160,7 +161,7 @@ class Spill:
 
     def read(self, at: int, count: int) -> Any:
         """Return bytes as an array."""
-        found = np.empty(count, np.uint8)
+        found: Any = np.empty(count, np.uint8)
         if count:
             fill(self._file.fileno(), memoryview(found), at)
         return found

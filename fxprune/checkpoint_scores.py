@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -58,21 +57,15 @@ class FileMagnitudes(ScoreSource):
         """Return about one living score in `step`, in short runs that are spread evenly."""
         run = min(_RUN, self.units)
         starts = [min(start, self.units - run) for start in self._starts(step * _RUN)]
-        bits = np.empty((len(starts), run), integers_of(self.dtype))
+        bits: Any = np.empty((len(starts), run), integers_of(self.dtype))
         for row, start in zip(bits, starts, strict=True):
             self.weight.read_into(memoryview(row).cast("B"), start)
-        bits &= np.iinfo(bits.dtype).max
-        pairs = zip(bits, starts, strict=True)
-        # Living ones are few in a sample of all, as many as they are in the whole.
-        living = (self.weight.living_of(row, start) for row, start in pairs)
-        parts = [
-            row if kept is None else row[kept]
-            for row, kept in zip(
-                bits, living if self.weight.factors else repeat(None), strict=False
-            )
-        ]
-        found = np.concatenate([bits[:0].reshape(-1), *parts])
-        return torch.from_numpy(found).view(self.dtype)
+        keys = np.bitwise_and(bits, np.iinfo(bits.dtype).max, out=bits)
+        if not self.weight.factors:
+            return torch.from_numpy(keys).view(self.dtype).view(-1)
+        parts = [keys[:0].reshape(-1)]
+        parts += (self._living_keys(row, start) for row, start in zip(keys, starts, strict=True))
+        return torch.from_numpy(np.concatenate(parts)).view(self.dtype)
 
     def scan(
         self, low: float | None, high: float | None, dtype: torch.dtype, most: int
@@ -101,6 +94,10 @@ class FileMagnitudes(ScoreSource):
             found.append(inside)
         self._on_read((span[1] - span[0]) * self.dtype.itemsize)
         return under, found
+
+    def _living_keys(self, keys: Any, start: int) -> Any:
+        living = self.weight.living_of(keys, start)
+        return keys if living is None else keys[living]
 
     def _starts(self, stride: int) -> Iterator[int]:
         if self.units:

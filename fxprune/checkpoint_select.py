@@ -111,13 +111,15 @@ def _check_rule(rule: Rule) -> None:
         raise RecipeError(f"{where}: mask is missing; give the path of a .safetensors file")
 
 
-def _first_failure(select: Select, site: ParamSite) -> str:
+def _first_failure(select: Select | None, site: ParamSite) -> str:
+    if select is None:
+        return "it has no select"
     return next((found.text for found in conditions(select, site) if not found.holds), "")
 
 
 def _nearest(rules: Iterable[Rule], names: Iterable[str]) -> str:
     known = list(names)
-    globs = (glob for rule in rules for glob in rule.select.path)
+    globs = (glob for rule in rules if rule.select for glob in rule.select.path)
     for glob in globs:
         if not globbed(known, [glob]):
             near = difflib.get_close_matches(glob, known, n=1, cutoff=0.5)

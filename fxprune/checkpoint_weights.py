@@ -58,12 +58,13 @@ class Weight:
     @property
     def alive(self) -> int:
         """How many entries have the mask 1; counted where no rule could tell."""
-        if self._alive is None:
-            self._alive = sum(
-                keys.size if living is None else int(np.count_nonzero(living))
-                for _, keys, living in self.pieces(0, self.numel)
-            )
-        return self._alive
+        if self._alive is not None:
+            return self._alive
+        found = 0
+        for _, keys, living in self.pieces(0, self.numel):
+            found += keys.size if living is None else int(np.count_nonzero(living))
+        self._alive = found
+        return found
 
     @property
     def is_binary(self) -> bool:
@@ -101,15 +102,16 @@ class Weight:
     def living_of(self, keys: Any, start: int) -> Any:
         """Return which of some neighbouring entries have the mask 1, as `pieces` does."""
         if not self.is_binary:
-            return self.mask_of(keys, start).numpy(force=True) == 1
+            return (self.mask_of(keys, start) == 1).numpy()
         found: Any = None
         for factor in self.factors:
-            kept = factor.keep(keys, start, self.room) if isinstance(factor, Factor) else None
-            if found is None and kept is not None:
+            kept: Any = factor.keep(keys, start, self.room) if isinstance(factor, Factor) else None
+            if kept is None:
+                continue
+            if found is None:
                 found = self.room.array("living", keys.size, np.bool_)
                 found[:] = kept
-            elif kept is not None:
-                np.logical_and(found, kept, out=found)
+            found &= kept
         return found
 
     def mask_of(self, keys: Any, start: int) -> torch.Tensor:

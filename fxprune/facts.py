@@ -109,6 +109,16 @@ class ScoreSource(ABC):
         runs = [self.chunk(start, min(start + _RUN, self.units)) for start in starts]
         return torch.cat([self.chunk(0, 0), *runs])
 
+    def scan(
+        self, low: float | None, high: float | None, dtype: torch.dtype, most: int
+    ) -> tuple[int, torch.Tensor | None] | None:
+        """Count and collect in a way of the source's own; None: it has none.
+
+        Args and what is returned are those of `fxprune.scan.scan`; no tensor where more than
+        `most` scores are inside.
+        """
+        return None
+
     def magnitudes_of(self) -> torch.Tensor | None:
         """Return the vector whose magnitudes are the scores of all units; None: no such vector."""
         return None

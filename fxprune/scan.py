@@ -63,6 +63,9 @@ def scan(
     Returns:
         What was found; None where more are inside.
     """
+    own = source.scan(low, high, dtype, most)
+    if own is not None:
+        return None if own[1] is None else Scan(own[0], own[1])
     vector = source.magnitudes_of()
     if vector is not None and vector.dtype == dtype and vector.is_cpu and _kernels() is not None:
         swift = _kernels().scan_magnitudes(vector, low, high, most)
