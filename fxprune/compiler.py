@@ -137,9 +137,7 @@ def prune(
         program, inplace = capture(model, args, kwargs, batch=batch), True
     given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
     observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
-    return run_stages(
-        program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer
-    )
+    return run_stages(program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer)
 
 
 def run_stages(

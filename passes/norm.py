@@ -17,6 +17,8 @@ from fxprune.units import check_channels, living_channels, masked_value
 
 __all__ = ["NormScores", "ScoreNorm"]
 
+_TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+
 
 class NormScores(ScoreSource):
     """||t||_n of each living channel, over all dimensions but one.
@@ -44,7 +46,7 @@ class NormScores(ScoreSource):
             index[self._dim] = self._kept
             tensor = tensor[tuple(index)]
         # torch 2.14 takes "fro" over other than two dimensions for the 2-norm; torch.norm refuses.
-        flat = self._n == "fro" and len(others) != 2 and torch.__version__ >= (2, 14)
+        flat = self._n == "fro" and len(others) != 2 and _TORCH >= (2, 14)
         try:
             return torch.norm(tensor, p=2 if flat else self._n, dim=others)
         except RuntimeError as error:

@@ -6,6 +6,7 @@ __all__ = ["PASSES"]
 
 PASSES: dict[str, str] = {
     "adopt": "fxprune.passes.adopt:AdoptMasks",
+    "channels": "fxprune.passes.channels:FindChannels",
     "check": "fxprune.passes.check:CheckScores",
     "cut": "fxprune.passes.cut:CutUnits",
     "finalize": "fxprune.passes.finalize:FoldMasks",
@@ -17,5 +18,6 @@ PASSES: dict[str, str] = {
     "random": "fxprune.passes.random:ScoreRandom",
     "rank": "fxprune.passes.rank:Rank",
     "select": "fxprune.passes.select:SelectParameters",
+    "shrink": "fxprune.passes.shrink:CutChannels",
     "unmask": "fxprune.passes.unmask:UnmaskParameters",
 }

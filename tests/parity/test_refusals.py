@@ -23,7 +23,8 @@ At = Callable[[str], tuple[Any, str]]
 Ask = Callable[[Any, At], Any]
 
 # torch 2.14 takes "nuc" over the last two dimensions, whichever was asked for; fxprune refuses.
-MATRIX_NORMS = ("fro", "nuc") if torch.__version__ < (2, 14) else ("fro",)
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+MATRIX_NORMS = ("fro", "nuc") if TORCH < (2, 14) else ("fro",)
 WEIGHT, BIAS, LAST, LAST_BIAS = "0.weight", "0.bias", "2.weight", "2.bias"
 
 
