@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from torch.fx.node import Node
 
 from fxprune.factors import Ids
 
-__all__ = ["Atoms", "Pin"]
+__all__ = ["KERNEL", "LIVE", "Atoms", "Pin", "Read"]
+
+
+LIVE = "a live channel is read with weights"
+KERNEL = "a convolution runs over it"
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Pin:
     Args:
         atoms: which.
         reason: one clause.
-        node: the node that needs them.
+        node: the node that needs them; None where no node does.
     """
 
     atoms: Ids
@@ -27,14 +33,51 @@ class Pin:
     node: Node | None
 
 
+@dataclass(frozen=True)
+class Read:
+    """Stored weights that read channels: one stays while any row that reads it does.
+
+    Args:
+        channels: the atoms that are read, shape (channels,).
+        harmful: which of them cannot be replaced by a constant, shape (channels,).
+        rows: the atoms of the outputs, shape (rows,); None where all of them stay.
+        weights: where the weights are not 0, shape (rows, channels, ...).
+        node: the operator.
+    """
+
+    channels: Ids
+    harmful: npt.NDArray[np.bool_]
+    rows: Ids | None
+    weights: npt.NDArray[np.bool_]
+    node: Node
+
+
 class Atoms:
-    """A growing set of atoms with ties between them."""
+    """A growing set of atoms with ties between them.
+
+    Attributes:
+        count: how many there are.
+        pins: why some of them stay, in the order in which that was found.
+        reads: what stays as long as others do.
+        splits: atoms of parts that were split off others; of one channel alone, another part could
+            be cut.
+
+    Example:
+        >>> atoms = Atoms()
+        >>> first, second = atoms.fresh(3), atoms.fresh(3)
+        >>> atoms.tie(first, second)
+        >>> atoms.components().tolist()
+        [0, 1, 2, 0, 1, 2]
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.pins: list[Pin] = []
+        self.reads: list[Read] = []
+        self.splits: list[Ids] = []
         self._left: list[Ids] = []
         self._right: list[Ids] = []
+        self._touched: list[Ids] = []
 
     def fresh(self, count: int) -> Ids:
         """Return atoms that are tied to nothing."""
@@ -49,15 +92,31 @@ class Atoms:
             right: of a shape that broadcasts to it.
         """
         if left is right:
+            self.met(left)
             return
-        left, right = np.broadcast_arrays(left, right)
-        self._left.append(left.reshape(-1))
-        self._right.append(right.reshape(-1))
+        a, b = np.broadcast_arrays(left, right)
+        self._left.append(a.reshape(-1))
+        self._right.append(b.reshape(-1))
+        self._touched += [left, right]
 
     def pin(self, atoms: Ids | None, reason: str, node: Node | None) -> None:
         """Let atoms stay."""
-        if atoms is not None and atoms.size:
-            self.pins.append(Pin(np.unique(atoms), reason, node))
+        if atoms is None or not atoms.size:
+            return
+        self.pins.append(Pin(atoms.reshape(-1), reason, node))
+        self._touched.append(atoms)
+
+    def met(self, atoms: Ids) -> None:
+        """Note that an operator needs nothing of some atoms."""
+        self._touched.append(atoms)
+
+    def mark(self) -> int:
+        """Return a mark to ask `since` from."""
+        return len(self._touched)
+
+    def since(self, mark: int) -> Iterator[Ids]:
+        """Yield the atoms that were tied, pinned or met since a mark."""
+        yield from self._touched[mark:]
 
     def components(self) -> Ids:
         """Return, for each atom, the least atom that it is tied to, directly or through others.
@@ -71,8 +130,11 @@ class Atoms:
         left, right = np.concatenate(self._left), np.concatenate(self._right)
         while True:
             a, b = labels[left], labels[right]
-            if np.array_equal(a, b):
+            differ = a != b
+            if not differ.any():
                 return labels
+            # Ties within one component stay within it.
+            left, right, a, b = left[differ], right[differ], a[differ], b[differ]
             least = np.minimum(a, b)
             np.minimum.at(labels, a, least)
             np.minimum.at(labels, b, least)

@@ -25,6 +25,7 @@ from fxprune.recipe import Finalize, Recipe, Rule
 from fxprune.records import pass_records, record_of
 from fxprune.regional import masking_everywhere
 from fxprune.registry import create
+from fxprune.shrinking import shrink
 from fxprune.stages import Stage, stage_of, stages_of
 from fxprune.transaction import commit, fork
 from fxprune.ways_in import enter
@@ -37,6 +38,7 @@ __all__ = [
     "is_pruned",
     "prune",
     "run_stages",
+    "shrink",
     "unmask",
 ]
 

@@ -8,14 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Axis", "Factor", "Ids", "Value", "opaque", "sizes_of", "unknown"]
+__all__ = [
+    "Array",
+    "Axis",
+    "Bools",
+    "Factor",
+    "Ids",
+    "Value",
+    "opaque",
+    "sizes_of",
+    "unknown",
+    "with_axis",
+]
 
 Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class Value:
     axes: tuple[Axis, ...]
     const: Array
 
-    @property
+    @cached_property
     def factors(self) -> tuple[Factor, ...]:
         """All factors in row-major order."""
         return tuple(factor for axis in self.axes for factor in axis)
@@ -80,3 +93,20 @@ def unknown(axes: Sequence[Axis]) -> Value:
 def opaque(shape: Sequence[int]) -> Value:
     """Return a value of which nothing may be cut."""
     return unknown([(Factor(size),) for size in shape])
+
+
+def with_axis(value: Value, dim: int, axis: Axis, const: Array) -> Value:
+    """Return a value with another axis in one's place, along which alone it is known.
+
+    Args:
+        value: the value.
+        dim: which of its axes.
+        axis: what stands there instead.
+        const: the constant at each index of the new axis, shape (size,) or (1,).
+    """
+    axes = (*value.axes[:dim], axis, *value.axes[dim + 1 :])
+    sizes = [1] * sum(map(len, axes))
+    if const.size > 1:
+        first = sum(map(len, axes[:dim]))
+        sizes[first : first + len(axis)] = [factor.size for factor in axis]
+    return Value(axes, const.reshape(sizes))

@@ -31,6 +31,8 @@ def split_factor(atoms: Atoms, factor: Factor, parts: Sequence[int], tracked: in
     grid = np.moveaxis(factor.atoms.reshape(tuple(parts)), tracked, 0).reshape(parts[tracked], -1)
     atoms.tie(grid[:, 1:], grid[:, :1])
     made[tracked] = Factor(parts[tracked], np.ascontiguousarray(grid[:, 0]))
+    if grid.shape[1] > 1:
+        atoms.splits.append(grid[:, 0])
     return made
 
 
@@ -56,6 +58,8 @@ def reshape(
     sizes: list[int] = []
     position = 1
     for at, (factor, parts) in enumerate(zip(value.factors, cut, strict=True)):
+        if factor.size == 1:  # as an axis of its own it is made where the shape asks for it
+            continue
         axis = _axis_at(shape, position)
         position *= factor.size
         if len(parts) <= 1:
@@ -71,7 +75,7 @@ def reshape(
 def _boundaries(factors: Sequence[int], shape: Sequence[int]) -> list[list[int]] | None:
     """Return into which parts each factor falls where the new axes' boundaries cross it."""
     ends = {math.prod(shape[: i + 1]) for i in range(len(shape))}
-    if math.prod(factors) != math.prod(shape):
+    if math.prod(factors) != math.prod(shape) or math.prod(shape) == 0:
         return None
     parts: list[list[int]] = []
     before = 1

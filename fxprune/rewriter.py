@@ -33,6 +33,7 @@ class Rewriter(ResizingEdits):
     """
 
     def __init__(self, program: Program, by: str) -> None:
+        super().__init__()
         self.program = program
         self.by = by
         self.edits = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,34 +28,35 @@ class Surgery:
     Args:
         rewriter: makes all edits.
         removal: which atoms go.
+
+    Attributes:
+        absorbed: biases that took over constants, by name.
+        added: those of them that were made for it.
     """
 
     def __init__(self, rewriter: Rewriter, removal: Removal) -> None:
         self.rewriter, self.removal = rewriter, removal
-        self._absorbed: set[str] = set()
+        self.absorbed: dict[str, None] = {}
+        self.added: dict[str, None] = {}
 
-    def run(self, stored: dict[str, Value], flows: Iterable[Flow]) -> None:
+    def run(self, stored: Iterable[tuple[str, Value]], flows: Iterable[Flow]) -> None:
         """Change the graphs' arguments, then the tensors that they read."""
+        if not self.removal.gone.any():
+            return
         for flow in flows:
-            for edit in flow.edits:
-                edit(self)
             for node, value in flow.values.items():
                 if isinstance(value, Value):
                     self._note_shape(node, value)
-        for name, value in stored.items():
+            for edit in flow.edits:
+                edit(self)
+        for name, value in stored:
             self._cut_tensor(name, value)
 
     # Sizes
 
     def size(self, axis: Axis) -> int:
         """Return an axis's size after the cut."""
-        product = 1
-        for factor in axis:
-            product *= self._count(factor)
-        return product
-
-    def _count(self, factor: Factor) -> int:
-        return factor.size if factor.atoms is None else int(self.removal.kept(factor.atoms).sum())
+        return math.prod(self._count(factor) for factor in axis)
 
     def is_cut(self, axis: Axis) -> bool:
         """Tell whether an axis loses channels."""
@@ -61,14 +64,21 @@ class Surgery:
 
     def index(self, axis: Axis) -> torch.Tensor:
         """Return the indices of an axis that stay."""
-        sizes = [factor.size for factor in axis]
-        kept = np.ones(sizes, dtype=np.bool_)
+        kept = np.ones([factor.size for factor in axis], dtype=np.bool_)
         for at, factor in enumerate(axis):
             if factor.atoms is not None:
-                shape = [1] * len(sizes)
+                shape = [1] * len(axis)
                 shape[at] = -1
                 kept &= self.removal.kept(factor.atoms).reshape(shape)
-        return torch.from_numpy(np.flatnonzero(kept.reshape(-1)))
+        return torch.from_numpy(np.flatnonzero(kept))
+
+    def _count(self, factor: Factor) -> int:
+        return factor.size if factor.atoms is None else int(self.removal.kept(factor.atoms).sum())
+
+    def _ratio(self, axis: Axis) -> tuple[int, int]:
+        """Return by which counts an axis's size is to be divided and multiplied."""
+        tracked = [factor for factor in axis if factor.atoms is not None]
+        return math.prod(f.size for f in tracked), math.prod(map(self._count, tracked))
 
     def _cut_tensor(self, name: str, value: Value) -> None:
         dims = [dim for dim, axis in enumerate(value.axes) if self.is_cut(axis)]
@@ -83,86 +93,77 @@ class Surgery:
         noted = node.meta.get(VALUE)
         if noted is None or len(noted[0]) != len(value.axes):
             return
-        sizes = list(noted[0])
-        for at, axis in enumerate(value.axes):
-            if self.is_cut(axis):
-                sizes[at] = self._noted(sizes[at], axis)
-        if sizes != list(noted[0]):
-            self.rewriter.note(node, VALUE, (tuple(sizes), noted[1]))
+        cut = [self.is_cut(axis) for axis in value.axes]
+        if any(cut):
+            triples = zip(noted[0], value.axes, cut, strict=True)
+            sizes = tuple(self._noted(size, axis) if c else size for size, axis, c in triples)
+            self.rewriter.note(node, VALUE, (sizes, noted[1]))
 
     def _noted(self, size: int | str, axis: Axis) -> int | str:
         """Return the noted size of an axis after the cut; symbols stay symbols."""
         if isinstance(size, int):
             return self.size(axis)
-        symbols = [part for part in size.split("*") if not part.strip("() ").isdigit()]
-        count = 1
-        for factor in axis:
-            if factor.atoms is not None:
-                count *= self._count(factor)
-        return "*".join([*symbols, str(count)])
+        parts = [part.strip() for part in size.split("*")]
+        before, after = self._ratio(axis)
+        count = math.prod(int(part) for part in parts if part.isdigit()) // before * after
+        symbols = [part for part in parts if not part.isdigit()]
+        return "*".join([*symbols, *([str(count)] if count != 1 else [])])
 
     # What transfer rules ask for
 
     def set_role(self, node: Node, role: str, value: Any) -> None:
         """Change an argument, by its role."""
-        names = [arg.name for arg in ops.schema_arguments(node.target)]
-        at = names.index(role)
-        if at < len(node.args):
-            self.rewriter.set_argument(node, at, value)
+        names = [argument.name for argument in ops.schema_arguments(node.target)]
+        if names.index(role) < len(node.args):
+            self.rewriter.set_argument(node, names.index(role), value)
         else:
             self.rewriter.set_keyword(node, role, value)
 
-    def set_groups(self, node: Node, atoms: Ids) -> None:
-        """Give a depthwise operator as many groups as it has channels left."""
-        if self.removal.touches(atoms):
-            self.set_role(node, "groups", int(self.removal.kept(atoms).sum()))
-
-    def set_count(self, node: Node, role: str, atoms: Ids) -> None:
+    def set_count(self, node: Node, role: str, atoms: Ids | None) -> None:
         """Give an operator the number of atoms that are left."""
-        if self.removal.touches(atoms):
+        if atoms is not None and self.removal.touches(atoms):
             self.set_role(node, role, int(self.removal.kept(atoms).sum()))
 
-    def set_sizes(self, node: Node, before: Value, after: Value) -> None:
-        """Change the sizes that a view or an expansion names."""
-        role = next(role for role in ("size", "shape", "sizes") if ops.has_role(node, role))
+    def set_sizes(self, node: Node, role: str, axes: Iterable[Axis]) -> None:
+        """Change the sizes that a view or an expansion names.
+
+        Args:
+            node: the operator.
+            role: the name of its argument.
+            axes: the axes of the result that its entries stand for.
+        """
         given = list(ops.argument(node, role))
-        axes = after.axes
-        if role == "sizes":  # unflatten names only the axes that one becomes
-            dim = int(ops.argument(node, "dim")) % len(before.axes)
-            axes = after.axes[dim : dim + len(given)]
-        changed = list(given)
-        for at, axis in enumerate(axes):
-            if not self.is_cut(axis) or (isinstance(given[at], int) and given[at] < 0):
-                continue
-            changed[at] = self.size(axis) if isinstance(given[at], int) else -1
+        changed = [
+            self._renamed(node, size, axis) if self.is_cut(axis) else size
+            for size, axis in zip(given, axes, strict=True)
+        ]
         if changed != given:
             self.set_role(node, role, changed)
 
-    def set_parts(self, node: Node, dim: int, runs: list[Ids | None]) -> None:
-        """Split by sizes where parts lose channels."""
-        if not any(self.removal.touches(run) for run in runs):
-            return
-        sizes = [0 if run is None else int(self.removal.kept(run).sum()) for run in runs]
-        target = torch.ops.aten.split_with_sizes.default
-        made = self.rewriter.call(target, (node.args[0], sizes, dim), before=node)
-        self.rewriter.note_all(made, node)
-        self.rewriter.replace_uses(node, made)
-        self.rewriter.erase(node)
+    def _renamed(self, node: Node, size: Any, axis: Axis) -> Any:
+        if isinstance(size, int):
+            return size if size < 0 else self.size(axis)
+        before, after = self._ratio(axis)
+        each = self.rewriter.call(operator.floordiv, (size, before), before=node)
+        return self.rewriter.call(operator.mul, (each, after), before=node)
 
-    def set_slice(self, node: Node, dim: int, whole: Ids | None, index: slice) -> None:
+    def set_parts(self, node: Node, dim: int, runs: list[Ids]) -> None:
+        """Split by sizes where parts lose channels."""
+        if any(self.removal.touches(run) for run in runs):
+            sizes = [int(self.removal.kept(run).sum()) for run in runs]
+            self._replace(node, torch.ops.aten.split_with_sizes.default, (sizes, dim))
+
+    def set_slice(self, node: Node, dim: int, whole: Ids, index: slice) -> None:
         """Move the bounds of a slice."""
-        del dim
-        if whole is None or not self.removal.touches(whole):
+        if not self.removal.touches(whole):
             return
-        places = np.arange(len(whole))[index]
-        kept = self.removal.kept(whole)
-        new = (np.cumsum(kept) - 1)[places[kept[places]]]
-        step = index.step or 1
-        if len(new) and step == 1:
+        new = self._moved(whole, np.arange(len(whole))[index])
+        if index.step in (None, 1):
             self.set_role(node, "start", int(new[0]))
             self.set_role(node, "end", int(new[-1]) + 1)
             return
-        self._select(node, new)
+        read = self._constant(node, new)
+        self._replace(node, torch.ops.aten.index_select.default, (dim, read))
 
     def set_index(self, node: Node, whole: Ids, at: int) -> None:
         """Move the one index that is selected."""
@@ -172,42 +173,43 @@ class Surgery:
 
     def set_indices(self, node: Node, read: Node, whole: Ids, places: Any) -> None:
         """Write a constant vector of indices anew."""
-        if not self.removal.touches(whole):
-            return
-        kept = self.removal.kept(whole)
-        places = places % len(whole)
-        new = (np.cumsum(kept) - 1)[places[kept[places]]]
-        name = self.rewriter.add_constant(f"{node.name}_channels", torch.from_numpy(new))
-        fresh = self.rewriter.read(name, before=node)
-        self.rewriter.replace_argument(node, read, fresh)
+        if self.removal.touches(whole):
+            fresh = self._constant(node, self._moved(whole, places % len(whole)))
+            self.rewriter.replace_argument(node, read, fresh)
+            if not read.users:
+                self.rewriter.erase(read)
 
-    def _select(self, node: Node, places: Any) -> None:
-        """Read channels by their places, where a slice takes steps."""
-        dim = int(ops.argument(node, "dim"))
-        name = self.rewriter.add_constant(f"{node.name}_channels", torch.from_numpy(places))
-        fresh = self.rewriter.read(name, before=node)
-        target = torch.ops.aten.index_select.default
-        made = self.rewriter.call(target, (node.args[0], dim, fresh), before=node)
-        self.rewriter.note_all(made, node)
-        self.rewriter.replace_uses(node, made)
-        self.rewriter.erase(node)
+    def set_squeeze(self, node: Node, dims: list[int], axes: Iterable[Axis]) -> None:
+        """Name the axes that go, where others may be left with one channel."""
+        if any(self.is_cut(axis) for axis in axes):
+            self._replace(node, torch.ops.aten.squeeze.dims, (dims,))
 
     def absorb(self, sink: Sink) -> None:
         """Add to a bias what constant channels gave before they went."""
-        kept = self.removal.kept(sink.atoms)
-        given = np.where(kept | np.isnan(sink.const), 0.0, sink.const)
-        there = np.flatnonzero(given)
-        if not len(there):
+        const = np.where(self.removal.kept(sink.atoms), 0.0, sink.const)
+        if not const.any():
             return
-        weights = sink.weights[:, torch.from_numpy(there)].detach().to("cpu", torch.float64)
-        sums = weights.reshape(weights.shape[0], len(there), -1).sum(-1)
-        delta = sums @ torch.from_numpy(given[there])
-        bias = ops.argument(sink.node, "bias")
-        key = sink.node.name if bias is None else str(bias)
-        if key in self._absorbed:  # in the graph of the other mode
-            delta = delta * 0
-        self._absorbed.add(key)
-        if bias is None:
-            self.rewriter.add_bias(sink.node, delta[self.index(sink.rows)])
-        elif bool(delta.any()):
-            self.rewriter.add_to_bias(sink.node, delta)
+        delta = sink.given @ torch.from_numpy(const)
+        had = ops.argument(sink.node, sink.role) is not None
+        if not had:
+            self.rewriter.add_bias(sink.node, sink.key, delta[self.index(sink.rows)])
+            self.added[sink.key] = None
+        elif sink.key not in self.absorbed:  # else it was, in the graph of the other mode
+            self.rewriter.add_to_bias(sink.node, sink.role, delta)
+        self.absorbed[sink.key] = None
+
+    def _moved(self, whole: Ids, places: Any) -> Any:
+        """Return the new indices of those channels at old ones that stay."""
+        kept = self.removal.kept(whole)
+        return (np.cumsum(kept) - 1)[places[kept[places]]]
+
+    def _constant(self, node: Node, places: Any) -> Node:
+        name = self.rewriter.add_constant(f"{node.name}_channels", torch.from_numpy(places))
+        return self.rewriter.read(name, before=node)
+
+    def _replace(self, node: Node, target: Any, args: tuple[Any, ...]) -> None:
+        """Call another operator on the same input, in a node's place."""
+        made = self.rewriter.call(target, (node.args[0], *args), before=node)
+        self.rewriter.note_all(made, node)
+        self.rewriter.replace_uses(node, made)
+        self.rewriter.erase(node)

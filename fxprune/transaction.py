@@ -56,7 +56,11 @@ def _swaps(program: Program, work: Program) -> list[tuple[Any, str, Any]]:
     replaced, work.captured.replaced = work.captured.replaced, []
     kept = {id(new): old for old, new in replaced}
     edited = dict(work.named_modules())
-    swaps: list[tuple[Any, str, Any]] = [(old, "data", new.data) for old, new in replaced]
+    # A gradient of another shape would fit no longer.
+    swaps: list[tuple[Any, str, Any]] = [
+        (old, "grad", None) for old, new in replaced if old.shape != new.shape
+    ]
+    swaps += [(old, "data", new.data) for old, new in replaced]
     for path, module in program.named_modules():
         if path not in edited:
             raise InvariantError(f"the edited program lost the module {path!r}")
@@ -71,9 +75,9 @@ def _assign(target: Any, key: str, value: Any) -> None:
     if isinstance(target, nn.Module):
         target.__dict__[key] = value
     else:
-        target.data = value
+        setattr(target, key, value)
 
 
 def _restoring(target: Any, key: str) -> Callable[[], None]:
-    old = target.__dict__[key] if isinstance(target, nn.Module) else target.data
+    old = target.__dict__[key] if isinstance(target, nn.Module) else getattr(target, key)
     return lambda: _assign(target, key, old)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,158 +9,201 @@ import torch
 from torch.fx.node import Node, map_arg
 
 from fxprune import ops
-from fxprune.factors import Array, Axis, Factor, Value, sizes_of
+from fxprune.broadcasting import broadcast
+from fxprune.factors import Array, Factor, Value, unknown, with_axis
 from fxprune.flow import Flow, transfer
+from fxprune.importing import VALUE
 from fxprune.pattern import Refusal
 
-__all__ = ["broadcast"]
+from .flow_numbers import pin_random
 
 
 @transfer(
-    "relu | relu6 | gelu | silu | sigmoid | tanh | elu | selu | celu | leaky_relu | hardtanh | "
-    "hardsigmoid | hardswish | mish | softplus | softsign | logsigmoid | log_sigmoid | abs | neg | "
-    "sqrt | rsqrt | exp | log | log1p | expm1 | sin | cos | square | reciprocal | clamp | clamp_min "
-    "| clamp_max | erf | tanhshrink | softshrink | hardshrink | pow | threshold | rrelu"
+    "relu relu6 gelu silu sigmoid tanh elu selu celu leaky_relu hardtanh hardsigmoid hardswish "
+    "mish softplus softsign logsigmoid log_sigmoid abs neg sqrt rsqrt exp exp2 log log1p log2 "
+    "log10 expm1 sin cos tan sinh cosh asin acos atan asinh acosh atanh square reciprocal clamp "
+    "clamp_min clamp_max erf erfc tanhshrink softshrink hardshrink pow threshold rrelu sign floor "
+    "ceil round trunc frac nan_to_num sinc logit sgn deg2rad rad2deg special_expit"
 )
-def pointwise(flow: Flow, node: Node) -> Value | Refusal:
+def pointwise(flow: Flow, node: Node) -> Value | Refusal | None:
     """A function of one tensor, of which NaN is NaN."""
-    reads = node.all_input_nodes
-    if len([read for read in reads if read in flow.values]) != 1 or node.args[0] not in flow.values:
-        return Refusal("it takes more than one tensor", node)
+    values = [read for read in node.all_input_nodes if read in flow.values]
+    if len(values) != 1 or values[0] is not node.args[0]:
+        return _several(flow, node)
     value = flow.value(node.args[0])
+    if flow.number(flow.argument(node, "training", False)) is not False:
+        pin_random(flow, node, value)
+        return unknown(value.axes)
     return Value(value.axes, _computed(node, value.const))
 
 
 @transfer(
-    "dropout | dropout1d | dropout2d | dropout3d | feature_dropout | alpha_dropout | clone | "
-    "contiguous | detach | alias | to | _to_copy | lift_fresh_copy | identity | "
-    "feature_alpha_dropout | type_as | positive"
+    "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout "
+    "native_dropout"
 )
-def unchanged(flow: Flow, node: Node) -> Value | Refusal:
+def dropout(flow: Flow, node: Node) -> Value | Refusal:
     """In eval mode, what it is given."""
+    value = flow.value(node.args[0])
+    if flow.shape(node) is None:
+        return Refusal("it has several outputs", node)
+    zero = "alpha" not in ops.canonical_name(node.target)
+    settled = (value.const == 0) & zero
+    train = flow.argument(node, "train", flow.argument(node, "training", True))
+    if flow.number(train) is not False:
+        pin_random(flow, node, value)
+        return Value(value.axes, np.where(settled, 0.0, np.nan))
+    flow.shift(node, value, ~settled)
+    return value
+
+
+@transfer("clone contiguous detach alias lift_fresh_copy lift_fresh identity positive")
+def unchanged(flow: Flow, node: Node) -> Value | Refusal:
+    """What it is given."""
     return flow.value(node.args[0])
 
 
-@transfer("add | sub | rsub | mul | div | maximum | minimum | atan2 | hypot")
-def binary(flow: Flow, node: Node) -> Value | Refusal:
+@transfer("to _to_copy type_as float double half bfloat16")
+def cast(flow: Flow, node: Node) -> Value | Refusal:
+    """What it is given, in another dtype."""
+    value = flow.value(node.args[0])
+    for other in node.all_input_nodes[1:]:  # its dtype alone counts
+        for factor in flow.value(other).factors:
+            if factor.atoms is not None:
+                flow.atoms.met(factor.atoms)
+    noted = node.meta.get(VALUE)
+    if noted is None or noted[1].is_floating_point:
+        return value
+    return Value(value.axes, np.where(value.const == 0, 0.0, np.nan))
+
+
+@transfer("add sub rsub mul div maximum minimum")
+def binary(flow: Flow, node: Node) -> Value | Refusal | None:
     """A function of two tensors, or of a tensor and a number."""
+    if all(flow.is_number(read) for read in node.all_input_nodes):
+        return None
+    found = _operands(flow, node)
+    if isinstance(found, Refusal) or any(isinstance(arg, Node) for arg in node.kwargs.values()):
+        return found if isinstance(found, Refusal) else Refusal("it is scaled by a tensor", node)
+    axes, consts, computed = found
     name = ops.canonical_name(node.target)
-    operands = [arg for arg in node.args[:2] if isinstance(arg, Node) and arg in flow.values]
-    values = [flow.value(arg) for arg in operands]
-    if any(isinstance(flow.values[arg], tuple) for arg in operands) or not values:
-        return Refusal("its operands are no tensors", node)
-    found = broadcast(flow, node, values)
-    if isinstance(found, Refusal):
-        return found
-    axes, consts = found
-    if len(values) == 1 and any(isinstance(a, Node) and a is not operands[0] for a in node.args):
-        # A number that is computed, as from a size.
-        zero = name == "mul"
-        return Value(axes, np.where(consts[0] == 0, 0.0, np.nan) if zero else consts[0] * np.nan)
+    if computed:  # by a number that is not known before it runs, as a size
+        zero = (consts[0] == 0) & (name == "mul" or (name == "div" and node.args[0] in flow.values))
+        return Value(axes, np.where(zero, 0.0, np.nan))
     const = _computed(node, *consts)
+    # Zero times what is not known is zero where that is finite, as is taken for granted.
     if name == "mul" and len(consts) == 2:
-        # Zero times what is not known is zero, where that is finite.
         const = np.where((consts[0] == 0) | (consts[1] == 0), 0.0, const)
     if name == "div" and len(consts) == 2:
         const = np.where((consts[0] == 0) & np.isnan(consts[1]), 0.0, const)
     return Value(axes, const)
 
 
-@transfer("prelu | _prelu_kernel")
+@transfer(
+    "gt ge lt le eq ne logical_and logical_or logical_xor logical_not bitwise_and bitwise_or "
+    "bitwise_xor bitwise_not isnan isinf isfinite atan2 hypot remainder fmod floor_divide "
+    "addcmul addcdiv lerp xlogy fmax fmin copysign __and__ __or__ __xor__"
+)
+def compared(flow: Flow, node: Node) -> Value | Refusal | None:
+    """A function of several tensors, of which constants are not followed."""
+    return _several(flow, node)
+
+
+@transfer("where")
+def chosen(flow: Flow, node: Node) -> Value | Refusal:
+    """One of two tensors, entry by entry."""
+    found = _operands(flow, node)
+    if isinstance(found, Refusal):
+        return found
+    axes, consts, _ = found
+    if len(consts) != 3:
+        return unknown(axes)
+    return Value(axes, np.where(consts[1] == consts[2], consts[1], np.nan))
+
+
+@transfer("masked_fill")
+def filled(flow: Flow, node: Node) -> Value | Refusal:
+    """A tensor with a number where another one says so."""
+    found = _operands(flow, node)
+    if isinstance(found, Refusal):
+        return found
+    axes, consts, _ = found
+    fill = flow.argument(node, "value")
+    if not isinstance(fill, (int, float)):
+        return unknown(axes)
+    kept = np.where(consts[0] == fill, consts[0], np.nan)
+    return Value(axes, np.broadcast_to(kept, np.broadcast_shapes(*(c.shape for c in consts))))
+
+
+@transfer("glu")
+def gated(flow: Flow, node: Node) -> Value | Refusal:
+    """One half of an axis times the sigmoid of the other; the halves go together."""
+    value = flow.value(node.args[0])
+    dim = int(flow.argument(node, "dim", -1)) % max(len(value.axes), 1)
+    part = flow.flat(value, dim, node)
+    if part.atoms is None:
+        return Refusal("its halves cannot be told apart", node)
+    left, right = part.atoms.reshape(2, -1)
+    flow.atoms.tie(left, right)
+    given, gate = part.spread.reshape(2, -1)
+    const = np.where(given == 0, 0.0, given / (1 + np.exp(-gate)))
+    return with_axis(value, dim, (Factor(len(const), left),), const)
+
+
+@transfer("prelu _prelu_kernel")
 def prelu(flow: Flow, node: Node) -> Value | Refusal:
-    """Slopes for each channel, along axis 1."""
+    """Slopes for each channel, along axis 1, or one for all."""
     value, slopes = flow.value(node.args[0]), flow.value(node.args[1])
-    weight = flow.concrete(node.args[1])
-    if weight is None:
-        return Refusal("its slopes are computed", node)
-    if weight.numel() > 1 and len(value.axes) > 1:
-        axis = max(range(len(slopes.axes)), key=lambda a: sizes_of(slopes.axes[a]))
-        tied = flow.tie(value.axes[1], slopes.axes[axis], node)
-        if tied is None:
+    if len(slopes.axes) != 1 or len(value.axes) < 2 or slopes.shape == (1,):
+        flow.pin_value(slopes, "one slope serves all channels", node)
+        if slopes.shape not in ((), (1,)):
+            return Refusal("its slopes fit no axis", node)
+    else:
+        tied = flow.tie(value.axes[1], slopes.axes[0], node)
+        if tied is None or len(tied) != len(value.axes[1]):
             return Refusal("its slopes fit no axis", node)
         value = Value((value.axes[0], tied, *value.axes[2:]), value.const)
-    elif len(slopes.axes):
-        flow.pin_value(slopes, "one slope serves all channels", node)
-    const = value.const
-    # Zero is zero whatever the slope; of a positive number the slope does not matter.
-    return Value(value.axes, np.where(const >= 0, const, np.nan))
+    # Of a number that is not negative the slope does not matter.
+    return Value(value.axes, np.where(value.const >= 0, value.const, np.nan))
 
 
-def broadcast(
-    flow: Flow, node: Node, values: Sequence[Value]
-) -> tuple[tuple[Axis, ...], list[Array]] | Refusal:
-    """Tie the axes of operands that meet.
-
-    Returns:
-        The axes of the result, and the operands' consts with one dimension for each of its factors.
-    """
-    rank = max(len(value.axes) for value in values)
-    axes: list[Axis] = []
-    for at in range(-rank, 0):
-        met = [value.axes[at] for value in values if len(value.axes) >= -at]
-        size = max(sizes_of(axis) for axis in met)
-        joined: Axis | None = None
-        for axis in met:
-            if sizes_of(axis) != size:
-                if sizes_of(axis) != 1:
-                    return Refusal("its operands' sizes do not fit", node)
-                continue
-            joined = axis if joined is None else flow.tie(joined, axis, node)
-            if joined is None:
-                return Refusal("its operands' axes are made of different parts", node)
-        axes.append(joined or (Factor(1),))
-    return tuple(axes), [_spread(value, axes) for value in values]
+def _several(flow: Flow, node: Node) -> Value | Refusal | None:
+    if all(flow.is_number(read) for read in node.all_input_nodes):
+        return None
+    found = _operands(flow, node)
+    return found if isinstance(found, Refusal) else unknown(found[0])
 
 
-def _spread(value: Value, axes: Sequence[Axis]) -> Array:
-    """Return const with a dimension for each factor of the axes that the value is broadcast to."""
-    dims: list[int] = []
-    missing = len(axes) - len(value.axes)
-    at = 0
-    for i, axis in enumerate(axes):
-        old = value.axes[i - missing] if i >= missing else ()
-        if i < missing or sizes_of(old) != sizes_of(axis):
-            dims += [1] * len(axis)
-            at += len(old)
-            continue
-        dims += _refined(value.const.shape[at : at + len(old)], old, axis)
-        at += len(old)
-    return value.const.reshape(dims)
+def _operands(flow: Flow, node: Node) -> Any:
+    """Return the joint axes of all tensors, their consts, and whether a number is computed."""
+    reads = list(node.all_input_nodes)
+    tensors = [arg for arg in _in_order(node) if arg in flow.values]
+    strange = [r for r in reads if r not in flow.values and not flow.is_number(r)]
+    if strange or not tensors or any(isinstance(flow.values[arg], tuple) for arg in tensors):
+        return Refusal("its operands are no tensors", node)
+    found = broadcast(flow, node, [flow.value(arg) for arg in tensors])
+    if isinstance(found, Refusal):
+        return found
+    return *found, any(read not in flow.values for read in reads)
 
 
-def _refined(shape: Sequence[int], old: Axis, new: Axis) -> list[int]:
-    """Return const's dimensions after each factor of an axis was split into some of another."""
-    dims: list[int] = []
-    sizes = iter([factor.size for factor in new if factor.size != 1])
-    for dim, factor in zip(shape, old, strict=True):
-        product = 1
-        while product < factor.size:
-            size = next(sizes)
-            product *= size
-            dims.append(size if dim > 1 else 1)
-    return dims if len(dims) == len(new) else [*dims, *[1] * (len(new) - len(dims))]
+def _in_order(node: Node) -> list[Node]:
+    """Return the nodes among the arguments, in order; one as often as it is read."""
+    return [arg for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, Node)]
 
 
 def _computed(node: Node, *consts: Array) -> Array:
-    """Run the operator on constants in float64; its numbers are those of the node."""
+    """Run the operator on constants in float64; NaN where one of them is not known."""
     given = iter([torch.from_numpy(np.array(const, dtype=np.float64)) for const in consts])
-    seen: dict[Node, torch.Tensor] = {}
-
-    def tensor(read: Node) -> Any:
-        if read not in seen:
-            seen[read] = next(given)
-        return seen[read]
-
-    args = map_arg(tuple(node.args), tensor)
-    function: Callable[..., Any] = _out_of_place(node.target)
+    shape = np.broadcast_shapes(*(const.shape for const in consts))
+    known = np.ones(shape, dtype=np.bool_)
+    for const in consts:
+        known = known & ~np.isnan(const)
+    if not known.any():
+        return np.full(shape, np.nan)
+    packet: Any = getattr(torch.ops.aten, ops.canonical_name(node.target), node.target)
     try:
-        return function(*args, **dict(node.kwargs)).numpy().astype(np.float64)
-    except (RuntimeError, TypeError, StopIteration, AttributeError):
-        return np.full(np.broadcast_shapes(*(const.shape for const in consts)), np.nan)
-
-
-def _out_of_place(target: Any) -> Callable[..., Any]:
-    """Return the operator that does not write to its operand, which here is a broadcast one."""
-    name = ops.canonical_name(target)
-    packet = getattr(torch.ops.aten, name, None)
-    return target if packet is None else packet
+        args = map_arg(tuple(node.args), lambda _: next(given))
+        made = packet(*args, **dict(node.kwargs))
+    except (RuntimeError, TypeError, StopIteration):
+        return np.full(shape, np.nan)
+    return np.where(known, made.to(torch.float64).numpy(), np.nan)

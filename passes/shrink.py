@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fxprune.passes.channels import Channels
 from fxprune.pipeline import Facts, Rewrite
 from fxprune.rewriter import Rewriter
+from fxprune.shrink_telling import record_of_cut, train_notes
 from fxprune.surgery import Surgery
+
+from .channels import Channels
 
 __all__ = ["CutChannels"]
 
@@ -21,6 +23,19 @@ class CutChannels(Rewrite):
     needs: ClassVar = (Channels,)
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
-        """Cut them out of tensors and graphs."""
+        """Cut them out of tensors and graphs, and keep a record of it."""
         channels = facts[Channels]
-        Surgery(rewriter, channels.removal).run(channels.stored, channels.flows)
+        flows, removal = channels.flows, channels.removal
+        record = record_of_cut(rewriter.program, channels.stored, flows, removal)
+        surgery = Surgery(rewriter, removal)
+        surgery.run(channels.stored, flows)
+        rewriter.record_shrink(
+            replace(
+                record,
+                round_to=channels.round_to,
+                again=removal.again,
+                added=tuple(surgery.added),
+                absorbed=tuple(surgery.absorbed),
+                notes=train_notes(flows, removal),
+            )
+        )
