@@ -3,10 +3,10 @@ N ?= 2000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help format lint type test test-fast coverage golden parity bench bench-ranking check
+.PHONY: help format lint type test test-fast coverage golden parity bench bench-ranking bench-shrink check
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 format: ## format the code and mend what ruff can mend
 	$(PYTHON) -m ruff format .
@@ -39,5 +39,8 @@ bench: ## measure time and memory against hooked and dense models
 
 bench-ranking: ## measure global ranking against torch.nn.utils.prune.global_unstructured
 	$(PYTHON) -m tests.bench.ranking
+
+bench-shrink: ## measure coupled pruning and shrink beside Torch-Pruning, where it is installed
+	$(PYTHON) -m tests.bench.shrink
 
 check: lint type test ## all that CI runs

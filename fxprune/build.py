@@ -22,6 +22,7 @@ from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.recipe import Recipe
 from fxprune.reports import Report, report
+from fxprune.shrinking import shrink_certified
 from fxprune.verify import verify
 from fxprune.writing import PathLike, check_folder, replacing_folder, write_text
 
@@ -65,6 +66,9 @@ def compile(
       -0.0 or NaN;
     - the program captured from the model with the masked values written into its weights, where
       the recipe only masks.
+
+    Where the recipe has `[shrink]`, that is checked before channels are cut, and the certificate
+    says that in float64 and in eval mode the result is close to the masked program.
 
     A pass that the recipe names and that promises equal outputs is held to that when it runs. Where
     one promises nothing, a recipe that only masks is held to the result with its masks folded in.
@@ -117,6 +121,10 @@ def compile(
         raise InvariantError(
             f"the compiled program breaks its promise and was not written: {certificate}"
         )
+    if rules.shrink is not None:
+        tell("shrink")
+        options = {"round_to": rules.shrink.round_to, "inplace": True, "on_pass": on_pass}
+        program, certificate = shrink_certified(program, held_to=masked, given=given, **options)
     tell("report")
     result = Result(program, report(program), certificate)
     return result if out is None else _written(result, Path(out), formats, tell)

@@ -13,6 +13,7 @@ from fxprune.nesting import Nesting
 
 if TYPE_CHECKING:
     from fxprune.facts import PassRecord, RuleRecord
+    from fxprune.shrink_record import ShrinkRecord
 
 __all__ = ["Captured"]
 
@@ -31,6 +32,7 @@ class Captured:
         deciders: the submodules whose training flags choose the graph, where there are two.
         records: what each pruning rule did.
         passes: what each pass that a recipe named did.
+        shrinks: what each shrink did.
         notes: what a reader of the report must know, as where capture changes the source.
         refused: parameters, by first name, that no mask can stand for in the graphs, and why.
         replaced: (old, new) Parameter pairs of a fork, until it is committed.
@@ -44,6 +46,7 @@ class Captured:
     deciders: tuple[str, ...] = ()
     records: tuple[RuleRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
+    shrinks: tuple[ShrinkRecord, ...] = ()
     notes: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
     replaced: list[tuple[nn.Parameter, nn.Parameter]] = field(

@@ -27,6 +27,7 @@ from fxprune.regional import masking_everywhere
 from fxprune.registry import create
 from fxprune.running import OnPass, done, run_stage, worked
 from fxprune.shards import is_spread
+from fxprune.shrinking import shrink
 from fxprune.stages import Stage, stage_of, stages_of
 from fxprune.transaction import copied, fork
 from fxprune.ways_in import enter
@@ -39,6 +40,7 @@ __all__ = [
     "is_pruned",
     "prune",
     "run_stages",
+    "shrink",
     "unmask",
 ]
 

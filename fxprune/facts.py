@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fxprune.pattern import Refusal
+
+if TYPE_CHECKING:
+    from fxprune.coupling import LayerRecord
 
 __all__ = [
     "Cut",
@@ -275,6 +278,7 @@ class RuleRecord:
         refused: (parameter, reason) of what the rule did not select.
         seconds: wall time by pass.
         edits: how many edits the Rewriter counted.
+        layers: of a rule over coupled channels, one record a layer.
     """
 
     rule: str
@@ -285,6 +289,7 @@ class RuleRecord:
     refused: tuple[tuple[str, str], ...]
     seconds: Mapping[str, float]
     edits: int
+    layers: tuple[LayerRecord, ...] = ()
 
 
 @dataclass(frozen=True)

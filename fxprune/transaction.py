@@ -72,7 +72,11 @@ def _swaps(program: Program, work: Program) -> list[tuple[Any, str, Any]]:
     replaced, work.captured.replaced = work.captured.replaced, []
     kept = {id(new): old for old, new in replaced}
     edited = dict(work.named_modules())
-    swaps: list[tuple[Any, str, Any]] = [_value_swap(old, new) for old, new in replaced]
+    # A gradient of another shape would fit no longer.
+    swaps: list[tuple[Any, str, Any]] = [
+        (old, "grad", None) for old, new in replaced if old.shape != new.shape
+    ]
+    swaps += [_value_swap(old, new) for old, new in replaced]
     for path, module in program.named_modules():
         if path not in edited:
             raise InvariantError(f"the edited program lost the module {path!r}")

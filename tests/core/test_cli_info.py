@@ -236,7 +236,7 @@ def test_the_module_is_the_command():
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("fxprune pas", {"passes"}), ("fxprune passes ran", {"random", "rank"})],
+    [("fxprune pas", {"passes"}), ("fxprune passes ran", {"random", "rank", "rank_units"})],
 )
 def test_the_shell_completes_commands_and_names(words: str, expected: set[str]):
     env = {
