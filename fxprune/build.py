@@ -110,24 +110,38 @@ def compile(
     for name in formats:
         check_writable(dense, Path(f"model.{name}"))
     masked = prune(dense, recipe if isinstance(recipe, Plan) else rules, on_pass=on_pass)
+    takes_none = isinstance(args, tuple) and not args and not kwargs
+    given = (None, None) if takes_none else (args, kwargs)
+    program, certificate = _finished(rules, dense, masked, given, on_pass)
+    tell("report")
+    result = Result(program, report(program), certificate)
+    return result if out is None else _written(result, Path(out), formats, tell)
+
+
+def _finished(
+    rules: Recipe, dense: Program, masked: Program, given: tuple[Any, Any], on_pass: OnPass | None
+) -> tuple[Program, Certificate]:
+    """Finalize, verify and shrink, as the recipe says.
+
+    Raises:
+        InvariantError: a certificate does not hold.
+    """
+    tell = on_pass or _silent
     program = masked
     if rules.finalize is not None:
         program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass)
     tell("verify")
-    takes_none = isinstance(args, tuple) and not args and not kwargs
-    given = (None, None) if takes_none else (args, kwargs)
     certificate = verify(program, _oracle(rules, dense, masked), *given)
     if not certificate:
         raise InvariantError(
             f"the compiled program breaks its promise and was not written: {certificate}"
         )
-    if rules.shrink is not None:
-        tell("shrink")
-        options = {"round_to": rules.shrink.round_to, "inplace": True, "on_pass": on_pass}
-        program, certificate = shrink_certified(program, held_to=masked, given=given, **options)
-    tell("report")
-    result = Result(program, report(program), certificate)
-    return result if out is None else _written(result, Path(out), formats, tell)
+    if rules.shrink is None:
+        return program, certificate
+    tell("shrink")
+    return shrink_certified(
+        program, held_to=masked, given=given, round_to=rules.shrink.round_to, on_pass=on_pass
+    )
 
 
 def _silent(step: str) -> None:

@@ -102,8 +102,9 @@ def _is_read(read: Read, labels: Ids, stays: Bools) -> Bools:
     if read.rows is not None:
         rows = stays[labels[read.rows]]
         weights = weights if rows.all() else weights[rows]
-    columns: Bools = weights.any(axis=0, keepdims=True)
-    return read.harmful & columns.reshape(weights.shape[1], -1).any(axis=1)
+    columns = weights.any(axis=0, keepdims=True)
+    each = np.asarray(columns, dtype=np.bool_).reshape(weights.shape[1], -1)
+    return read.harmful & np.asarray(each.any(axis=1), dtype=np.bool_)
 
 
 def _keep_last(atoms: Atoms, axes: list[Ids], labels: Ids, stays: Bools) -> bool:

@@ -50,7 +50,7 @@ def transplant(
     Example:
         >>> from fxprune.compiler import capture
         >>> from fxprune.shrinking import shrink
-        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
         >>> with torch.no_grad():
         ...     _ = model[0].weight[1:3].zero_()
         >>> program = capture(model, (torch.zeros(2, 3),))

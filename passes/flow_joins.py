@@ -67,9 +67,13 @@ def stacked(flow: Flow, node: Node) -> Value | Refusal:
     found = broadcast(flow, node, [flow.value(read) for read in reads])
     if isinstance(found, Refusal):
         return found
-    axes = found[0]
+    axes, consts = found
     dim = int(flow.argument(node, "dim", 0)) % (len(axes) + 1)
-    return unknown([*axes[:dim], (Factor(len(reads)),), *axes[dim:]])
+    place = sum(map(len, axes[:dim]))
+    const = np.stack(np.broadcast_arrays(*consts), place)
+    first = const.take([0], place)
+    same = np.array_equal(np.broadcast_to(first, const.shape), const, equal_nan=True)
+    return Value((*axes[:dim], (Factor(len(reads)),), *axes[dim:]), first if same else const)
 
 
 @transfer(

@@ -7,7 +7,7 @@ from torch.fx.node import Node
 from fxprune import ops
 from fxprune.flow import Flow
 
-__all__ = ["order_of", "taken_apart"]
+__all__ = ["order_of", "swapped", "taken_apart"]
 
 _MOVES = frozenset(["permute", "transpose", "unsqueeze", "squeeze", "contiguous", "clone"])
 _PARTS = frozenset(["select", "unbind", "split", "chunk", "split_with_sizes"])
@@ -53,6 +53,18 @@ def taken_apart(flow: Flow, node: Node, axis: int) -> bool:
         elif name in _MOVES and user.args[0] is node:
             moved = _moved(flow, user, axis, rank)
             if moved is not None and taken_apart(flow, user, moved):
+                return True
+    return False
+
+
+def swapped(flow: Flow, node: Node, axis: int) -> bool:
+    """Tell whether a node is read with an axis put right behind the one that follows it."""
+    rank = len(flow.shape(node) or ())
+    for user in node.users:
+        moves = user.op == "call_function" and ops.canonical_name(user.target)
+        if moves in ("permute", "transpose", "swapaxes", "movedim") and axis + 1 < rank:
+            order = order_of(flow, user, rank)
+            if order.index(axis) == order.index(axis + 1) + 1:
                 return True
     return False
 

@@ -14,8 +14,12 @@ from fxprune.factors import Array, Factor, Value, unknown, with_axis
 from fxprune.flow import Flow, transfer
 from fxprune.importing import VALUE
 from fxprune.pattern import Refusal
+from fxprune.reads import is_product
 
 from .flow_numbers import pin_random
+from .flow_sums import numbers
+
+_MOST = 2**18  # entries of a stored operand that are looked at
 
 
 @transfer(
@@ -180,10 +184,21 @@ def _operands(flow: Flow, node: Node) -> Any:
     strange = [r for r in reads if r not in flow.values and not flow.is_number(r)]
     if strange or not tensors or any(isinstance(flow.values[arg], tuple) for arg in tensors):
         return Refusal("its operands are no tensors", node)
-    found = broadcast(flow, node, [flow.value(arg) for arg in tensors])
+    found = broadcast(flow, node, [_with_numbers(flow, node, arg) for arg in tensors])
     if isinstance(found, Refusal):
         return found
     return *found, any(read not in flow.values for read in reads)
+
+
+def _with_numbers(flow: Flow, node: Node, arg: Node) -> Value:
+    """Return the value of an operand, with its numbers where it is stored, as a table is."""
+    value = flow.value(arg)
+    if value.known() or is_product(flow.program, node):
+        return value
+    stored = flow.concrete(arg)
+    if stored is None or stored.numel() > _MOST or not stored.is_floating_point():
+        return value
+    return Value(value.axes, numbers(stored).reshape([factor.size for factor in value.factors]))
 
 
 def _in_order(node: Node) -> list[Node]:

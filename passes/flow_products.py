@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch.fx.node import Node
 
 from fxprune.axes import Flat
 from fxprune.broadcasting import broadcast
-from fxprune.factors import Bools, Value, unknown
+from fxprune.factors import Axis, Bools, Value, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.sinks import nonzero
@@ -53,12 +55,7 @@ def multiplied(flow: Flow, node: Node, first: object, second: object) -> Value |
     for part, axis in ((first, -1), (second, -2)):
         zero = zero | _unread(flow, part, axis)
     for part in (a, b):
-        _meet(
-            flow,
-            node,
-            part,
-            np.broadcast_to(zero, (part.size,)) if part.atoms is not None else zero,
-        )
+        _meet(flow, node, part, zero)
     batch = broadcast(flow, node, [unknown(left.axes[:-2]), unknown(right.axes[:-2])])
     if isinstance(batch, Refusal):
         return batch
@@ -71,7 +68,7 @@ def multiplied(flow: Flow, node: Node, first: object, second: object) -> Value |
 def _meet(flow: Flow, node: Node, part: Flat, zero: Bools) -> None:
     if part.atoms is not None:
         flow.atoms.met(part.atoms)
-        flow.atoms.pin(part.atoms[~zero], _LIVE, node)
+        flow.atoms.pin(part.atoms[~np.broadcast_to(zero, (part.size,))], _LIVE, node)
 
 
 def _unread(flow: Flow, part: object, axis: int) -> Bools:
@@ -81,3 +78,36 @@ def _unread(flow: Flow, part: object, axis: int) -> Bools:
         return np.zeros(1, dtype=np.bool_)
     places = tuple(d for d in range(weight.dim()) if d != weight.dim() + axis)
     return ~nonzero(weight).any(axis=places, keepdims=True).reshape(-1)
+
+
+@transfer("einsum")
+def summed(flow: Flow, node: Node) -> Value | Refusal:
+    """Axes of one letter are tied; letters that the result lacks are summed over."""
+    reads = list(node.args[1]) if isinstance(node.args[1], (list, tuple)) else []
+    inputs, _, output = str(node.args[0]).replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    values = [flow.value(read) for read in reads]
+    named = len(terms) == len(values) and "->" in str(node.args[0]) and "." not in inputs
+    if not named or any(len(set(t)) != len(v.axes) for t, v in zip(terms, values, strict=True)):
+        return Refusal("its axes have no letters of their own", node)
+    axes: dict[str, Axis] = {}
+    for term, value in zip(terms, values, strict=True):
+        for letter, axis in zip(term, value.axes, strict=True):
+            tied = flow.tie(axes[letter], axis, node) if letter in axes else axis
+            if tied is None:
+                return Refusal("its operands' axes are made of different parts", node)
+            axes[letter] = tied
+    for letter in set(inputs) - {*output, ","}:
+        _sum_letter(flow, node, letter, list(zip(terms, reads, strict=True)))
+    return unknown([axes[letter] for letter in output])
+
+
+def _sum_letter(flow: Flow, node: Node, letter: str, terms: list[tuple[str, Any]]) -> None:
+    """Let the channels of a letter stay that are not 0 in any of the operands."""
+    have = [(term.index(letter), read) for term, read in terms if letter in term]
+    parts = [flow.flat(flow.value(read), at, node) for at, read in have]
+    zero = np.zeros(1, dtype=np.bool_)
+    for (at, read), part in zip(have, parts, strict=True):
+        zero = zero | (part.const == 0) | _unread(flow, read, at - len(flow.value(read).axes))
+    for part in parts:
+        _meet(flow, node, part, zero)

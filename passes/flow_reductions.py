@@ -56,7 +56,10 @@ def _after(node: Node, const: Array) -> Array:
     name = ops.canonical_name(node.target)
     if name in ("mean", "amax", "amin"):
         return const
-    return np.where(const == 0, 0.0, np.nan) if name == "sum" else np.full(const.shape, np.nan)
+    found = np.full_like(const, np.nan)
+    if name == "sum":
+        found[const == 0] = 0.0
+    return found
 
 
 @transfer("max min")

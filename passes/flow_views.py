@@ -8,12 +8,13 @@ from typing import Any
 from torch.fx.node import Node
 
 from fxprune import ops
-from fxprune.factors import Axis, Factor, Value, sizes_of
+from fxprune.broadcasting import broadcast
+from fxprune.factors import Axis, Factor, Value, sizes_of, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.regroup import Choice, reshape
 
-from .flow_orders import order_of, taken_apart
+from .flow_orders import order_of, swapped, taken_apart
 
 
 @transfer("view reshape flatten unflatten _unsafe_view view_as reshape_as unsqueeze ravel")
@@ -48,10 +49,13 @@ def _shape(flow: Flow, node: Node) -> tuple[int, ...] | None:
 def _choice(flow: Flow, node: Node, axis: int) -> Choice:
     """Choose which part of a split factor stays cuttable: the first that is not taken apart.
 
-    (heads, size) keeps heads; (3, heads, size), of which the 3 are selected one by one, heads, too.
+    (heads, size) keeps heads; (3, heads, size), of which the 3 are selected one by one, heads, too;
+    (groups, size) that are swapped, as channels are shuffled, keeps the size.
     """
 
     def choose(parts: tuple[int, ...]) -> int:
+        if len(parts) == 2 and swapped(flow, node, axis):
+            return 1
         for at in range(len(parts)):
             if parts[at] > 1 and not taken_apart(flow, node, axis + at):
                 return at
@@ -94,14 +98,20 @@ def permuted(flow: Flow, node: Node) -> Value | Refusal:
     return Value(tuple(value.axes[axis] for axis in order), value.const.transpose(dims))
 
 
-@transfer("expand expand_as broadcast_to")
+@transfer("expand_as")
+def expanded_as(flow: Flow, node: Node) -> Value | Refusal:
+    """Axes of size 1 are repeated as often as another tensor has channels there."""
+    value, other = flow.value(node.args[0]), flow.value(node.args[1])
+    found = broadcast(flow, node, [value, unknown(other.axes)])
+    return found if isinstance(found, Refusal) else Value(found[0], found[1][0])
+
+
+@transfer("expand broadcast_to")
 def expanded(flow: Flow, node: Node) -> Value | Refusal:
     """Axes of size 1 are repeated."""
     value, shape = flow.value(node.args[0]), flow.shape(node)
     if shape is None:
         return Refusal("its output has no noted shape", node)
-    if ops.canonical_name(node.target) == "expand_as":
-        flow.pin_value(flow.value(node.args[1]), "its sizes count", node)
     missing = len(shape) - len(value.axes)
     axes: list[Axis] = []
     dims: list[int] = []

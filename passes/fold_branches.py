@@ -94,18 +94,19 @@ def _is_join(flow: Flow, node: Node, user: Node) -> bool:
 
 
 def _reads_parameters(flow: Flow, node: Node) -> bool:
-    """Tell whether a node is made of inputs and of parameters that nothing else reads."""
+    """Tell whether a node is made of inputs, and of parameters that nothing else reads."""
     seen: set[Node] = set()
     todo = [node]
-    found = False
     while todo:
         each = todo.pop()
-        if each in seen:
-            continue
-        seen.add(each)
-        found = found or (each.op == "get_attr" and each in flow.values)
-        todo += [read for read in each.all_input_nodes if set(read.users) <= {*seen}]
-    return found and flow.stored.concrete(node) is None
+        if each not in seen:
+            seen.add(each)
+            todo += each.all_input_nodes
+    own = any(
+        each.op == "get_attr" and each in flow.values and all(user in seen for user in each.users)
+        for each in seen
+    )
+    return own and any(each.op == "placeholder" for each in seen)
 
 
 def _fold(rewriter: Rewriter, flow: Flow, node: Node, user: Node) -> None:

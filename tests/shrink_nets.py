@@ -28,6 +28,7 @@ class Drawn:
         head: what follows the steps: "flat", "mean" or "images".
         finalized: whether the masks are folded in.
         seed: of weights and masks.
+        stem: how many channels the first convolution gives.
     """
 
     steps: tuple[tuple[str, int], ...]
@@ -35,6 +36,7 @@ class Drawn:
     head: str = "mean"
     finalized: bool = True
     seed: int = 0
+    stem: int = 6
 
 
 class Net(nn.Module):
@@ -43,8 +45,8 @@ class Net(nn.Module):
     def __init__(self, drawn: Drawn) -> None:
         super().__init__()
         torch.manual_seed(drawn.seed)
-        self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.head, channels, built = drawn.head, 6, list[nn.Module]()
+        self.stem = nn.Conv2d(3, drawn.stem, 3, padding=1)
+        self.head, channels, built = drawn.head, drawn.stem, list[nn.Module]()
         for kind, width in drawn.steps:
             made = step_of(kind, channels, width)
             if made is not None:
