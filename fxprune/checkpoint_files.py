@@ -17,10 +17,10 @@ from fxprune.errors import FormatError
 from fxprune.recipe_errors import show
 from fxprune.writing import PathLike
 
-__all__ = ["INDEX", "Checkpoint", "Shard", "open_checkpoint"]
+__all__ = ["INDEX", "SUFFIX", "Checkpoint", "Shard", "open_checkpoint"]
 
 INDEX = ".index.json"
-_SUFFIX = ".safetensors"
+SUFFIX = ".safetensors"
 
 
 @dataclass
@@ -130,9 +130,9 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     source = Path(path)
     if source.name.endswith(INDEX):
         return _open_index(source)
-    if source.suffix != _SUFFIX:
+    if source.suffix != SUFFIX:
         raise FormatError(
-            f"{source}: a checkpoint is a {_SUFFIX} file, or an index that ends in {INDEX}"
+            f"{source}: a checkpoint is a {SUFFIX} file, or an index that ends in {INDEX}"
         )
     return Checkpoint(source, (Shard.of(source),))
 
@@ -162,9 +162,9 @@ def _open_index(path: Path) -> Checkpoint:
 
 def _check_name(path: Path, name: object) -> None:
     """Take plain names only: a shard of another folder would be written there."""
-    if not isinstance(name, str) or not name.endswith(_SUFFIX) or set(name) & set("/\\:\0"):
+    if not isinstance(name, str) or not name.endswith(SUFFIX) or set(name) & set("/\\:\0"):
         raise FormatError(
-            f"{path}: {show(name)} is no name of a {_SUFFIX} file in the folder of the index"
+            f"{path}: {show(name)} is no name of a {SUFFIX} file in the folder of the index"
         )
 
 

@@ -79,21 +79,21 @@ class FileMagnitudes(ScoreSource):
         under, count, inside = 0, 0, [np.empty(0, integers_of(own))]
         work = partial(self._scan_span, first, last)
         with closing(self._workers.map(work, spans)) as results:
-            for below, found in results:
+            for passed, below, found in results:
+                self._on_read(passed * own.itemsize)
                 under, count = under + below, count + sum(map(len, found))
                 inside += found
                 if count > most:
                     return under, None
         return under, torch.from_numpy(np.concatenate(inside)).view(own).to(dtype)
 
-    def _scan_span(self, low: int, high: int, span: tuple[int, int]) -> tuple[int, list[Any]]:
+    def _scan_span(self, low: int, high: int, span: tuple[int, int]) -> tuple[int, int, list[Any]]:
         under, found = 0, list[Any]()
         for _, keys, living in self.weight.pieces(*span):
             below, inside = scan_keys(keys, low, high, living, self.weight.room)
             under += below
             found.append(inside)
-        self._on_read((span[1] - span[0]) * self.dtype.itemsize)
-        return under, found
+        return span[1] - span[0], under, found
 
     def _living_keys(self, keys: Any, start: int) -> Any:
         living = self.weight.living_of(keys, start)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fxprune.checkpoint_files import INDEX, Checkpoint
+from fxprune.checkpoint_files import INDEX, SUFFIX, Checkpoint
 from fxprune.errors import FormatError
 from fxprune.writing import PathLike
 
@@ -104,6 +104,8 @@ def target_of(source: Checkpoint, out: PathLike) -> Target:
     if source.index is None:
         if place.is_dir() or not place.name:
             raise FormatError(f"{place}: this is a folder; give the path of the file to write")
+        if place.suffix != SUFFIX:
+            raise FormatError(f"{place}: a checkpoint's file ends in {SUFFIX}; name it so")
         target = Target(place, (place.name,), False, size)
     else:
         index = source.path.name

@@ -317,6 +317,17 @@ def test_random_rules_without_a_seed_draw_from_torchs_generator(tmp_path: Path):
         assert_same(pruned(source, {"rule": rules}, tmp_path), wanted)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_second_rule_ranks_what_a_random_one_left(tmp_path: Path, seed: int):
+    case = Drawn(((60,), (50,)), (torch.bfloat16, torch.float32), "normal", 1, seed)
+    source = write(tmp_path, case.tensors())
+    random = {"select": "*.weight", "method": "random_unstructured", "amount": 0.5, "seed": seed}
+    rules = [random, {**L1, "amount": 0.5}]
+    wanted = in_memory(read(source), {"rule": rules})
+    with sized(5, 1):
+        assert_same(pruned(source, {"rule": rules}, tmp_path), wanted)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_real_sizes_take_the_bracket_and_the_threads(tmp_path: Path, dtype: torch.dtype):
     values = torch.randn(1_600_000, generator=torch.Generator().manual_seed(0))

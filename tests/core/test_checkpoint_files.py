@@ -187,6 +187,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
     for given_, out, text in (
         (source, tmp_path / "in", "this is a folder"),
         (source, tmp_path / "none/out.safetensors", "does not exist; make it first"),
+        (source, tmp_path / "out.bin", "ends in .safetensors"),
         (source, source, "this is the checkpoint that is pruned"),
         (index, tmp_path / "file", "this is a file"),
         (index, tmp_path / "in", "this is the checkpoint that is pruned"),
