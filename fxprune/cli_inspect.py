@@ -69,6 +69,14 @@ def inspect_command(
         page.json(_as_json(program, masked))
         return
     _print_program(page, program)
+    _print_report(page, program, masked, recipe)
+    if picture is not None:
+        page.files([picture])
+
+
+def _print_report(
+    page: Page, program: Program, masked: Program | None, recipe: Path | None
+) -> None:
     if masked is not None:
         page.heading(f"{recipe}, masked but not written")
         page.report(report(masked))
@@ -76,8 +84,6 @@ def inspect_command(
             page.text(f"left {name}: {reason}")
     elif program.captured.shrinks:
         page.report(report(program))
-    if picture is not None:
-        page.files([picture])
 
 
 def _as_json(program: Program, masked: Program | None) -> str:

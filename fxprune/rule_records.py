@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxprune.coupling import LayerRecord
 
 __all__ = ["ParamRecord", "PassRecord", "RuleRecord"]
 
