@@ -29,8 +29,10 @@ def fork(program: Program) -> Program:
     reshard(program)
     tensors = (*program.parameters(), *program.buffers())
     memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
-    # A Program that fully_shard has wrapped refuses deepcopy, which would copy its wrapping.
-    return Program.__deepcopy__(program, memo)
+    if is_wrapped(program):
+        # fully_shard's class refuses deepcopy, which would copy the wrapping.
+        return Program.__deepcopy__(program, memo)
+    return copy.deepcopy(program, memo)
 
 
 def copied(program: Program) -> Program:
