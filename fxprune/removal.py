@@ -78,8 +78,10 @@ def removal_of(
     for at in reversed(range(len(atoms.pins))):
         first[labels[atoms.pins[at].atoms]] = at
     kept = stays[labels]
-    resplit = any(len(ids) > 1 and int(kept[ids].sum()) == 1 for ids in atoms.splits)
-    return Removal(labels, ~kept, tuple(atoms.pins), first[labels], resplit)
+    # Of a part with one channel another part can be cut; a branch may be constant in what is left.
+    again = any(len(ids) > 1 and int(kept[ids].sum()) == 1 for ids in atoms.splits)
+    again = again or any(pin.reason == _LAST for pin in atoms.pins)
+    return Removal(labels, ~kept, tuple(atoms.pins), first[labels], again)
 
 
 def _let_readers_keep(atoms: Atoms, labels: Ids, stays: Bools) -> None:
