@@ -93,7 +93,8 @@ def test_all_faults_are_told_together():
         "leave it out: it is for the norm score, as in ln_structured",
         "recipe.toml: [export]: formats = 'x' is not known; known: 'pt2', 'safetensors', 'onnx', "
         "'fxp'",
-        "recipe.toml: unknown table or key 'grow'; known: version, rule, pass, finalize, shrink, export",
+        "recipe.toml: unknown table or key 'grow'; known: version, rule, pass, finalize, shrink, "
+        "export",
         'recipe.toml: [[rule]] 3 "a": [[rule]] 1 has this name too; give it another',
     ]
 

@@ -224,7 +224,12 @@ def test_every_field_of_what_a_program_knows_is_saved(kind: Any) -> None:
 
 def test_no_field_of_captured_is_forgotten() -> None:
     known = {"inputs", "outputs", "first", "kind", "frozen", "deciders", "records", "passes"}
-    assert {field.name for field in fields(Captured)} == known | {"shrinks", "notes", "refused", "replaced"}
+    assert {field.name for field in fields(Captured)} == known | {
+        "shrinks",
+        "notes",
+        "refused",
+        "replaced",
+    }
 
 
 # Tensors of every kind

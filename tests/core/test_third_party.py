@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from fxprune.passes.table import PASSES
 import torch
 from safetensors.torch import load_file
+
+from fxprune.passes.table import PASSES
 
 pytestmark = pytest.mark.slow  # each command is a process of its own
 
