@@ -67,7 +67,7 @@ def extreme(flow: Flow, node: Node) -> Value | tuple[Value, ...] | Refusal:
     """The largest entry of all, or along an axis, with its place."""
     if len(node.all_input_nodes) != 1 or (len(node.args) > 1 and not isinstance(node.args[1], int)):
         return Refusal("it compares two tensors", node)
-    value = flow.value(node.args[0])
+    value = flow.value(node.all_input_nodes[0])
     if len(node.args) == 1 and not node.kwargs:
         flow.pin_value(value, "all channels are joined", node)
         return unknown(())
