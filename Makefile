@@ -3,10 +3,10 @@ N ?= 2000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help format lint type test test-fast coverage golden parity bench bench-ranking bench-shrink check
+.PHONY: help format lint type test test-fast coverage golden parity bench bench-checkpoint bench-ranking bench-shrink check
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 format: ## format the code and mend what ruff can mend
 	$(PYTHON) -m ruff format .
@@ -36,6 +36,9 @@ parity: ## compare N random pruning sequences with torch.nn.utils.prune, bit for
 
 bench: ## measure time and memory against hooked and dense models
 	$(PYTHON) -m tests.bench
+
+bench-checkpoint: ## measure pruning a checkpoint on disk against copying it
+	$(PYTHON) -m tests.bench.checkpoint
 
 bench-ranking: ## measure global ranking against torch.nn.utils.prune.global_unstructured
 	$(PYTHON) -m tests.bench.ranking
