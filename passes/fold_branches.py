@@ -132,7 +132,7 @@ def _tensor(node: Node, value: Value) -> torch.Tensor:
         whole += [factor.size if varies and factor.size < OPEN else 1 for factor in axis]
         sizes.append(int(np.prod(whole[len(whole) - len(axis) :])))
     cells = np.broadcast_to(const, whole).reshape(sizes)
-    return torch.from_numpy(np.ascontiguousarray(cells)).to(node.meta[VALUE][1])
+    return torch.from_numpy(np.array(cells)).to(node.meta[VALUE][1])
 
 
 def _erase_dead(rewriter: Rewriter, flow: Flow) -> set[Node]:

@@ -208,7 +208,8 @@ def test_a_recipe_shrinks_after_finalize():
     assert result.certificate.promise == "close"
     assert all(label.startswith("eval: ") for label in result.certificate.inputs)
     assert result.program.get_submodule("2").weight.shape == (8, 8)
-    assert seen.index("finalize") < seen.index("channels") < seen.index("shrink", 5)
+    assert seen.index("finalize") < seen.index("channels")
+    assert "shrink" in seen[seen.index("channels") :]
 
 
 def test_a_recipe_says_round_to():
