@@ -13,6 +13,8 @@ from fxprune.transaction import fork
 from tests.shrink_checks import BOUND, gap, parameters
 from tests.shrink_nets import Drawn, captured, drawn_nets
 
+SLOW: Any = list(HealthCheck)
+
 
 def cut(program: Program, round_to: int = 1) -> Program:
     work = fork(program)
@@ -39,7 +41,7 @@ def holds(drawn: Drawn, round_to: int) -> None:
 
 
 @given(drawn_nets, st.sampled_from([1, 1, 1, 2, 4]))
-@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=SLOW)
 @example(Drawn((("twice", 6),), ("both",), "flat", False, 737), 1)
 @example(Drawn((("steps", 6), ("group_norm", 4)), ("rows",), "mean", False, 1134), 1)
 @example(Drawn((("prelu", 4), ("depthwise", 3)), ("columns",), "mean", False, 5480), 1)
@@ -50,6 +52,6 @@ def test_drawn_networks_keep_their_function(drawn: Drawn, round_to: int):
 
 @pytest.mark.slow
 @given(drawn_nets, st.sampled_from([1, 1, 1, 2, 4]))
-@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=SLOW)
 def test_three_hundred_drawn_networks_keep_their_function(drawn: Drawn, round_to: int):
     holds(drawn, round_to)

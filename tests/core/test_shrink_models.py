@@ -176,6 +176,6 @@ def test_the_zoo_with_half_its_rows_masked(name: str):
     for parameter in program.aliases:
         if parameter not in program.captured.refused:
             rows(program, parameter, program.parameter(parameter).shape[0] // 2)
-    small = fxprune.compiler.shrink(program)
+    small = fxprune.shrink(program)
     assert "largest difference" in small.captured.shrinks[-1].checked
     assert parameters(small) <= parameters(program)
