@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.checkpoint_io import Room
+from fxprune.room import Room
 
 __all__ = [
     "INTEGERS",

@@ -22,7 +22,7 @@ __all__ = ["Bracket", "bracket_of", "find_in_bracket"]
 _SAMPLE = 2**17  # scores, or
 _SHARE = 2**9  # one in so many, which makes the bracket of a large parameter narrower, up to
 _MOST_SAMPLE = 2**19
-_DEVIATIONS = 6  # half the width of a bracket, in standard deviations of the sampled rank
+_DEVIATIONS = 4  # half the width of a bracket, in standard deviations of the sampled rank
 _SLACK = 64  # and in ranks, for samples whose neighbours are alike
 _WIDER = 8
 _TRIES = 3
@@ -61,8 +61,8 @@ def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
     spread = _DEVIATIONS * math.sqrt(count * share * (1 - share)) + _SLACK
     first = math.floor(share * count - width * spread)
     last = math.ceil(share * count + width * spread)
-    low = float(torch.kthvalue(sample, first + 1).values) if first >= 0 else None
-    high = float(torch.kthvalue(sample, last + 1).values) if last < count else None
+    low = float(_kth([sample], first + 1)) if first >= 0 else None
+    high = float(_kth([sample], last + 1)) if last < count else None
     return Bracket(
         None if low is None or math.isnan(low) else low,
         None if high is None or math.isnan(high) else high,

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
+from fxprune.room import Room
 
-__all__ = ["PIECE", "SPAN", "Room", "Workers", "fill", "put"]
+__all__ = ["PIECE", "SPAN", "Workers", "fill", "put"]
 
 PIECE = 2**20  # bytes read at once: what is done to them finds them in the cache
 SPAN = 2**23  # bytes that a thread takes on at once
@@ -63,27 +63,6 @@ def _write(descriptor: int, view: memoryview, at: int) -> int:
     with _LOCK:
         os.lseek(descriptor, at, os.SEEK_SET)
         return os.write(descriptor, view)
-
-
-class Room(threading.local):
-    """Buffers of one thread, used again and again: fresh memory costs more than a pass over it."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, Any] = {}
-
-    def array(self, use: str, size: int, dtype: Any) -> Any:
-        """Return an array whose contents do not matter.
-
-        Args:
-            use: two arrays at a time have two uses.
-            size: how many entries.
-            dtype: numpy's dtype of the entries.
-        """
-        count = size * np.dtype(dtype).itemsize
-        found = self._arrays.get(use)
-        if found is None or found.size < count:
-            found = self._arrays[use] = np.empty(count, np.uint8)
-        return found[:count].view(dtype)
 
 
 class Workers:

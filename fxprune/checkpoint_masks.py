@@ -18,8 +18,9 @@ import torch
 from fxprune.bitwise import bounds_of
 from fxprune.checkpoint_files import Shard
 from fxprune.checkpoint_header import Stored
-from fxprune.checkpoint_io import Room, fill, put
+from fxprune.checkpoint_io import fill, put
 from fxprune.errors import FormatError
+from fxprune.room import Room
 
 __all__ = ["ByBits", "ByChannel", "ByCut", "Factor", "Given", "Ones", "Spill", "bytes_of"]
 

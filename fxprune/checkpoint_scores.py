@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -16,11 +16,11 @@ from fxprune.checkpoint_io import Workers
 from fxprune.checkpoint_weights import Weight
 from fxprune.draws import Draw, RandomScores
 from fxprune.facts import ScoreSource
+from fxprune.sampling import starts_of
 
 __all__ = ["ChannelScores", "FileMagnitudes", "FileRandom"]
 
 _RUN = 256  # neighbouring entries that are sampled together: a read costs as much as many
-_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill the interval evenly (Weyl, 1916)
 
 
 class FileMagnitudes(ScoreSource):
@@ -56,7 +56,7 @@ class FileMagnitudes(ScoreSource):
     def sample(self, step: int) -> torch.Tensor:
         """Return about one living score in `step`, in short runs that are spread evenly."""
         run = min(_RUN, self.units)
-        starts = [min(start, self.units - run) for start in self._starts(step * _RUN)]
+        starts = starts_of(self.units, step * _RUN).clamp(max=self.units - run).tolist()
         bits: Any = np.empty((len(starts), run), integers_of(self.dtype))
         for row, start in zip(bits, starts, strict=True):
             self.weight.read_into(memoryview(row).cast("B"), start)
@@ -98,11 +98,6 @@ class FileMagnitudes(ScoreSource):
     def _living_keys(self, keys: Any, start: int) -> Any:
         living = self.weight.living_of(keys, start)
         return keys if living is None else keys[living]
-
-    def _starts(self, stride: int) -> Iterator[int]:
-        if self.units:
-            for at in range(0, self.units, stride):
-                yield min(at + int(stride * (at * _GOLDEN % 1)), self.units - 1)
 
 
 class FileRandom(RandomScores):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from fxprune.checkpoint_files import Checkpoint
-from fxprune.checkpoint_io import Room
 from fxprune.checkpoint_weights import FLOATS, Weight
 from fxprune.errors import RecipeError, SelectError
 from fxprune.facts import ParamSite
 from fxprune.recipe import Recipe, Rule, Select
+from fxprune.room import Room
 from fxprune.select_conditions import conditions, globbed
 
 __all__ = ["check_recipe", "selected", "weights_of"]

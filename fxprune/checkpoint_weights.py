@@ -12,9 +12,9 @@ from fxprune import checkpoint_io
 from fxprune.bitwise import integers_of, keys_into
 from fxprune.checkpoint_files import Shard
 from fxprune.checkpoint_header import Stored
-from fxprune.checkpoint_io import Room
 from fxprune.checkpoint_masks import ByCut, Factor, Given
 from fxprune.facts import ParamSite
+from fxprune.room import Room
 
 __all__ = ["FLOATS", "Weight"]
 

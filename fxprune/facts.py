@@ -11,6 +11,7 @@ import torch
 
 from fxprune.pattern import Refusal
 from fxprune.rule_records import ParamRecord, PassRecord, RuleRecord
+from fxprune.sampling import starts_of
 
 if TYPE_CHECKING:
     pass
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 _RUN = 64  # neighbouring scores that are sampled together: each run costs one call
-_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill the interval evenly (Weyl, 1916)
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,8 @@ class ScoreSource(ABC):
         """Return the scores of the living units among start..stop, a vector."""
 
     def sample(self, step: int) -> torch.Tensor:
-        """Return about one living score in `step`, in short runs that are spread evenly.
-
-        No generator is asked, and no two runs are an even distance apart, as rows are.
-        """
-        stride = step * _RUN
-        starts = (at + int(stride * (at * _GOLDEN % 1)) for at in range(0, self.units, stride))
+        """Return about one living score in `step`, in short runs that are spread evenly."""
+        starts = starts_of(self.units, step * _RUN).tolist()
         runs = [self.chunk(start, min(start + _RUN, self.units)) for start in starts]
         return torch.cat([self.chunk(0, 0), *runs])
 
@@ -121,10 +117,6 @@ class ScoreSource(ABC):
         Args and what is returned are those of `fxprune.scan.scan`; no tensor where more than
         `most` scores are inside.
         """
-        return None
-
-    def magnitudes_of(self) -> torch.Tensor | None:
-        """Return the vector whose magnitudes are the scores of all units; None: no such vector."""
         return None
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from typing import Any
+from functools import reduce
 
 import torch
 
@@ -66,10 +63,6 @@ def scan(
     own = source.scan(low, high, dtype, most)
     if own is not None:
         return None if own[1] is None else Scan(own[0], own[1])
-    vector = source.magnitudes_of()
-    if vector is not None and vector.dtype == dtype and vector.is_cpu and _kernels() is not None:
-        swift = _kernels().scan_magnitudes(vector, low, high, most)
-        return None if swift is None else Scan(*swift)
     under, inside, count = 0, list[torch.Tensor](), 0
     for start, stop in chunks_of(source):
         values = source.chunk(start, stop).to(dtype)
@@ -84,14 +77,6 @@ def scan(
             return None
         inside.append(found)
     return Scan(under, torch.cat(inside) if inside else source.chunk(0, 0).to(dtype))
-
-
-@lru_cache(maxsize=1)
-def _kernels() -> Any:
-    """Return the compiled passes; None without numba, which takes long to import."""
-    if importlib.util.find_spec("numba") is None:
-        return None
-    return importlib.import_module("fxprune.kernels")
 
 
 def joined_dtype(sources: Iterable[ScoreSource]) -> torch.dtype:

@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 
 from fxprune.facts import Importance, Scores, ScoreSource, Selection
+from fxprune.magnitude_scan import can_scan, scan_magnitudes
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
+from fxprune.sampling import indices_of
 from fxprune.units import Entries, entries_of
 
 __all__ = ["MagnitudeScores", "ScoreMagnitude"]
@@ -42,11 +44,24 @@ class MagnitudeScores(ScoreSource):
         """Return |t| of the living entries among start..stop."""
         return self.entries.chunk(start, stop).abs()
 
-    def magnitudes_of(self) -> torch.Tensor | None:
-        """Return the entries, where all are alive and in one piece."""
+    def sample(self, step: int) -> torch.Tensor:
+        """Return about one living score in `step`, in short runs that are spread evenly."""
+        tensor, mask = self.entries.tensor, self.entries.mask
+        if not tensor.is_contiguous():
+            return super().sample(step)
+        chosen = indices_of(self.units, step).to(tensor.device)
+        values = tensor.view(-1)[chosen]
+        return (values if mask is None else values[mask.reshape(-1)[chosen] == 1]).abs()
+
+    def scan(
+        self, low: float | None, high: float | None, dtype: torch.dtype, most: int
+    ) -> tuple[int, torch.Tensor | None] | None:
+        """Count and collect on the bits, where these can be read."""
         tensor = self.entries.tensor
-        whole = self.entries.mask is None and tensor.is_contiguous() and tensor.is_floating_point()
-        return tensor.view(-1) if whole else None
+        if not can_scan(tensor):
+            return None
+        under, inside = scan_magnitudes(tensor, self.living, low, high, most)
+        return under, None if inside is None else inside.to(dtype)
 
 
 @dataclass(frozen=True)

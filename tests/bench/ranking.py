@@ -30,14 +30,14 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-from fxprune import scan
+from fxprune.passes import magnitude
 from fxprune.passes.magnitude import MagnitudeScores
 from fxprune.ranking import cut_group
 from fxprune.units import Entries
 
 SIZES = {"1M": 1, "25M": 24, "86M": 82, "353M": 337}  # layers of 1024 x 1024
 WIDTH = 1024
-FORMS = ("torch", "bare", "rank", "rank+kernel", "prune", "copying")
+FORMS = ("torch", "bare", "rank, torch ops", "rank", "prune", "copying")
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def calls_of(
         took = timed(lambda: torch_prune.global_unstructured(pairs, method, amount=amount))[0]
         return took, pairs
 
-    def rank(kernels: bool) -> tuple[float, object]:
-        found = scan._kernels if kernels else (lambda: None)
-        with patch.object(scan, "_kernels", found):
+    def rank(bits: bool) -> tuple[float, object]:
+        found = magnitude.can_scan if bits else (lambda tensor: False)
+        with patch.object(magnitude, "can_scan", found):
             sources = {f"{i}": MagnitudeScores(Entries(w, None)) for i, w in enumerate(weights)}
             return timed(lambda: cut_group(sources, k, all_ties=False))
 
@@ -112,15 +112,14 @@ def calls_of(
         own = copy.deepcopy(program)
         return timed(lambda: fxprune.prune(own, recipe, inplace=True))
 
-    forms = {
+    return {
         "torch": base,
         "bare": lambda: timed(lambda: [torch.gt(w, 0.0135) for w in weights]),
-        "rank": lambda: rank(False),
-        "rank+kernel": lambda: rank(True),
+        "rank, torch ops": lambda: rank(False),
+        "rank": lambda: rank(True),
         "prune": in_place,
         "copying": lambda: timed(lambda: fxprune.prune(program, recipe)),
     }
-    return forms if scan._kernels() is not None else {**forms, "rank+kernel": forms["rank"]}
 
 
 def extra_of(call: Callable[[], tuple[float, object]], numel: int) -> float:
@@ -147,7 +146,6 @@ def measure(size: str, amount: float, dtype: str, rounds: int, clock: Any) -> Ca
     layers = layers_of(size, getattr(torch, dtype))
     numel = sum(layer.weight.numel() for layer in layers)
     calls = calls_of(layers, amount, clock)
-    calls["rank+kernel"]()  # compiles
     seconds: dict[str, list[float]] = {form: [] for form in calls}
     for _ in range(rounds):
         for form, call in calls.items():

@@ -22,7 +22,7 @@ from fxprune.bitwise import (
     scan_keys,
     zero_bits,
 )
-from fxprune.checkpoint_io import Room
+from fxprune.room import Room
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

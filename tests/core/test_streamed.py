@@ -14,11 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxprune import bracket, kernels, ranking, scan
+from fxprune import bracket, magnitude_scan, ranking, scan
 from fxprune.cutting import pruned_of_group
 from fxprune.digits import Search, find_by_digits, keys_of, value_of
 from fxprune.errors import PassError
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource
+from fxprune.passes import magnitude
 from fxprune.passes.magnitude import MagnitudeScores
 from fxprune.units import Entries
 
@@ -91,19 +92,27 @@ class Sizes:
     chunk: int = 7
     sample: int = 8
     most: int = 2
-    kernel: bool = False
+    bits: bool = False
+
+
+@contextmanager
+def bits_read(read: bool) -> Generator[None]:
+    """Let magnitudes be compared by their bits, or by operators of torch alone."""
+    able = magnitude.can_scan if read else (lambda tensor: False)
+    with patch.object(magnitude, "can_scan", able):
+        yield
 
 
 @contextmanager
 def sized(sizes: Sizes) -> Generator[None]:
-    swift = kernels if sizes.kernel else None
     with (
         patch.object(ranking, "SMALL", 0),
         patch.object(scan, "CHUNK", sizes.chunk),
         patch.object(bracket, "_SAMPLE", sizes.sample),
         patch.object(bracket, "_MOST_INSIDE", sizes.most),
         patch.object(bracket, "_SLACK", 1),
-        patch.object(scan, "_kernels", lambda: swift),
+        patch.object(magnitude_scan, "_PIECE", sizes.chunk),
+        bits_read(sizes.bits),
     ):
         yield
 
@@ -113,7 +122,7 @@ sizings = st.builds(
     chunk=st.integers(1, 50),
     sample=st.integers(1, 64),
     most=st.integers(1, 4),
-    kernel=st.booleans(),
+    bits=st.booleans(),
 )
 
 
@@ -138,8 +147,8 @@ def marked(indices: Tensor, count: int) -> Tensor:
 
 @settings(max_examples=5000)
 @given(drawn, st.floats(0, 1), sizings)
-@example(Drawn((40, 40), "normal", torch.float32, None, 0), 0.5, Sizes(kernel=True))
-@example(Drawn((40,), "odd", torch.float32, None, 0), 1.0, Sizes(kernel=True))
+@example(Drawn((40, 40), "normal", torch.float32, None, 0), 0.5, Sizes(bits=True))
+@example(Drawn((40,), "odd", torch.float32, None, 0), 1.0, Sizes(bits=True))
 @example(Drawn((40,), "equal", torch.bfloat16, 0.5, 0), 0.5, Sizes(chunk=1))
 def test_passes_prune_what_sorting_and_topk_prune(case: Drawn, share: float, sizes: Sizes):
     sources = case.sources()
@@ -153,7 +162,7 @@ def test_passes_prune_what_sorting_and_topk_prune(case: Drawn, share: float, siz
 
 
 @given(drawn, st.floats(0, 1), sizings)
-def test_cuts_do_not_depend_on_chunks_samples_or_kernel(case: Drawn, share: float, sizes: Sizes):
+def test_cuts_do_not_depend_on_chunks_samples_or_bits(case: Drawn, share: float, sizes: Sizes):
     sources = case.sources()
     k = round(share * sum(source.alive for source in sources.values()))
     whole = ranking.cut_group(sources, k, all_ties=False)
@@ -161,16 +170,15 @@ def test_cuts_do_not_depend_on_chunks_samples_or_kernel(case: Drawn, share: floa
         assert repr(ranking.cut_group(sources, k, all_ties=False)) == repr(whole)
 
 
-@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("bits", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_millions_are_ranked_through_a_bracket(dtype: torch.dtype, kernel: bool):
+def test_millions_are_ranked_through_a_bracket(dtype: torch.dtype, bits: bool):
     values = torch.randn(2_200_000, generator=torch.Generator().manual_seed(3)).to(dtype)
     sources: dict[str, ScoreSource] = {
         f"p{i}": MagnitudeScores(Entries(t, None)) for i, t in enumerate(values.split(700_001))
     }
     k = 1_234_567
-    swift = kernels if kernel else None
-    with patch.object(scan, "_kernels", lambda: swift):
+    with bits_read(bits):
         assert bracket.find_in_bracket(sources, k, dtype) is not None
         found = gone(sources, k, "index")
     order = torch.sort(values.abs(), stable=True).indices[:k]
@@ -222,8 +230,8 @@ def test_keys_are_in_the_order_of_the_numbers(dtype: torch.dtype):
 
 def test_too_many_alike_are_not_collected():
     source = MagnitudeScores(Entries(torch.ones(4000), None))
-    for swift in (None, kernels):
-        with patch.object(scan, "_kernels", lambda swift=swift: swift):
+    for bits in (False, True):
+        with bits_read(bits):
             assert scan.scan(source, 1.0, 1.0, torch.float32, 3999) is None
             assert scan.scan(source, 1.0, 1.0, torch.float32, 4000) is not None
 
