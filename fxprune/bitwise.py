@@ -111,7 +111,8 @@ def scan_keys(keys: Any, low: int, high: int, living: Any, room: Room) -> tuple[
     if living is not None:
         np.logical_and(below, living, out=below)
         np.logical_and(inside, living, out=inside)
-    return int(np.count_nonzero(below)), keys[inside]
+    # compress is up to twice as fast as an index of bool where few are inside.
+    return int(np.count_nonzero(below)), np.compress(inside, keys)
 
 
 def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:

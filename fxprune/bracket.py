@@ -55,7 +55,7 @@ def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
 
     Example:
         >>> bracket_of(torch.arange(1000.0), 0.5, 1.0)
-        Bracket(low=341.0, high=659.0)
+        Bracket(low=372.0, high=628.0)
     """
     count = len(sample)
     spread = _DEVIATIONS * math.sqrt(count * share * (1 - share)) + _SLACK

@@ -22,7 +22,7 @@ def starts_of(units: int, stride: int) -> torch.Tensor:
 
     Example:
         >>> starts_of(1000, 250)
-        tensor([  0, 375, 589, 980])
+        tensor([  0, 377, 504, 881])
     """
     at = torch.arange(0, units, stride)
     within = (stride * (at.double() * _GOLDEN % 1)).long()

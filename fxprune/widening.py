@@ -22,13 +22,7 @@ def widen(module: nn.Module) -> None:
     Args:
         module: a private copy.
     """
-    made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def wide_once(tensor: torch.Tensor) -> torch.Tensor:
-        # A mask that several names share stays one.
-        return made.setdefault(id(tensor), (tensor, wide_tensor(tensor)))[1]
-
-    module._apply(wide_once)
+    module._apply(wide_tensor)
     if not isinstance(module, Program):
         return
     for graph in module.graphs.values():
