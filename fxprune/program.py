@@ -172,7 +172,7 @@ class Program(fx.GraphModule, MaskedReads):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Apply a function to every tensor, as `to`, `double` and `cuda` do; what is tied stays so."""
+        """Apply a function to every tensor, as `to` and `cuda` do; what is tied stays so."""
         found = super()._apply(fn, recurse)
         tie_again(self)  # torch maps a buffer, or a parameter that moves, once for each name
         return found

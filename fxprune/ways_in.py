@@ -55,9 +55,7 @@ def enter(
     return capture_any(model, inputs, keywords, batch)
 
 
-def _apart(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Give each argument a tensor of its own: torch.export takes one given twice for one input."""
     seen = set[int]()
 
