@@ -215,15 +215,10 @@ class Flow:
         left = [ids for ids in given if id(ids) not in passed]
         if not left:
             return
-        seen = np.zeros(self.atoms.count, dtype=np.bool_)
-        for ids in self.atoms.since(mark):
-            seen[ids] = True
-        for value in parts_of(self.values.get(node, ())):
-            for factor in value.factors:
-                if factor.atoms is not None:
-                    seen[factor.atoms] = True
-        for ids in left:
-            self.atoms.pin(ids[~seen[ids]], "it reads them in a way that is not followed", node)
+        made = [f.atoms for v in parts_of(self.values.get(node, ())) for f in v.factors]
+        seen = [*self.atoms.since(mark), *(ids for ids in made if ids is not None)]
+        for ids in self.atoms.outside(left, seen):
+            self.atoms.pin(ids, "it reads them in a way that is not followed", node)
 
     def _forget(self, node: Node, by: Node) -> None:
         """Know nothing of a tensor any more that was written to under another name."""

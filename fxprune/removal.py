@@ -43,9 +43,13 @@ class Removal:
 
     def reasons(self, atoms: Ids) -> list[tuple[Pin, int]]:
         """Return why some atoms stay: pins, with how many of the atoms each is the first for."""
-        found, counts = np.unique(self.first[atoms], return_counts=True)
-        pairs = zip(found.tolist(), counts.tolist(), strict=True)
-        return [(self.pins[at], count) for at, count in pairs if at >= 0]
+        first = self.first[atoms]
+        first = first[first >= 0]
+        if not first.size:
+            return []
+        low = first.min()
+        counts = np.bincount(first - low)
+        return [(self.pins[low + at], int(counts[at])) for at in np.flatnonzero(counts)]
 
 
 def removal_of(
@@ -100,13 +104,9 @@ def _let_readers_keep(atoms: Atoms, labels: Ids, stays: Bools) -> None:
 
 
 def _is_read(read: Read, labels: Ids, stays: Bools) -> Bools:
-    weights = read.weights
-    if read.rows is not None:
-        rows = stays[labels[read.rows]]
-        weights = weights if rows.all() else weights[rows]
-    columns = weights.any(axis=0, keepdims=True)
-    each = np.asarray(columns, dtype=np.bool_).reshape(weights.shape[1], -1)
-    return read.harmful & np.asarray(each.any(axis=1), dtype=np.bool_)
+    if read.rows is None:
+        return read.harmful & read.weights.read
+    return read.harmful & read.weights.read_by(stays[labels[read.rows]])
 
 
 def _keep_last(atoms: Atoms, axes: list[Ids], labels: Ids, stays: Bools) -> bool:

@@ -38,6 +38,7 @@ class Rewriter(ResizingEdits):
         self.by = by
         self.edits = 0
         self.refusals: list[Refusal] = []
+        self._recompiles = False
 
     # Rules
 
@@ -73,27 +74,27 @@ class Rewriter(ResizingEdits):
         args = list(node.args)
         args[position] = value
         node.args = tuple(args)
-        self._count()
+        self._count_in_graph()
 
     def set_keyword(self, node: Node, name: str, value: Any) -> None:
         """Change one keyword argument of a node."""
         node.kwargs = {**node.kwargs, name: value}
-        self._count()
+        self._count_in_graph()
 
     def retarget(self, node: Node, target: str) -> None:
         """Let a read name another attribute."""
         node.target = target
-        self._count()
+        self._count_in_graph()
 
     def replace_uses(self, node: Node, new: Node) -> None:
         """Let every user of `node`, but `new` itself, read `new`."""
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        self._count()
+        self._count_in_graph()
 
     def erase(self, node: Node) -> None:
         """Remove a node that nothing reads."""
         node.graph.erase_node(node)
-        self._count()
+        self._count_in_graph()
 
     # Tree edits
 
@@ -182,12 +183,12 @@ class Rewriter(ResizingEdits):
                 self._count()
 
     def finish(self) -> None:
-        """Compile the edited graphs.
+        """Compile the graphs, where any was edited; their code reads tensors by name.
 
         Raises:
             InvariantError: a graph is not well-formed.
         """
-        if self.edits == 0:
+        if not self._recompiles:
             return
         for graph in self.program.graphs.values():
             graph.owning_module = self.program
@@ -219,11 +220,15 @@ class Rewriter(ResizingEdits):
 
     def _made(self, node: Node) -> Node:
         node.meta["fxprune.by"] = self.by
-        self._count()
+        self._count_in_graph()
         return node
 
     def _count(self) -> None:
         self.edits += 1
+
+    def _count_in_graph(self) -> None:
+        self._recompiles = True
+        self._count()
 
 
 def _check_free(owner: nn.Module, attribute: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ from fxprune.atoms import Atoms
 from fxprune.factors import Factor, Value, unknown
 from fxprune.program import Program
 from fxprune.reads import is_product
+from fxprune.shell import submodule
 
 __all__ = ["StoredValues"]
 
@@ -66,7 +68,7 @@ class StoredValues:
     def _tensor(self, node: Node) -> torch.Tensor | None:
         path, _, attribute = str(node.target).rpartition(".")
         if path not in self._owners:
-            self._owners[path] = self._program.get_submodule(path)
+            self._owners[path] = submodule(self._program, path)
         found = getattr(self._owners[path], attribute, None)
         return found.detach() if isinstance(found, torch.Tensor) else None
 
@@ -75,7 +77,7 @@ class StoredValues:
         if str(node.target) in self._mutated:
             for factor in value.factors:
                 self._atoms.pin(factor.atoms, "the tensor is written to", node)
-        if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+        if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
             return
         odd = ~tensor.isfinite()
         self.odd = self.odd or bool(odd.any())
