@@ -39,6 +39,7 @@ class Rewriter(ResizingEdits):
         self.edits = 0
         self.refusals: list[Refusal] = []
         self._recompiles = False
+        self._aliases: tuple[dict[str, str], dict[str, tuple[str, ...]]] | None = None
 
     # Rules
 
@@ -167,13 +168,12 @@ class Rewriter(ResizingEdits):
 
     def restore_order(self) -> None:
         """Put every parameter key where the source had it."""
+        by_path: dict[str, dict[str, int]] = {}
+        for i, name in enumerate(self.program.captured.first):
+            path, _, attribute = name.rpartition(".")
+            by_path.setdefault(path, {})[attribute] = i
         for path, module in self.program.named_modules():
-            prefix = f"{path}." if path else ""
-            ranks = {
-                name.removeprefix(prefix): i
-                for i, name in enumerate(self.program.captured.first)
-                if name.startswith(prefix)
-            }
+            ranks = by_path.get(path, {})
             items = sorted(
                 module._parameters.items(),
                 key=lambda item: ranks.get(item[0], ranks.get(item[0].removesuffix("_orig"), 0)),
@@ -214,7 +214,10 @@ class Rewriter(ResizingEdits):
 
     def _places(self, name: str) -> list[tuple[nn.Module, str]]:
         """Return owner and attribute of every alias; a module shared by two paths once."""
-        aliases = tensors.aliases(self.program)[self.program.captured.first[name]]
+        first = self.program.captured.first
+        if self._aliases is None or self._aliases[0] is not first:  # replaced, never changed
+            self._aliases = (first, tensors.aliases(self.program))
+        aliases = self._aliases[1][first[name]]
         places = [tensors.owner(self.program, alias) for alias in aliases]
         return list({(id(owner), attr): (owner, attr) for owner, attr in places}.values())
 

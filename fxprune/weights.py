@@ -39,9 +39,15 @@ class Weights:
     def __init__(self, weight: torch.Tensor) -> None:
         self._weight = weight
         self._rows, self._channels = weight.shape[:2]
+        if weight.numel() and not any(weight.stride()):
+            # One number in all places, as where a tensor is taken for zeros.
+            one = bool(weight[(0,) * weight.dim()] != 0)
+            self.full: Bools = np.full(self._rows, one)
+            self.read: Bools = np.full(self._channels, one)
+            return
         read = self._entries()
-        self.full: Bools = read.any(axis=1)
-        self.read: Bools = self._by_channel(read.any(axis=0)).any(axis=1)
+        self.full = read.any(axis=1)
+        self.read = self._by_channel(read.any(axis=0)).any(axis=1)
 
     def read_by(self, rows: Bools) -> Bools:
         """Return which channels any of some rows reads.
