@@ -210,14 +210,12 @@ class Flow:
         """Pin what a rule was given and neither passed on, tied, met nor pinned."""
         if ops.canonical_name(node.target) == "getitem" and node in self.values:
             return
-        passed = {id(f.atoms) for v in parts_of(self.values.get(node, ())) for f in v.factors}
         given = [f.atoms for v in self._inputs(node) for f in v.factors if f.atoms is not None]
-        left = [ids for ids in given if id(ids) not in passed]
-        if not left:
-            return
         made = [f.atoms for v in parts_of(self.values.get(node, ())) for f in v.factors]
         seen = [*self.atoms.since(mark), *(ids for ids in made if ids is not None)]
-        for ids in self.atoms.outside(left, seen):
+        known = set(map(id, seen))
+        left = [ids for ids in given if id(ids) not in known]
+        for ids in self.atoms.outside(left, seen) if left else ():
             self.atoms.pin(ids, "it reads them in a way that is not followed", node)
 
     def _forget(self, node: Node, by: Node) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,14 +32,27 @@ class Removal:
     pins: tuple[Pin, ...]
     first: Ids
     again: bool = False
+    _looks: dict[int, tuple[Ids, Bools, bool]] = field(
+        default_factory=dict[int, tuple[Ids, Bools, bool]], init=False, repr=False, compare=False
+    )
 
     def kept(self, atoms: Ids) -> Bools:
         """Return which of some atoms stay."""
-        return ~self.gone[atoms]
+        return self._look(atoms)[1]
 
     def touches(self, atoms: Ids | None) -> bool:
         """Tell whether any of some atoms goes."""
-        return atoms is not None and bool(self.gone[atoms].any())
+        return atoms is not None and self._look(atoms)[2]
+
+    def _look(self, atoms: Ids) -> tuple[Ids, Bools, bool]:
+        """Return some atoms, which of them stay, and whether any goes; each array is asked for
+        several times."""
+        found = self._looks.get(id(atoms))
+        if found is None:
+            kept = ~self.gone[atoms]
+            # The atoms are held, so that no other array gets their id.
+            found = self._looks[id(atoms)] = (atoms, kept, not bool(kept.all()))
+        return found
 
     def reasons(self, atoms: Ids) -> list[tuple[Pin, int]]:
         """Return why some atoms stay: pins, with how many of the atoms each is the first for."""
@@ -47,7 +60,9 @@ class Removal:
         first = first[first >= 0]
         if not first.size:
             return []
-        low = first.min()
+        low = int(first.min())
+        if low == first.max():
+            return [(self.pins[low], len(first))]
         counts = np.bincount(first - low)
         return [(self.pins[low + at], int(counts[at])) for at in np.flatnonzero(counts)]
 
