@@ -45,8 +45,7 @@ class Removal:
         return atoms is not None and self._look(atoms)[2]
 
     def _look(self, atoms: Ids) -> tuple[Ids, Bools, bool]:
-        """Return some atoms, which of them stay, and whether any goes; each array is asked for
-        several times."""
+        """Return some atoms, which of them stay, and whether any goes; asked for many times."""
         found = self._looks.get(id(atoms))
         if found is None:
             kept = ~self.gone[atoms]

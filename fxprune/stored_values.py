@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 from torch.fx.node import Node, map_arg
 
 from fxprune import ops
@@ -40,7 +39,7 @@ class StoredValues:
         self._program, self._atoms, self._mutated = program, atoms, mutated
         self.values: dict[str, Value] = {}
         self.odd = False
-        self._owners: dict[str, nn.Module] = {}
+        self._tensors: dict[str, torch.Tensor | None] = {}
         self._concrete: dict[Node, torch.Tensor | None] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Value]]:
@@ -66,11 +65,12 @@ class StoredValues:
         return self._concrete[node]
 
     def _tensor(self, node: Node) -> torch.Tensor | None:
-        path, _, attribute = str(node.target).rpartition(".")
-        if path not in self._owners:
-            self._owners[path] = submodule(self._program, path)
-        found = getattr(self._owners[path], attribute, None)
-        return found.detach() if isinstance(found, torch.Tensor) else None
+        target = str(node.target)
+        if target not in self._tensors:
+            path, _, attribute = target.rpartition(".")
+            found = getattr(submodule(self._program, path), attribute, None)
+            self._tensors[target] = found.detach() if isinstance(found, torch.Tensor) else None
+        return self._tensors[target]
 
     def _pin_odd(self, node: Node, tensor: torch.Tensor, value: Value) -> None:
         """Pin what is not finite: times zero, it is NaN and not zero; and what is written to."""

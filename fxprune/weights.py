@@ -46,8 +46,8 @@ class Weights:
             self.read: Bools = np.full(self._channels, one)
             return
         read = self._entries()
-        self.full = read.any(axis=1)
-        self.read = self._by_channel(read.any(axis=0)).any(axis=1)
+        self.full = _any(read, 1)
+        self.read = self._by_channel(_any(read, 0))
 
     def read_by(self, rows: Bools) -> Bools:
         """Return which channels any of some rows reads.
@@ -57,7 +57,7 @@ class Weights:
         """
         if rows[self.full].all():
             return self.read
-        return self._by_channel(self._each[rows].any(axis=0)).any(axis=1)
+        return self._by_channel(_any(self._each[rows], 0))
 
     def readers(self, channels: Bools) -> Bools:
         """Return which rows read any of some channels.
@@ -68,7 +68,7 @@ class Weights:
         if channels[self.read].all():
             return self.full
         there = np.repeat(channels, math.prod(self._weight.shape[2:]))
-        return self._each[:, there].any(axis=1)
+        return _any(self._each[:, there], 1)
 
     @cached_property
     def _each(self) -> Bools:
@@ -79,7 +79,11 @@ class Weights:
         return nonzero(self._weight).reshape(self._rows, columns)
 
     def _by_channel(self, columns: Bools) -> Bools:
-        return columns.reshape(self._channels, math.prod(self._weight.shape[2:]))
+        return _any(columns.reshape(self._channels, math.prod(self._weight.shape[2:])), 1)
+
+
+def _any(entries: Bools, axis: int) -> Bools:
+    return np.asarray(entries.any(axis=axis), dtype=np.bool_)
 
 
 def nonzero(weight: torch.Tensor) -> Bools:
