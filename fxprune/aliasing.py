@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 from torch import fx
 from torch._ops import OpOverload
@@ -36,16 +37,29 @@ _MAY_RETURN = frozenset(
 def written(node: Node) -> Node | None:
     """Return the node whose tensor an operator writes to; None where it writes to none."""
     if isinstance(node.target, OpOverload):
-        for argument in node.target._schema.arguments:
-            info = argument.alias_info
-            if info is not None and info.is_write:
-                found = ops.argument(node, argument.name)
-                return found if isinstance(found, Node) else None
-        return None
+        role = _written_role(node.target)
+        found = None if role is None else ops.argument(node, role)
+        return found if isinstance(found, Node) else None
     name = str(getattr(node.target, "__name__", ""))
     in_place = name in ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul", "setitem")
     first = node.args[0] if node.args else None
     return first if in_place and isinstance(first, Node) else None
+
+
+@cache
+def _written_role(target: OpOverload) -> str | None:
+    """Return the name of the first argument that an operator writes to."""
+    for argument in target._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            return argument.name
+    return None
+
+
+@cache
+def _returns_view(target: OpOverload) -> bool:
+    """Tell whether what an operator returns may share the memory of its first argument."""
+    arguments = target._schema.arguments
+    return bool(arguments) and arguments[0].alias_info is not None
 
 
 class Aliases:
@@ -102,8 +116,5 @@ def _viewed(node: Node) -> Node | None:
         return None
     if ops.canonical_name(node.target) in _MAY_RETURN:
         return node.args[0]
-    if not isinstance(node.target, OpOverload):
-        return None
-    arguments = node.target._schema.arguments
-    shares = bool(arguments) and arguments[0].alias_info is not None
+    shares = isinstance(node.target, OpOverload) and _returns_view(node.target)
     return node.args[0] if shares else None

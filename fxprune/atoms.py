@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch.fx.node import Node
 
 from fxprune.factors import Ids
+from fxprune.weights import Weights
 
 __all__ = ["KERNEL", "LIVE", "Atoms", "Pin", "Read"]
 
@@ -41,14 +42,14 @@ class Read:
         channels: the atoms that are read, shape (channels,).
         harmful: which of them cannot be replaced by a constant, shape (channels,).
         rows: the atoms of the outputs, shape (rows,); None where all of them stay.
-        weights: where the weights are not 0, shape (rows, channels, ...).
+        weights: of shape (rows, channels, ...).
         node: the operator.
     """
 
     channels: Ids
     harmful: npt.NDArray[np.bool_]
     rows: Ids | None
-    weights: npt.NDArray[np.bool_]
+    weights: Weights
     node: Node
 
 
@@ -78,6 +79,7 @@ class Atoms:
         self._left: list[Ids] = []
         self._right: list[Ids] = []
         self._touched: list[Ids] = []
+        self._marks = np.zeros(0, dtype=np.bool_)
 
     def fresh(self, count: int) -> Ids:
         """Return atoms that are tied to nothing."""
@@ -117,6 +119,18 @@ class Atoms:
     def since(self, mark: int) -> Iterator[Ids]:
         """Yield the atoms that were tied, pinned or met since a mark."""
         yield from self._touched[mark:]
+
+    def outside(self, given: Iterable[Ids], seen: Iterable[Ids]) -> list[Ids]:
+        """Return, for each of some arrays, those of its atoms that are in none of others."""
+        if len(self._marks) < self.count:
+            self._marks = np.zeros(2 * self.count, dtype=np.bool_)
+        marks, others = self._marks, list(seen)
+        for ids in others:
+            marks[ids] = True
+        found = [ids[~marks[ids]] for ids in given]
+        for ids in others:  # only what was marked: there are many more atoms
+            marks[ids] = False
+        return found
 
     def components(self) -> Ids:
         """Return, for each atom, the least atom that it is tied to, directly or through others.

@@ -15,6 +15,7 @@ from fxprune.errors import InvariantError
 from fxprune.program import Program
 from fxprune.reads import is_product, mask_read_of, parameter_read
 from fxprune.shards import part
+from fxprune.shell import mask_of
 
 __all__ = ["check_invariants", "check_same", "check_values", "observe"]
 
@@ -31,15 +32,11 @@ def check_invariants(program: Program, by: str) -> None:
     """
     for name, aliases in tensors.aliases(program).items():
         parameters = {id(tensors.parameter(program, alias)) for alias in aliases}
-        masks = {
-            id(tensors.masks(program)[alias])
-            for alias in aliases
-            if alias in tensors.masks(program)
-        }
-        whole = len(masks) == 0 or all(alias in tensors.masks(program) for alias in aliases)
-        if len(parameters) > 1 or len(masks) > 1 or not whole:
+        found = [mask_of(*tensors.owner(program, alias)) for alias in aliases]
+        masks = {id(mask) for mask in found}
+        if len(parameters) > 1 or len(masks) > 1:
             raise InvariantError(f"{by}: the aliases {aliases} have no longer one tensor and mask")
-        if masks:
+        if found[0] is not None:
             _check_mask(program, name, by)
     for mode, graph in program.graphs.items():
         products = Counter(
@@ -50,7 +47,7 @@ def check_invariants(program: Program, by: str) -> None:
         doubled = [name for name, count in products.items() if count > 1]
         if doubled:
             raise InvariantError(f"{by}: {doubled[0]!r} is masked twice in the {mode} graph")
-        for node in graph.nodes:
+        for node in graph.find_nodes(op="get_attr"):
             _check_read(program, node, by)
 
 

@@ -210,20 +210,13 @@ class Flow:
         """Pin what a rule was given and neither passed on, tied, met nor pinned."""
         if ops.canonical_name(node.target) == "getitem" and node in self.values:
             return
-        passed = {id(f.atoms) for v in parts_of(self.values.get(node, ())) for f in v.factors}
         given = [f.atoms for v in self._inputs(node) for f in v.factors if f.atoms is not None]
-        left = [ids for ids in given if id(ids) not in passed]
-        if not left:
-            return
-        seen = np.zeros(self.atoms.count, dtype=np.bool_)
-        for ids in self.atoms.since(mark):
-            seen[ids] = True
-        for value in parts_of(self.values.get(node, ())):
-            for factor in value.factors:
-                if factor.atoms is not None:
-                    seen[factor.atoms] = True
-        for ids in left:
-            self.atoms.pin(ids[~seen[ids]], "it reads them in a way that is not followed", node)
+        made = [f.atoms for v in parts_of(self.values.get(node, ())) for f in v.factors]
+        seen = [*self.atoms.since(mark), *(ids for ids in made if ids is not None)]
+        known = set(map(id, seen))
+        left = [ids for ids in given if id(ids) not in known]
+        for ids in self.atoms.outside(left, seen) if left else ():
+            self.atoms.pin(ids, "it reads them in a way that is not followed", node)
 
     def _forget(self, node: Node, by: Node) -> None:
         """Know nothing of a tensor any more that was written to under another name."""

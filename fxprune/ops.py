@@ -38,7 +38,7 @@ def canonical_name(target: Any) -> str:
         ('relu', 'mul')
     """
     if isinstance(target, OpOverload):
-        name = target._schema.name.rpartition("::")[2]
+        name = _schema_name(target)
     else:
         name = _OPERATORS.get(target) or str(getattr(target, "__name__", target))
     in_place = name.endswith("_") and not name.endswith("__")
@@ -83,6 +83,18 @@ def _arguments(target: OpOverload) -> tuple[Any, ...]:
 
 
 @cache
+def _places(target: Any) -> dict[str, tuple[int, Any]]:
+    """Return the position and the default of each argument, by its name."""
+    named = enumerate(schema_arguments(target))
+    return {arg.name: (position, arg.default_value) for position, arg in named}
+
+
+@cache
+def _schema_name(target: OpOverload) -> str:
+    return target._schema.name.rpartition("::")[2]
+
+
+@cache
 def _signature(target: FunctionType) -> tuple[_Argument, ...]:
     kinds = inspect.Parameter
     return tuple(
@@ -102,18 +114,14 @@ def argument(node: Node, role: str) -> Any:
     Raises:
         KeyError: the schema has no argument of that name.
     """
-    for position, arg in enumerate(schema_arguments(node.target)):
-        if arg.name != role:
-            continue
-        if position < len(node.args):
-            return node.args[position]
-        return node.kwargs.get(role, arg.default_value)
-    raise KeyError(role)
+    position, default = _places(node.target)[role]
+    args = node.args
+    return args[position] if position < len(args) else node.kwargs.get(role, default)
 
 
 def has_role(node: Node, role: str) -> bool:
     """Tell whether the node's operator has an argument of that name."""
-    return any(arg.name == role for arg in schema_arguments(node.target))
+    return role in _places(node.target)
 
 
 def roles(node: Node) -> Iterator[tuple[str, Node]]:

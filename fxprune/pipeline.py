@@ -195,9 +195,11 @@ def _rewritten(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
     before = fork(program) if step.promise == "same" else None
     rewriter = Rewriter(program, by=step.name)
     step.run(rewriter, facts)
+    if not rewriter.edits:
+        return rewriter
     rewriter.finish()
     check_invariants(program, step.name)
-    if before is not None and rewriter.edits:
+    if before is not None:
         certificate = verify(program, before, trials=1)
         if not certificate:
             raise InvariantError(

@@ -56,9 +56,20 @@ class Program(fx.GraphModule, MaskedReads):
 
     @classmethod
     def assemble(
-        cls, tree: nn.Module, graphs: Mapping[str, fx.Graph], captured: Captured
+        cls,
+        tree: nn.Module,
+        graphs: Mapping[str, fx.Graph],
+        captured: Captured,
+        *,
+        like: Program | None = None,
     ) -> Program:
         """Build a Program around a module tree, graphs and data, sharing the tree's tensors.
+
+        Args:
+            tree: the root of the tensors and submodules.
+            graphs: by mode.
+            captured: what the Program knows beside.
+            like: a Program with equal graphs, whose code will do; None to compile them.
 
         Raises:
             CaptureError: a name in the tree's root is one that a GraphModule needs itself.
@@ -70,7 +81,10 @@ class Program(fx.GraphModule, MaskedReads):
         program.captured = captured
         program.graphs = dict(graphs)
         _let_source_names_win(program)
-        program.recompile()
+        if like is None:
+            program.recompile()
+        else:
+            program._take_code(like)
         return program
 
     # What users ask
@@ -156,6 +170,18 @@ class Program(fx.GraphModule, MaskedReads):
         cls.forward = forward_like(self.captured.inputs)
         return code
 
+    def _take_code(self, like: Program) -> None:
+        """Run the code of a Program with equal graphs: it reads tensors by their paths alone."""
+        cls, other = type(self), type(like)
+        for key in ("_code", "_lineno_map", "_prologue_start"):
+            self.__dict__[key] = like.__dict__[key]
+        for mode, graph in self.graphs.items():
+            graph.owning_module = self
+            graph.set_codegen(NestedCodeGen(self.captured.outputs[mode]))
+            self._graph = graph
+            setattr(cls, f"_forward_{mode}", getattr(other, f"_forward_{mode}"))
+        cls.forward = other.forward
+
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = self.captured.inputs.flatten(args, kwargs)
         mode = mode_of(self)
@@ -201,7 +227,9 @@ class Program(fx.GraphModule, MaskedReads):
             for key in _TREE:
                 tree.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
             graphs = {mode: copy_graph(graph) for mode, graph in self.graphs.items()}
-            made = memo[id(self)] = Program.assemble(tree, graphs, copy.deepcopy(self.captured))
+            made = memo[id(self)] = Program.assemble(
+                tree, graphs, copy.deepcopy(self.captured), like=self
+            )
             for key in _HOOKS:
                 made.__dict__[key] = copy.copy(self.__dict__[key])
         return memo[id(self)]

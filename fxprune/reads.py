@@ -8,7 +8,7 @@ from torch.fx.node import Node
 
 from fxprune import ops
 from fxprune.program import Program
-from fxprune.shell import mask_of
+from fxprune.shell import mask_of, submodule
 
 __all__ = ["is_product", "mask_read_of", "parameter_of", "parameter_read"]
 
@@ -64,7 +64,7 @@ def _is_of_the_source(program: Program, target: str, suffix: str) -> bool:
     if not target.endswith(suffix) or target in program.captured.first:
         return False
     path, _, attribute = target.rpartition(".")
-    owner = program.get_submodule(path)
+    owner = submodule(program, path)
     if attribute not in owner._buffers:
         return False
     return suffix == "_orig" or mask_of(owner, attribute.removesuffix(suffix)) is None

@@ -51,7 +51,12 @@ class RegionalProgram(Program):
 
     @classmethod
     def assemble(
-        cls, tree: nn.Module, graphs: Mapping[str, fx.Graph], captured: Captured
+        cls,
+        tree: nn.Module,
+        graphs: Mapping[str, fx.Graph],
+        captured: Captured,
+        *,
+        like: Program | None = None,
     ) -> RegionalProgram:
         """Build a RegionalProgram around a private copy of the source, which becomes its own.
 
@@ -59,11 +64,12 @@ class RegionalProgram(Program):
             tree: the copy; the modules with parameters are Parts.
             graphs: the regions' graphs, of names in the tree.
             captured: a RegionalCaptured.
+            like: see `Program.assemble`.
 
         Raises:
             CaptureError: a name in the tree's root is one that a GraphModule needs itself.
         """
-        program: Any = super().assemble(tree, graphs, captured)
+        program: Any = super().assemble(tree, graphs, captured, like=like)
         program.__dict__[_SOURCE] = tree
         for path in program.captured.regions:
             bind(program, path)
@@ -100,7 +106,7 @@ class RegionalProgram(Program):
             tree = copy.deepcopy(source, memo)
             graphs = {key: copy_graph(graph) for key, graph in self.graphs.items()}
             captured = copy.deepcopy(self.captured)
-            memo[id(self)] = RegionalProgram.assemble(tree, graphs, captured)
+            memo[id(self)] = RegionalProgram.assemble(tree, graphs, captured, like=self)
         return memo[id(self)]
 
     def __reduce__(self) -> tuple[Any, ...]:

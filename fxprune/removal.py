@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,20 +32,38 @@ class Removal:
     pins: tuple[Pin, ...]
     first: Ids
     again: bool = False
+    _looks: dict[int, tuple[Ids, Bools, bool]] = field(
+        default_factory=dict[int, tuple[Ids, Bools, bool]], init=False, repr=False, compare=False
+    )
 
     def kept(self, atoms: Ids) -> Bools:
         """Return which of some atoms stay."""
-        return ~self.gone[atoms]
+        return self._look(atoms)[1]
 
     def touches(self, atoms: Ids | None) -> bool:
         """Tell whether any of some atoms goes."""
-        return atoms is not None and bool(self.gone[atoms].any())
+        return atoms is not None and self._look(atoms)[2]
+
+    def _look(self, atoms: Ids) -> tuple[Ids, Bools, bool]:
+        """Return some atoms, which of them stay, and whether any goes; asked for many times."""
+        found = self._looks.get(id(atoms))
+        if found is None:
+            kept = ~self.gone[atoms]
+            # The atoms are held, so that no other array gets their id.
+            found = self._looks[id(atoms)] = (atoms, kept, not bool(kept.all()))
+        return found
 
     def reasons(self, atoms: Ids) -> list[tuple[Pin, int]]:
         """Return why some atoms stay: pins, with how many of the atoms each is the first for."""
-        found, counts = np.unique(self.first[atoms], return_counts=True)
-        pairs = zip(found.tolist(), counts.tolist(), strict=True)
-        return [(self.pins[at], count) for at, count in pairs if at >= 0]
+        first = self.first[atoms]
+        first = first[first >= 0]
+        if not first.size:
+            return []
+        low = int(first.min())
+        if low == first.max():
+            return [(self.pins[low], len(first))]
+        counts = np.bincount(first - low)
+        return [(self.pins[low + at], int(counts[at])) for at in np.flatnonzero(counts)]
 
 
 def removal_of(
@@ -100,13 +118,9 @@ def _let_readers_keep(atoms: Atoms, labels: Ids, stays: Bools) -> None:
 
 
 def _is_read(read: Read, labels: Ids, stays: Bools) -> Bools:
-    weights = read.weights
-    if read.rows is not None:
-        rows = stays[labels[read.rows]]
-        weights = weights if rows.all() else weights[rows]
-    columns = weights.any(axis=0, keepdims=True)
-    each = np.asarray(columns, dtype=np.bool_).reshape(weights.shape[1], -1)
-    return read.harmful & np.asarray(each.any(axis=1), dtype=np.bool_)
+    if read.rows is None:
+        return read.harmful & read.weights.read
+    return read.harmful & read.weights.read_by(stays[labels[read.rows]])
 
 
 def _keep_last(atoms: Atoms, axes: list[Ids], labels: Ids, stays: Bools) -> bool:

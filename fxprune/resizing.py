@@ -12,6 +12,7 @@ from fxprune import ops, tensors
 from fxprune.errors import PassError
 from fxprune.importing import VALUE
 from fxprune.reads import is_product, parameter_of
+from fxprune.shell import submodule
 
 if TYPE_CHECKING:
     from fxprune.program import Program
@@ -32,6 +33,9 @@ class ResizingEdits:
         self._places_of: dict[int, list[Place]] = {}
 
     def _count(self) -> None:
+        raise NotImplementedError
+
+    def _count_in_graph(self) -> None:
         raise NotImplementedError
 
     def record_shrink(self, record: ShrinkRecord) -> None:
@@ -107,7 +111,7 @@ class ResizingEdits:
         """Let one node read another node in the place of one."""
         node.args = map_arg(node.args, lambda n: new if n is old else n)
         node.kwargs = map_arg(node.kwargs, lambda n: new if n is old else n)
-        self._count()
+        self._count_in_graph()
 
     def add_constant(self, name: str, tensor: torch.Tensor, *, persistent: bool = False) -> str:
         """Add a buffer; return the free name that it got."""
@@ -166,7 +170,7 @@ class ResizingEdits:
         else:
             node.kwargs = {**node.kwargs, "bias": read}
         read.meta.setdefault(VALUE, ((bias.shape[0],), bias.dtype))
-        self._count()
+        self._count_in_graph()
 
 
 def places_by_tensor(program: Program) -> dict[int, list[Place]]:
@@ -190,7 +194,7 @@ def bias_name(program: Program, weight: str) -> str | None:
     path, _, attribute = weight.rpartition(".")
     name = attribute.replace("weight", "bias") if "weight" in attribute else f"{attribute}_bias"
     full = f"{path}.{name}" if path else name
-    taken = getattr(program.get_submodule(path), name, None) is not None
+    taken = getattr(submodule(program, path), name, None) is not None
     return None if taken or full in program.captured.first else full
 
 
@@ -206,7 +210,7 @@ def _after(first: dict[str, str], weight: str, name: str) -> dict[str, str]:
 
 def _owner(program: Program, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
-    return program.get_submodule(path), attribute
+    return submodule(program, path), attribute
 
 
 def _at(program: Program, name: str) -> torch.Tensor:

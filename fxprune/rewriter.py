@@ -38,6 +38,8 @@ class Rewriter(ResizingEdits):
         self.by = by
         self.edits = 0
         self.refusals: list[Refusal] = []
+        self._recompiles = False
+        self._aliases: tuple[dict[str, str], dict[str, tuple[str, ...]]] | None = None
 
     # Rules
 
@@ -73,27 +75,27 @@ class Rewriter(ResizingEdits):
         args = list(node.args)
         args[position] = value
         node.args = tuple(args)
-        self._count()
+        self._count_in_graph()
 
     def set_keyword(self, node: Node, name: str, value: Any) -> None:
         """Change one keyword argument of a node."""
         node.kwargs = {**node.kwargs, name: value}
-        self._count()
+        self._count_in_graph()
 
     def retarget(self, node: Node, target: str) -> None:
         """Let a read name another attribute."""
         node.target = target
-        self._count()
+        self._count_in_graph()
 
     def replace_uses(self, node: Node, new: Node) -> None:
         """Let every user of `node`, but `new` itself, read `new`."""
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        self._count()
+        self._count_in_graph()
 
     def erase(self, node: Node) -> None:
         """Remove a node that nothing reads."""
         node.graph.erase_node(node)
-        self._count()
+        self._count_in_graph()
 
     # Tree edits
 
@@ -166,13 +168,12 @@ class Rewriter(ResizingEdits):
 
     def restore_order(self) -> None:
         """Put every parameter key where the source had it."""
+        by_path: dict[str, dict[str, int]] = {}
+        for i, name in enumerate(self.program.captured.first):
+            path, _, attribute = name.rpartition(".")
+            by_path.setdefault(path, {})[attribute] = i
         for path, module in self.program.named_modules():
-            prefix = f"{path}." if path else ""
-            ranks = {
-                name.removeprefix(prefix): i
-                for i, name in enumerate(self.program.captured.first)
-                if name.startswith(prefix)
-            }
+            ranks = by_path.get(path, {})
             items = sorted(
                 module._parameters.items(),
                 key=lambda item: ranks.get(item[0], ranks.get(item[0].removesuffix("_orig"), 0)),
@@ -182,12 +183,12 @@ class Rewriter(ResizingEdits):
                 self._count()
 
     def finish(self) -> None:
-        """Compile the edited graphs.
+        """Compile the graphs, where any was edited; their code reads tensors by name.
 
         Raises:
             InvariantError: a graph is not well-formed.
         """
-        if self.edits == 0:
+        if not self._recompiles:
             return
         for graph in self.program.graphs.values():
             graph.owning_module = self.program
@@ -213,17 +214,24 @@ class Rewriter(ResizingEdits):
 
     def _places(self, name: str) -> list[tuple[nn.Module, str]]:
         """Return owner and attribute of every alias; a module shared by two paths once."""
-        aliases = tensors.aliases(self.program)[self.program.captured.first[name]]
+        first = self.program.captured.first
+        if self._aliases is None or self._aliases[0] is not first:  # replaced, never changed
+            self._aliases = (first, tensors.aliases(self.program))
+        aliases = self._aliases[1][first[name]]
         places = [tensors.owner(self.program, alias) for alias in aliases]
         return list({(id(owner), attr): (owner, attr) for owner, attr in places}.values())
 
     def _made(self, node: Node) -> Node:
         node.meta["fxprune.by"] = self.by
-        self._count()
+        self._count_in_graph()
         return node
 
     def _count(self) -> None:
         self.edits += 1
+
+    def _count_in_graph(self) -> None:
+        self._recompiles = True
+        self._count()
 
 
 def _check_free(owner: nn.Module, attribute: str, name: str) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.shards import like
 
-__all__ = ["MaskedReads", "Shell", "kind_of", "mask_of", "raw_parameter", "shell_of"]
+__all__ = ["MaskedReads", "Shell", "kind_of", "mask_of", "raw_parameter", "shell_of", "submodule"]
 
 
 class MaskedReads(nn.Module):
@@ -72,6 +72,17 @@ def _shell_of(module: nn.Module, made: dict[int, Shell]) -> Shell:
     for name, child in module._modules.items():
         shell._modules[name] = None if child is None else _shell_of(child, made)
     return shell
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module:
+    """Return what `root.get_submodule(path)` does, without its failing look-ups at each step."""
+    found = root
+    for part in path.split(".") if path else ():
+        child = found._modules.get(part)
+        if child is None:
+            return root.get_submodule(path)
+        found = child
+    return found
 
 
 def raw_parameter(owner: nn.Module, attribute: str) -> nn.Parameter | None:

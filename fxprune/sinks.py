@@ -11,10 +11,11 @@ from torch.fx.node import Node
 
 from fxprune.atoms import LIVE, Read
 from fxprune.axes import Flat
-from fxprune.factors import Array, Axis, Bools, Ids
+from fxprune.factors import Array, Axis, Ids
 from fxprune.flow import Flow
+from fxprune.weights import Weights
 
-__all__ = ["LIVE", "Sink", "meet", "nonzero", "row_constants", "sums_of"]
+__all__ = ["LIVE", "Sink", "meet", "row_constants", "sums_of"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def meet(
     flow: Flow,
     node: Node,
     channels: Flat,
-    read: Bools,
+    weights: Weights,
     rows: Ids | None = None,
     *,
     absorbs: bool = False,
@@ -57,7 +58,7 @@ def meet(
         flow: whose atoms they are.
         node: the sink.
         channels: its input axis.
-        read: which weights are not 0, shape (outputs, channels, ...).
+        weights: of shape (outputs, channels, ...).
         rows: the atoms of the outputs, where these may go.
         absorbs: whether the sink's bias can take over a constant other than 0.
     """
@@ -66,7 +67,7 @@ def meet(
     harmful = np.isnan(channels.spread) if absorbs else ~(channels.spread == 0)
     flow.atoms.met(channels.atoms)
     if harmful.any():
-        flow.atoms.reads.append(Read(channels.atoms, harmful, rows, read, node))
+        flow.atoms.reads.append(Read(channels.atoms, harmful, rows, weights, node))
 
 
 def sums_of(weight: torch.Tensor, channels: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -81,28 +82,21 @@ def sums_of(weight: torch.Tensor, channels: npt.NDArray[np.int64]) -> torch.Tens
     return wide.reshape(weight.shape[0], len(channels), -1).sum(-1)
 
 
-def nonzero(weight: torch.Tensor) -> Bools:
-    """Return which weights are not 0: any() of numpy is many times faster than torch's."""
-    return weight.ne(0).cpu().numpy()
-
-
 def row_constants(
-    weight: torch.Tensor, read: Bools, const: Array, bias: Array | None, *, absorbs: bool
+    weight: torch.Tensor, weights: Weights, const: Array, bias: Array | None, *, absorbs: bool
 ) -> Array:
     """Return what each output is everywhere, NaN where it is not known.
 
     Args:
         weight: shape (outputs, channels, ...), summed over what follows.
-        read: which weights are not 0, of the same shape.
+        weights: the same.
         const: of the channels, shape (channels,).
         bias: shape (outputs,); None for none.
         absorbs: whether constants other than 0 give constants.
     """
-    total = np.zeros(read.shape[0]) if bias is None else bias.astype(np.float64)
+    total = np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64)
     live = np.isnan(const) if absorbs else ~(const == 0)
-    if not live.all():
-        read = read & live.reshape(1, -1, *[1] * (read.ndim - 2))
-    known = ~read.reshape(read.shape[0], -1).any(1)
+    known = ~weights.readers(live)
     given = np.flatnonzero(~live & (const != 0))
     if len(given):
         total = total + (sums_of(weight, given) @ torch.from_numpy(const[given])).numpy()

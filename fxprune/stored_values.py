@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 from torch.fx.node import Node, map_arg
 
 from fxprune import ops
@@ -13,6 +13,7 @@ from fxprune.atoms import Atoms
 from fxprune.factors import Factor, Value, unknown
 from fxprune.program import Program
 from fxprune.reads import is_product
+from fxprune.shell import submodule
 
 __all__ = ["StoredValues"]
 
@@ -38,7 +39,7 @@ class StoredValues:
         self._program, self._atoms, self._mutated = program, atoms, mutated
         self.values: dict[str, Value] = {}
         self.odd = False
-        self._owners: dict[str, nn.Module] = {}
+        self._tensors: dict[str, torch.Tensor | None] = {}
         self._concrete: dict[Node, torch.Tensor | None] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Value]]:
@@ -64,18 +65,19 @@ class StoredValues:
         return self._concrete[node]
 
     def _tensor(self, node: Node) -> torch.Tensor | None:
-        path, _, attribute = str(node.target).rpartition(".")
-        if path not in self._owners:
-            self._owners[path] = self._program.get_submodule(path)
-        found = getattr(self._owners[path], attribute, None)
-        return found.detach() if isinstance(found, torch.Tensor) else None
+        target = str(node.target)
+        if target not in self._tensors:
+            path, _, attribute = target.rpartition(".")
+            found = getattr(submodule(self._program, path), attribute, None)
+            self._tensors[target] = found.detach() if isinstance(found, torch.Tensor) else None
+        return self._tensors[target]
 
     def _pin_odd(self, node: Node, tensor: torch.Tensor, value: Value) -> None:
         """Pin what is not finite: times zero, it is NaN and not zero; and what is written to."""
         if str(node.target) in self._mutated:
             for factor in value.factors:
                 self._atoms.pin(factor.atoms, "the tensor is written to", node)
-        if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+        if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
             return
         odd = ~tensor.isfinite()
         self.odd = self.odd or bool(odd.any())

@@ -64,6 +64,8 @@ class Surgery:
 
     def index(self, axis: Axis) -> torch.Tensor:
         """Return the indices of an axis that stay."""
+        if len(axis) == 1 and axis[0].atoms is not None:
+            return torch.from_numpy(np.flatnonzero(self.removal.kept(axis[0].atoms)))
         kept = np.ones([factor.size for factor in axis], dtype=np.bool_)
         for at, factor in enumerate(axis):
             if factor.atoms is not None:

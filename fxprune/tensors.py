@@ -15,7 +15,7 @@ from torch import nn
 
 from fxprune.errors import MissingParameterError, PassTypeError
 from fxprune.shards import like
-from fxprune.shell import mask_of, raw_parameter
+from fxprune.shell import mask_of, raw_parameter, submodule
 
 if TYPE_CHECKING:
     from fxprune.program import Program
@@ -42,7 +42,7 @@ def owner(program: Program, name: str) -> tuple[nn.Module, str]:
         raise PassTypeError(f"a parameter's name must be a str, not {name!r}")
     path, _, attribute = name.rpartition(".")
     if name in known:
-        return program.get_submodule(path), attribute
+        return submodule(program, path), attribute
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; there are {quoted(known)}"
     raise MissingParameterError(f"the program has no parameter {name!r}{hint}")

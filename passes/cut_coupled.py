@@ -59,11 +59,16 @@ def _gone(coupling: Coupling, scores: CoupledScores, ranking: Ranking) -> torch.
 
 def _mask(program: Program, coupling: Coupling, name: str, gone: torch.Tensor) -> torch.Tensor:
     parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
-    # Without a memory format: masks are contiguous, as torch's are.
-    mask = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
     if old is not None:
         mask = old.detach().clone(memory_format=torch.contiguous_format)
+        for place in coupling.by_parameter[name]:
+            index = coupling.spread(place, gone).nonzero().flatten()
+            mask.index_fill_(place.dim, index.to(mask.device), 0)
+        return mask
+    mask = torch.ones((), dtype=parameter.dtype, device=parameter.device)
     for place in coupling.by_parameter[name]:
-        index = coupling.spread(place, gone).nonzero().flatten()
-        mask.index_fill_(place.dim, index.to(mask.device), 0)
-    return mask
+        sizes = [1] * parameter.dim()
+        sizes[place.dim] = -1
+        mask = mask * (~coupling.spread(place, gone)).to(mask).reshape(sizes)
+    # Without a memory format: masks are contiguous, as torch's are.
+    return mask.expand(parameter.shape).clone(memory_format=torch.contiguous_format)

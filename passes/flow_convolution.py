@@ -15,7 +15,8 @@ from fxprune.factors import Array, Axis, Factor, Ids, Value
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.regroup import split_factor
-from fxprune.sinks import meet, nonzero, row_constants
+from fxprune.sinks import meet, row_constants
+from fxprune.weights import Weights, nonzero
 
 from .flow_sums import Layer, outputs
 
@@ -116,8 +117,7 @@ def _by_group(
     """Meet each group's channels, and return the outputs' constants."""
     per_in = weight.shape[1]
     spread = entering.spread.reshape(groups, per_in)
-    read = nonzero(weight)
-    own = read.reshape(groups, -1, *read.shape[1:])
+    own = [Weights(part) for part in weight.chunk(groups)]
     if entering.atoms is not None:
         triples = zip(
             entering.atoms.reshape(groups, -1), rows.reshape(groups, -1), own, strict=True

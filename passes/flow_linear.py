@@ -8,7 +8,8 @@ from torch.fx.node import Node
 from fxprune.factors import Value, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
-from fxprune.sinks import meet, nonzero
+from fxprune.sinks import meet
+from fxprune.weights import Weights, nonzero
 
 from .flow_sums import Layer, numbers, outputs
 
@@ -53,15 +54,15 @@ def bilinear(flow: Flow, node: Node) -> Value | Refusal:
     values = [flow.value(arg) for arg in node.args[:2]]
     if weight is None or any(not value.axes for value in values):
         return Refusal("its weight is computed", node)
-    read, zero = nonzero(weight), False
+    zero = False
     for at, value in enumerate(values, 1):
         if flow.tie(value.axes[-1], rows.axes[at], node) is None:
             return Refusal("its input is made of parts that its weight cannot have", node)
         entering = flow.flat(value, len(value.axes) - 1, node)
-        meet(flow, node, entering, np.moveaxis(read, at, 1), rows.axes[0][0].atoms)
+        meet(flow, node, entering, Weights(weight.movedim(at, 1)), rows.axes[0][0].atoms)
         zero = zero or bool((entering.spread == 0).all())
     out = layer.with_bias(rows.axes[0])
-    unread = ~read.reshape(len(read), -1).any(1)
+    unread = ~nonzero(weight).any(axis=(1, 2))
     const = layer.plus_bias(np.where(unread | zero, 0.0, np.nan))
     lead = values[0].axes[:-1]
     for axis in (*lead, *values[1].axes[:-1]):

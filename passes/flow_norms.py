@@ -31,8 +31,9 @@ def per_channel(flow: Flow, node: Node) -> Value | Refusal:
             return Refusal("its channels are made of different parts", node)
         axis = tied
     given = flow.flat(value, 1, node).spread
-    alone = _affine(flow, node, np.where(np.isnan(given), np.nan, 0.0))
-    const = _affine(flow, node, _normed(flow, node, given))
+    scale, offset = _vectors(flow, node)
+    const = _affine(_normed(flow, node, given), scale, offset)
+    alone = _affine(np.where(np.isnan(given), np.nan, 0.0), scale, offset)
     found = with_axis(unknown(value.axes), 1, axis, const)
     with np.errstate(invalid="ignore"):
         away = ~(np.abs(const - alone) <= 1e-12)
@@ -53,18 +54,19 @@ def _normed(flow: Flow, node: Node, given: Array) -> Array:
     return (given - mean) / np.sqrt(spread + float(flow.argument(node, "eps", 1e-5)))
 
 
-def _affine(flow: Flow, node: Node, normed: Array) -> Array:
+def _affine(normed: Array, scale: Array, offset: Array) -> Array:
     """Return constants times the weight, plus the bias; a zero weight makes any finite one 0."""
+    return np.where(scale == 0, 0.0, normed * scale) + offset
+
+
+def _vectors(flow: Flow, node: Node) -> tuple[Array, Array]:
+    """Return weight and bias; NaN where one is computed."""
+    found: list[Array] = []
     for role, absent in (("weight", 1.0), ("bias", 0.0)):
-        read = flow.argument(node, role)
-        vector = np.full(1, absent) if read is None else _vector(flow, node, role)
-        if vector is None:
-            return np.full(normed.shape, np.nan)
-        if role == "weight":
-            normed = np.where(vector == 0, 0.0, normed * vector)
-        else:
-            normed = normed + vector
-    return normed
+        given = flow.argument(node, role) is not None
+        vector = _vector(flow, node, role) if given else np.full(1, absent)
+        found.append(np.full(1, np.nan) if vector is None else vector)
+    return found[0], found[1]
 
 
 def _vector(flow: Flow, node: Node, role: str) -> Array | None:
@@ -93,7 +95,7 @@ def group_norm(flow: Flow, node: Node) -> Value | Refusal:
     away = rows - rows.mean(1, keepdims=True)
     eps = float(flow.argument(node, "eps", 1e-5))
     normed = (away / np.sqrt(rows.var(1, keepdims=True) + eps)).reshape(-1)
-    return with_axis(unknown(value.axes), 1, axis, _affine(flow, node, normed))
+    return with_axis(unknown(value.axes), 1, axis, _affine(normed, *_vectors(flow, node)))
 
 
 @transfer("layer_norm rms_norm")

@@ -208,13 +208,13 @@ def _in_order(node: Node) -> list[Node]:
 
 def _computed(node: Node, *consts: Array) -> Array:
     """Run the operator on constants in float64; NaN where one of them is not known."""
-    given = iter([torch.from_numpy(np.array(const, dtype=np.float64)) for const in consts])
     shape = np.broadcast_shapes(*(const.shape for const in consts))
     known = np.ones(shape, dtype=np.bool_)
     for const in consts:
         known = known & ~np.isnan(const)
     if not known.any():
         return np.full(shape, np.nan)
+    given = iter([torch.from_numpy(np.array(const, dtype=np.float64)) for const in consts])
     packet: Any = getattr(torch.ops.aten, ops.canonical_name(node.target), node.target)
     try:
         args = map_arg(tuple(node.args), lambda _: next(given))

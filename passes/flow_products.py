@@ -12,7 +12,7 @@ from fxprune.broadcasting import broadcast
 from fxprune.factors import Axis, Bools, Value, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
-from fxprune.sinks import nonzero
+from fxprune.weights import nonzero
 
 from .flow_mixing import mixed, sums_to_one
 

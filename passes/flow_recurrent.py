@@ -10,7 +10,8 @@ from fxprune import ops
 from fxprune.factors import Value, opaque, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
-from fxprune.sinks import meet, nonzero
+from fxprune.sinks import meet
+from fxprune.weights import Weights
 
 _STAYS = "a recurrent layer keeps its size"
 
@@ -36,7 +37,7 @@ def recurrent(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
             continue
         flow.pin(stored.axes[0], _STAYS, node)
         flow.tie(value.axes[-1], stored.axes[1], node)
-        meet(flow, node, entering, nonzero(weight))
+        meet(flow, node, entering, Weights(weight))
     if any(flow.concrete(read) is None for read in first):
         flow.pin(value.axes[-1], "a weight that reads it is computed", node)
     return _outputs(flow, node)

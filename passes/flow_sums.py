@@ -13,7 +13,8 @@ from fxprune.factors import Array, Axis, Value
 from fxprune.flow import Flow
 from fxprune.reads import parameter_of
 from fxprune.resizing import bias_name
-from fxprune.sinks import Sink, meet, nonzero, row_constants, sums_of
+from fxprune.sinks import Sink, meet, row_constants, sums_of
+from fxprune.weights import Weights
 
 __all__ = ["Layer", "numbers", "outputs"]
 
@@ -42,7 +43,7 @@ class Layer:
             rows: the outputs, as an axis of the stored weight.
             absorbs: whether a constant channel gives the same everywhere: nothing is padded.
         """
-        read = nonzero(weight)
+        read = Weights(weight)
         key = self._absorber() if absorbs else None
         outs = rows[0].atoms if len(rows) == 1 else None
         meet(self.flow, self.node, entering, read, outs, absorbs=key is not None)

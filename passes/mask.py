@@ -44,6 +44,8 @@ def _place_before(read: Node) -> Node:
 
     Inside of such a region the product would have no gradient for the users outside of it.
     """
+    if not read.graph.find_nodes(op="call_function", target=torch._C._set_grad_enabled):
+        return min(read.users)
     began: Node | None = None
     for node in read.graph.nodes:
         if node in read.users:

@@ -35,8 +35,8 @@ class ScoreUnitMean(Analysis):
                 continue
             values, living = _all_of(source)
             there = (place.units >= 0) & living
-            total += np.bincount(place.units[there], values[there], minlength=coupling.units)
-            count += np.bincount(place.units[there], minlength=coupling.units)
+            np.add.at(total, place.units[there], values[there])
+            np.add.at(count, place.units[there], 1.0)
         means = torch.from_numpy(total / np.maximum(count, 1))
         return scores_of_units(coupling, means, living_units(program, coupling))
 

@@ -17,6 +17,7 @@ from fxprune.flops import costs_of
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.sites import sites_of
+from fxprune.slice_sums import slice_sums
 from fxprune.tensors import parameter
 from fxprune.unit_scores import CoupledScores, living_units, scores_of_units
 from fxprune.units import masked_value
@@ -25,7 +26,7 @@ __all__ = ["ScoreUnitNorm"]
 
 Numbers = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-_JOINS = {math.inf: np.maximum, -math.inf: np.minimum}
+_JOINS: dict[float, np.ufunc] = {math.inf: np.maximum, -math.inf: np.minimum}
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,15 @@ def _totals(
     for place in coupling.places:
         if place.parameter in given:
             preferred[place.units[place.units >= 0]] = True
-    start = -order if math.isinf(order) else 0.0
+    start, join = (-order if math.isinf(order) else 0.0), _JOINS.get(order, np.add)
     total, entries = np.full(coupling.units, start), np.zeros(coupling.units)
     for name, places in coupling.by_parameter.items():
         tensor = masked_value(program, sites[name], importance)
+        sums = slice_sums(tensor, [place.dim for place in places], order)
         for place in places:
             takes = _taken(place, preferred, in_given=name in given)
-            units, slices = place.units[takes], _slices(tensor, place.dim, order)[takes]
-            if order in _JOINS:
-                _JOINS[order].at(total, units, slices)
-            else:
-                total += np.bincount(units, slices, minlength=coupling.units)
-            entries += place.slice * np.bincount(units, minlength=coupling.units)
+            join.at(total, place.units[takes], sums[place.dim][takes])
+            np.add.at(entries, place.units[takes], float(place.slice))
     return total, entries
 
 
@@ -110,17 +108,6 @@ def _taken(place: Place, preferred: Bools, *, in_given: bool) -> Bools:
     """Return at which indices of a place a slice counts for its unit."""
     there = place.units >= 0
     return there if in_given else there & ~preferred[place.units]
-
-
-def _slices(tensor: torch.Tensor, dim: int, order: float) -> Numbers:
-    """Return the sum of |x|^n over each slice, or its extreme; of n = 0, the count of nonzeros."""
-    others = [d for d in range(tensor.dim()) if d != dim]
-    wide = tensor.detach().abs().to(torch.float64)
-    if others:
-        wide = torch.linalg.vector_norm(wide, order, dim=others)
-    elif order == 0:
-        wide = (wide != 0).to(torch.float64)
-    return (wide if order == 0 or math.isinf(order) else wide**order).cpu().numpy()
 
 
 def _flops(program: Program, coupling: Coupling) -> Numbers:
@@ -140,6 +127,5 @@ def _flops(program: Program, coupling: Coupling) -> Numbers:
     found = np.zeros(coupling.units)
     for place in coupling.places:
         there = place.units[place.units >= 0]
-        per_index = place.slice * each.get(place.parameter, 0.0)
-        found += per_index * np.bincount(there, minlength=coupling.units)
+        np.add.at(found, there, place.slice * each.get(place.parameter, 0.0))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import networkx as nx
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from fxprune.axes import joined_axis
 from fxprune.factors import Factor, Value, unknown
 from fxprune.regroup import reshape
 from fxprune.removal import removal_of
+from fxprune.weights import Weights
 
 pairs = st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30)
 # Of an axis of size 1 the one channel always stays, so that it need not be followed.
@@ -96,7 +98,7 @@ def test_what_a_dead_row_reads_is_dead():
     channels, rows, outputs = atoms.fresh(3), atoms.fresh(2), atoms.fresh(2)
     atoms.tie(rows, outputs)
     atoms.pin(outputs[:1], "it is an output", None)
-    weights = np.array([[True, False, False], [True, True, False]])
+    weights = Weights(torch.tensor([[True, False, False], [True, True, False]]))
     everything = np.ones(3, dtype=bool)
     atoms.reads.append(Read(channels, everything, rows, weights, None))  # pyright: ignore
     values = [unknown([(Factor(len(ids), ids),)]) for ids in (channels, rows, outputs)]
@@ -109,7 +111,7 @@ def test_what_a_dead_row_reads_is_dead():
 def test_an_axis_keeps_one_channel_and_what_that_reads():
     atoms = Atoms()
     channels, rows = atoms.fresh(2), atoms.fresh(2)
-    weights = np.array([[False, True], [False, False]])
+    weights = Weights(torch.tensor([[False, True], [False, False]]))
     atoms.reads.append(Read(channels, np.ones(2, dtype=bool), rows, weights, None))  # pyright: ignore
     values = [unknown([(Factor(2, ids),)]) for ids in (channels, rows)]
     removal = removal_of(atoms, values, [])
