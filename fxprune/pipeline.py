@@ -195,11 +195,10 @@ def _rewritten(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
     before = fork(program) if step.promise == "same" else None
     rewriter = Rewriter(program, by=step.name)
     step.run(rewriter, facts)
-    if not rewriter.edits:
-        return rewriter
-    rewriter.finish()
+    if rewriter.edits:
+        rewriter.finish()
     check_invariants(program, step.name)
-    if before is not None:
+    if before is not None and rewriter.edits:
         certificate = verify(program, before, trials=1)
         if not certificate:
             raise InvariantError(
