@@ -24,7 +24,7 @@ def test_rows_and_channels_are_those_of_each_weight(shape: tuple[int, ...], data
     reads = {
         (row, channel)
         for row, channel, at in np.ndindex(*shape)
-        if not float(weight[row, channel, at]) == 0
+        if float(weight[row, channel, at]) != 0
     }
     found = Weights(weight)
     assert set(np.flatnonzero(found.full)) == {row for row, _ in reads}
