@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fxprune
-from tests.calls import Call
-from tests.parity.check import check_calls
-from tests.parity.oracle import Oracle
-from tests.strategies import calls
+from fxprune.testing.calls import Call
+from fxprune.testing.drawn_calls import pruning_sequences
+from fxprune.testing.oracle import Oracle
+from fxprune.testing.parity import check_calls
 from tests.zoo import ZOO
 
 
@@ -63,5 +63,5 @@ def test_every_method_on_a_named_model_is_torchs(name: str) -> None:
 def test_any_calls_on_a_named_model_are_torchs(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(ZOO)))
     model, args, kwargs = ZOO[name]()
-    drawn = data.draw(calls(dict(model.named_parameters())))
+    drawn = data.draw(pruning_sequences(dict(model.named_parameters())))
     check_calls(captured(name), model, args, kwargs, drawn)

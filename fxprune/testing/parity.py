@@ -12,10 +12,10 @@ from torch import nn
 
 import fxprune
 import fxprune.functional as fx_prune
-from tests.architecture import Arch, build
-from tests.calls import Call, methods_of, perform
-from tests.comparing import difference
-from tests.parity.oracle import Oracle, loss_of, step_by_step
+from fxprune.testing.architecture import Arch, build
+from fxprune.testing.calls import Call, methods_of, perform
+from fxprune.testing.comparing import difference
+from fxprune.testing.oracle import Oracle, loss_of, step_by_step
 from tests.zoo import with_batch
 
 __all__ = ["DifferenceError", "check_calls", "check_sequence"]

@@ -21,7 +21,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
-from tests.calls import Call, methods_of, perform
+from fxprune.testing.calls import Call, methods_of, perform
 
 __all__ = ["Oracle", "Step", "kept_buffers", "loss_of", "step_by_step"]
 
