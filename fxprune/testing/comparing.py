@@ -24,6 +24,7 @@ def difference(a: Any, b: Any) -> str | None:
         b: what it is held to.
 
     Example:
+        >>> import torch
         >>> difference({"y": torch.tensor([1.0, 2.0])}, {"y": torch.tensor([1.0, 2.5])})
         "at ['y'], entry (1,): 2.0 and 2.5; 1 of 2 entries differ"
     """

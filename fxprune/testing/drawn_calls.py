@@ -129,7 +129,8 @@ def pruning_sequences(
 
     Example:
         >>> from hypothesis import find
-        >>> find(pruning_sequences(nn.Linear(2, 3)), lambda calls: calls[0].kind == "remove")
+        >>> calls = pruning_sequences(nn.Linear(2, 3, bias=False))
+        >>> find(calls, lambda drawn: drawn[0].kind == "remove")
         (Call('remove', ('weight',)),)
     """
     parameters = parameters_of(model)

@@ -120,9 +120,8 @@ def architectures(
 
     Example:
         >>> from hypothesis import find
-        >>> find(architectures(), lambda arch: len(arch.layers) == 2)
-        Arch(shape='features', width=1, layers=(Linear(width=1, bias=False),
-            Linear(width=1, bias=False)), tied=False, ...)
+        >>> find(architectures(), lambda arch: len(arch.layers) == 1)
+        Arch(shape='features', width=1, layers=(Linear(width=1, bias=False),), tied=False, ...)
     """
     shape = draw(st.sampled_from(list(shapes)))
     first = draw(st.integers(1, _MAX_WIDTH))

@@ -12,8 +12,9 @@ import fxprune.functional as fx_prune
 from fxprune import Program
 from fxprune.testing.architecture import Arch
 from fxprune.testing.calls import Call
+from fxprune.testing.comparing import DifferenceError
 from fxprune.testing.layers import Activation, Dropout, Linear, Norm
-from fxprune.testing.parity import DifferenceError, check_sequence
+from fxprune.testing.parity import check_sequence
 from tests.cases import Case
 from tests.parity.run import failure_of, main
 

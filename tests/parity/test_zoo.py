@@ -13,7 +13,7 @@ import fxprune
 from fxprune.testing.calls import Call
 from fxprune.testing.drawn_calls import pruning_sequences
 from fxprune.testing.oracle import Oracle
-from fxprune.testing.parity import check_calls
+from fxprune.testing.parity import assert_parity
 from tests.zoo import ZOO
 
 
@@ -56,7 +56,7 @@ def captured(name: str) -> fxprune.Program:
 @pytest.mark.parametrize("name", ZOO)
 def test_every_method_on_a_named_model_is_torchs(name: str) -> None:
     model, args, kwargs = ZOO[name]()
-    check_calls(captured(name), model, args, kwargs, every_method(Oracle(model)))
+    assert_parity(model, every_method(Oracle(model)), args, kwargs, program=source(name))
 
 
 @given(st.data())
@@ -64,4 +64,4 @@ def test_any_calls_on_a_named_model_are_torchs(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(ZOO)))
     model, args, kwargs = ZOO[name]()
     drawn = data.draw(pruning_sequences(dict(model.named_parameters())))
-    check_calls(captured(name), model, args, kwargs, drawn)
+    assert_parity(model, drawn, args, kwargs, program=source(name))
