@@ -29,6 +29,7 @@ __all__ = ["DTYPES", "SHAPES", "architectures"]
 SHAPES = ("features", "sequence", "tokens", *SPATIAL)
 DTYPES = ("float32", "float64", "bfloat16")
 _MAX_WIDTH = 6
+_LONGEST_RUN = 8
 _OUTLIERS = (float("inf"), float("nan"), -0.0, 1e-40)
 
 
@@ -106,6 +107,7 @@ def architectures(
     shapes: Sequence[str] = SHAPES,
     dtypes: Sequence[str] = DTYPES,
     non_finite: bool = False,
+    runs: bool = False,
 ) -> Arch:
     """Draw networks as data, each with at least one matrix; `build` makes the model.
 
@@ -117,6 +119,7 @@ def architectures(
         shapes: kinds of inputs to draw from: features, sequence, tokens, signal, image, volume.
         dtypes: dtypes to draw from, the first one more often.
         non_finite: whether some have an infinity, a NaN, a -0.0 or a subnormal number in a matrix.
+        runs: whether most end in a run of pointwise functions, for passes over neighbours.
 
     Example:
         >>> from hypothesis import find
@@ -131,6 +134,9 @@ def architectures(
     for _ in range(draw(st.integers(0, max_layers - 1))):
         stack.append(draw(_layers(inner, width, stack[-1])))
         width = stack[-1].width_out(width)
+    if runs:
+        pointwise = st.sampled_from(list(ACTIVATIONS)).map(Activation)
+        stack += draw(st.lists(pointwise, max_size=_LONGEST_RUN))
     outliers = _OUTLIERS if non_finite else ()
     return Arch(
         shape,

@@ -67,7 +67,7 @@ def drawn(
     masked: bool | None = None,
 ) -> Drawn:
     """Draw Programs as data; see `programs`."""
-    arch = draw(architectures() if networks is None else networks)
+    arch = draw(networks or architectures() | architectures(max_layers=2, runs=True))
     if masked or (masked is None and draw(st.booleans())):
         seeded = recipes(captured(arch), max_rules=2).map(_seeded)
         return Drawn(arch, draw(seeded))
@@ -80,7 +80,7 @@ def programs(
     """Draw Programs of small networks; each is the caller's own, to edit.
 
     Args:
-        networks: what to draw networks from; `architectures()` by default.
+        networks: what to draw networks from; `architectures()`, with and without runs, by default.
         masked: whether they have masks; some do when None.
 
     Example:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import fxprune.functional as fx_prune
 from fxprune.compiler import RecipeLike, capture, finalize, prune
@@ -15,7 +16,6 @@ from fxprune.plans import recipe_of
 from fxprune.program import Program
 from fxprune.recipe import Recipe
 from fxprune.testing.architecture import Arch, build
-from fxprune.testing.batches import with_batch
 from fxprune.testing.calls import Call, methods_of, perform
 from fxprune.testing.comparing import DifferenceError, difference
 from fxprune.testing.drawn_programs import captured
@@ -54,7 +54,7 @@ def assert_parity(
     kwargs: Mapping[str, Any] | None = None,
     *,
     program: Program | None = None,
-    dynamic: bool = True,
+    batch: Any = 0,
 ) -> None:
     """Prune a Program and, by torch.nn.utils.prune, its model; all that can be seen is equal.
 
@@ -67,10 +67,10 @@ def assert_parity(
     Args:
         model: the source; not changed.
         what: a recipe, or a sequence of `Call`.
-        args: positional inputs, with the batch as their first dimension.
+        args: positional inputs.
         kwargs: keyword inputs.
         program: captured from `model`, to save the time; not changed.
-        dynamic: whether other batches are tried.
+        batch: the batch dimension, as `fxprune.capture` takes it.
 
     Raises:
         DifferenceError: an AssertionError that says what differs first, and by which values.
@@ -85,9 +85,8 @@ def assert_parity(
     given = (args,) if isinstance(args, Tensor) else tuple(args)
     keywords = dict(kwargs or {})
     if program is None:
-        program = capture(model, given, keywords, batch=0 if dynamic else None)
+        program = capture(model, given, keywords, batch=batch)
     pair = _Pair(copied(program), Oracle(model), given, keywords)
-    pair.dynamic = dynamic
     if isinstance(what, Sequence) and not isinstance(what, str):
         for number, call in enumerate(what):
             pair.where = f"after call {number + 1}, {call}"
@@ -110,7 +109,6 @@ class _Pair:
         self.args, self.kwargs = args, kwargs
         self.where = ""
         self.keys_agree = True
-        self.dynamic = True
 
     def same(self, what: str, ours: Any, torchs: Any) -> None:
         found = difference(ours, torchs)
@@ -203,14 +201,23 @@ class _Pair:
     # The end
 
     def finish(self, keys: list[str]) -> None:
-        if self.dynamic:
-            args, kwargs = with_batch(self.args, self.kwargs, OTHER_BATCH)
-            self.same_forwards(f"forward at batch {OTHER_BATCH}", args, kwargs)
+        self.other_batch()
         if self.keys_agree:
             self.exchange()
         self.train()
         self.finalize(keys)
         self.remove()
+
+    def other_batch(self) -> None:
+        """Run on a drawn input of another batch, if the model takes that."""
+        if not self.program.captured.inputs.drawable:
+            return
+        args, kwargs = self.program.example(batch=OTHER_BATCH, seed=_SEED)
+        try:
+            self.oracle.forward(args, kwargs, train=False)
+        except Exception:  # noqa: BLE001 - what a model says of values that it was not made for
+            return
+        self.same_forwards(f"forward at batch {OTHER_BATCH}", args, kwargs)
 
     def exchange(self) -> None:
         """Load each one's state dict into the other after its parameters were changed."""
@@ -228,6 +235,9 @@ class _Pair:
 
     def train(self) -> None:
         program = self.program.train()
+        outputs = pytree.tree_leaves(program(*self.args, **self.kwargs))
+        if not any(isinstance(x, Tensor) and x.requires_grad for x in outputs):
+            return
 
         def forward() -> Any:
             return program(*self.args, **self.kwargs)
