@@ -234,10 +234,10 @@ class _Pair:
         self.same_forwards("forward with torch's copy of the state", self.args, self.kwargs)
 
     def train(self) -> None:
-        program = self.program.train()
-        outputs = pytree.tree_leaves(program(*self.args, **self.kwargs))
+        outputs = pytree.tree_leaves(self.program.eval()(*self.args, **self.kwargs))
         if not any(isinstance(x, Tensor) and x.requires_grad for x in outputs):
             return
+        program = self.program.train()
 
         def forward() -> Any:
             return program(*self.args, **self.kwargs)

@@ -22,15 +22,17 @@ from fxprune.rule import RewriteRule, rule
 __all__ = [
     "ChangesTensors",
     "Counts",
+    "CrashesOnNorms",
     "DrawsAnyway",
     "DropAny",
     "EditsFacts",
+    "MasksHalfway",
     "NotFrozen",
     "RefusesAll",
-    "SameAgain",
     "ScoreHalf",
     "ScoreSigned",
     "Wraps",
+    "WritesAndMasks",
 ]
 
 KNOWN = ("abs", "ceil", "floor", "relu", "tanh", "gelu")
@@ -124,6 +126,31 @@ class Counts(Rewrite):
                 rewriter.replace_uses(node, made)
 
 
+@dataclass(frozen=True)
+class MasksHalfway(Rewrite):
+    """Gives a parameter a mask that no node reads."""
+
+    name: ClassVar[str] = "masks-halfway"
+
+    def run(self, rewriter: Rewriter, facts: Facts) -> None:
+        name = next(iter(rewriter.program.aliases))
+        rewriter.add_mask(name, torch.ones_like(rewriter.program.parameter(name)))
+
+
+@dataclass(frozen=True)
+class WritesAndMasks(MasksHalfway):
+    """Writes into a tensor before it edits."""
+
+    name: ClassVar[str] = "writes-and-masks"
+
+    def run(self, rewriter: Rewriter, facts: Facts) -> None:
+        with torch.no_grad():
+            next(iter(rewriter.program.parameters())).fill_(0.25)
+        for graph in rewriter.program.graphs.values():
+            node = next(n for n in graph.nodes if n.op == "output")
+            rewriter.read("training", node)
+
+
 @dataclass
 class NotFrozen(Analysis):
     """A pass whose options can be changed."""
@@ -160,10 +187,10 @@ class RefusesAll(Rewrite):
 
 
 @dataclass(frozen=True)
-class SameAgain(Rewrite):
+class CrashesOnNorms(Rewrite):
     """Crashes where there is a layer norm."""
 
-    name: ClassVar[str] = "same-again"
+    name: ClassVar[str] = "crashes-on-norms"
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
         for node in rewriter.program.graph.nodes:
