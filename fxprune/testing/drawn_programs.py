@@ -67,7 +67,8 @@ def drawn(
     masked: bool | None = None,
 ) -> Drawn:
     """Draw Programs as data; see `programs`."""
-    arch = draw(networks or architectures() | architectures(max_layers=2, runs=True))
+    mixed = architectures() | architectures(max_layers=2, runs=True)
+    arch = draw(mixed if networks is None else networks)
     if masked or (masked is None and draw(st.booleans())):
         seeded = recipes(captured(arch), max_rules=2).map(_seeded)
         return Drawn(arch, draw(seeded))
