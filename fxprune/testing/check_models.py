@@ -28,6 +28,7 @@ from fxprune.testing.writing_code import recipe_code, toml_of
 __all__ = ["check_model"]
 
 _STRUCTURED = ("ln_structured", "random_structured")
+_Plan = tuple[st.SearchStrategy[Recipe], Sequence[ModelCheck]]
 _PARTS = len(METHODS) + 2  # and rules with coupled = true, and calls of fxprune.functional
 
 
@@ -94,7 +95,7 @@ def _check_drawn(subject: Subject, tally: Tally, each: int, seed: int) -> None:
     program = subject.program
     matrices = any(len(site.shape) > 1 for site in prunable(program))
     methods = [m for m in METHODS if matrices or m not in _STRUCTURED]
-    plans = [(recipes(program, methods=[m], max_rules=2), CHECKS) for m in methods]
+    plans: list[_Plan] = [(recipes(program, methods=[m], max_rules=2), CHECKS) for m in methods]
     if matrices:
         coupled = recipes(program, methods=_STRUCTURED, max_rules=1, coupled=True)
         plans.append((coupled, COUPLED))

@@ -54,7 +54,7 @@ def simplest_failure(
         report_multiple_bugs=False,
         print_blob=False,
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(values)
     def held(value: T) -> None:

@@ -321,6 +321,10 @@ def test_a_pass_whose_facts_nobody_gives_is_refused():
         assert_promise(program("mlp"), InsertMasks())
 
 
+def unmask_first(source: Program) -> Program:
+    return fxprune.unmask(source, "0.weight")
+
+
 @rule("relu(x)", name="keeps-relu")
 def keeps_relu(rw: Any, node: Any, x: Any) -> Refusal:
     return Refusal("relu is wanted", node)
@@ -331,7 +335,7 @@ def test_refusals_are_found_by_reason_and_node():
     assert_refuses(source, keeps_relu, "relu is wanted", "relu")
     assert_refuses(source, [keeps_relu], "relu is wanted")
     assert_refuses(source, planted.RefusesAll(), "it takes nothing")
-    assert_refuses(source, lambda p: fxprune.unmask(p, "0.weight"), "0.weight")
+    assert_refuses(source, unmask_first, "0.weight")
 
 
 @pytest.mark.parametrize(

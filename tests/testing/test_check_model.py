@@ -30,7 +30,8 @@ ALL = {"capture", "prune", "functional", "unchanged"} | {
 def test_small_models_pass_every_check(name: str):
     found = check_model(model(name), inputs(name), max_examples=7)
     assert found.subject == type(model(name)).__name__
-    assert set(found.checks) == ALL
+    # One layer that is called twice has no channels to cut.
+    assert set(found.checks) == (ALL - {"shrink"} if name == "twice" else ALL)
     # Each of the five methods was drawn.
     assert found.checks["parity"] + sum(k.startswith("prune") for k in found.refused) >= 5
 
@@ -78,7 +79,7 @@ def test_what_fxprune_refuses_is_reported_and_no_failure():
 def regional() -> tuple[nn.Module, Tensor]:
     """A model whose control flow depends on values."""
     torch.manual_seed(0)
-    return RootBranch(), torch.randn(4, 6)
+    return RootBranch(), torch.randn(4, 3)
 
 
 def test_a_model_that_cannot_be_captured_raises():
@@ -158,8 +159,10 @@ def test_a_capture_that_differs_is_told(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_wrong_functional_call_is_told_with_the_calls(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fxprune.functional.identity", lambda module, name: module)
+    for checks in ("CHECKS", "COUPLED", "EXPORTS"):
+        monkeypatch.setattr(f"fxprune.testing.check_models.{checks}", ())
     with pytest.raises(DifferenceError) as caught:
-        check_model(model("linear"), inputs("linear"), max_examples=700)
+        check_model(model("linear"), inputs("linear"), max_examples=140)
     message = str(caught.value)
     assert message.startswith("the model fails the check 'functional': after call 1")
     assert "\ncalls = (Call('identity', ('weight',)),)\n" in message
@@ -168,11 +171,11 @@ def test_a_wrong_functional_call_is_told_with_the_calls(monkeypatch: pytest.Monk
 def test_a_model_that_the_checks_change_is_told(monkeypatch: pytest.MonkeyPatch):
     source = Modes()
 
-    def change(program: Program) -> None:
+    def change(*_: Any) -> None:
         with torch.no_grad():
             source.head.bias.add_(1)
 
-    monkeypatch.setattr("fxprune.testing.check_models._check_drawn", lambda *_: change(source))
+    monkeypatch.setattr("fxprune.testing.check_models._check_drawn", change)
     with pytest.raises(DifferenceError, match=r"changed the model: 'head\.bias', entry \(0,\)"):
         check_model(source, torch.randn(4, 3))
 
