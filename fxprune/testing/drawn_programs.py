@@ -86,7 +86,9 @@ def programs(
 
     Example:
         >>> from hypothesis import find
-        >>> program = find(programs(masked=True), lambda program: len(program.masks) == 1)
+        >>> small = architectures(max_layers=1, shapes=["features"])
+        >>> drawn = programs(networks=small, masked=True)
+        >>> program = find(drawn, lambda program: len(program.masks) == 1)
         >>> list(program.masks)
         ['layers.0.weight']
     """
