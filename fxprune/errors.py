@@ -11,6 +11,7 @@ __all__ = [
     "FxpruneError",
     "InputError",
     "InvariantError",
+    "MissingError",
     "MissingParameterError",
     "NormError",
     "NotPrunedError",
@@ -99,3 +100,7 @@ class StateError(InvariantError):
 
 class FormatError(FxpruneError, ValueError):
     """A file cannot be read or written in the format asked for."""
+
+
+class MissingError(FxpruneError, ImportError):
+    """A package that a part of fxprune needs is not installed."""

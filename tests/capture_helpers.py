@@ -14,8 +14,8 @@ from torch.nn.utils import prune as torch_prune
 
 import fxprune
 from fxprune.program import Program
-from tests.comparing import difference
-from tests.parity.oracle import Oracle
+from fxprune.testing.comparing import difference
+from fxprune.testing.oracle import Oracle
 from tests.zoo import ZOO, Case
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune import tensors
 from fxprune.facts import (
     Cut,
     GivenMasks,
@@ -24,10 +23,11 @@ from fxprune.facts import (
     ScoreSource,
     Selection,
 )
-from fxprune.graphs import graph_text
 from fxprune.pipeline import Facts, Pass, Pipeline, Trace
 from fxprune.program import Program
 from fxprune.sites import sites_of
+from fxprune.testing.remembering import program_text as text
+from fxprune.testing.remembering import snapshot
 
 __all__ = [
     "MODELS",
@@ -179,14 +179,6 @@ class Values(ScoreSource):
 # Texts for golden files
 
 
-def text(program: Program) -> str:
-    """Write the graphs of a Program, each under its mode where there are two."""
-    graphs = {mode: graph_text(graph) for mode, graph in program.graphs.items()}
-    if len(graphs) == 1:
-        return next(iter(graphs.values()))
-    return "\n".join(f"[{mode}]\n{graph}" for mode, graph in graphs.items())
-
-
 def both_texts(before: str, after: str) -> str:
     """Write what a pass was given and what it made of it."""
     return f"{before}\n---\n{after}\n"
@@ -227,40 +219,3 @@ def _source_text(source: ScoreSource) -> str:
 def _cut_text(cut: Cut) -> str:
     at = f"threshold {cut.threshold}, {cut.quota} of the {cut.tied} at it"
     return f"{cut.count} go; {at}"
-
-
-# What must not change
-
-
-def snapshot(program: Program) -> dict[str, Any]:
-    """Take all that a failed operation must leave: bytes, keys, objects, flags and graphs."""
-    state = {k: _bytes(tensor) for k, tensor in program.state_dict().items()}
-    modules = {path: _attributes(module) for path, module in program.named_modules()}
-    return {
-        "state": list(state.items()),
-        "modules": modules,
-        "parameters": [(name, id(p)) for name, p in program.named_parameters()],
-        "text": text(program),
-        "code": program.code,
-        "names": list(program.captured.first.items()),
-        "records": program.captured.records,
-        "masks": list(tensors.masks(program)),
-        "replaced": list(program.captured.replaced),
-    }
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).tolist())
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Take a module's attributes in order, its tensors by identity, but for graphs and data."""
-    kept = {k: v for k, v in vars(module).items() if k not in ("graphs", "captured", "_graph")}
-    return {key: _told(value) for key, value in kept.items()}
-
-
-def _told(value: Any) -> Any:
-    if isinstance(value, dict):
-        return [(key, id(part)) for key, part in value.items()]
-    return copy.copy(value) if isinstance(value, set | Sequence) else value

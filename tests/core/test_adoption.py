@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 import fxprune.functional as fx_prune
+from fxprune.testing.oracle import loss_of, step_by_step
 from tests.capture_helpers import check_same, net, run, state_of
-from tests.parity.oracle import loss_of, step_by_step
 from tests.zoo import ZOO
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -22,8 +22,8 @@ from fxprune.build import Result, compile
 from fxprune.certificate import Certificate, Failure
 from fxprune.errors import AmountError, FormatError, InvariantError, RecipeError, SelectError
 from fxprune.program import Program
+from fxprune.testing.comparing import difference, is_same
 from fxprune.verify import verify
-from tests.comparing import difference, is_same
 from tests.zoo import ZOO, with_batch
 
 RULE = {"select": {"ndim": [2, 3, 4, 5]}, "method": "l1_unstructured", "amount": 0.5}

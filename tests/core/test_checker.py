@@ -13,7 +13,7 @@ import fxprune.functional as prune
 from fxprune.checker import check_invariants, check_same, observe
 from fxprune.errors import InvariantError
 from fxprune.program import Program
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.helpers import inputs, model, program, snapshot
 
 # Invariants

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fxprune
 from fxprune.program import Program
 from fxprune.saving import load, save
-from tests.comparing import difference
+from fxprune.testing.comparing import difference
 
 pytestmark = pytest.mark.slow
 

@@ -22,8 +22,8 @@ from fxprune.explaining import explain
 from fxprune.explanations import RuleExplanation
 from fxprune.planning import plan
 from fxprune.program import Program
+from fxprune.testing.comparing import is_same
 from fxprune.tracing import source_line
-from tests.comparing import is_same
 from tests.helpers import program
 from tests.zoo import ZOO
 

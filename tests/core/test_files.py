@@ -23,7 +23,7 @@ from fxprune import exporting
 from fxprune.errors import FormatError, FxpruneError, PassTypeError
 from fxprune.files import export, read_weights, replacing, replacing_folder, write_text
 from fxprune.program import Program
-from tests.comparing import difference, is_same
+from fxprune.testing.comparing import difference, is_same
 from tests.zoo import ZOO, with_batch
 
 MODELS = ["lenet", "stochastic_depth", "aux_head", "lstm", "kwargs_dict", "tied_embedding"]

@@ -15,7 +15,7 @@ from torch import nn
 import fxprune
 import fxprune.functional as prune
 from fxprune.errors import MissingParameterError, NotPrunedError, PassTypeError
-from tests.comparing import difference
+from fxprune.testing.comparing import difference
 from tests.helpers import model, program, snapshot
 
 # Names and signatures

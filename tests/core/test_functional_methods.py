@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxprune.functional as prune
 from fxprune.errors import PassError, PassTypeError
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.helpers import program
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -13,7 +13,7 @@ from torch import Tensor
 import fxprune
 import fxprune.functional as prune
 from fxprune.errors import DimError, PassTypeError, ShapeError
-from tests.comparing import difference, is_same
+from fxprune.testing.comparing import difference, is_same
 from tests.helpers import inputs, model, program, snapshot
 
 

@@ -34,10 +34,10 @@ from fxprune.errors import (
 from fxprune.planning import Plan, plan
 from fxprune.program import Program
 from fxprune.reports import Report, report
-from tests.architecture import Arch, build
-from tests.comparing import is_same
+from fxprune.testing.architecture import Arch, build
+from fxprune.testing.comparing import is_same
+from fxprune.testing.drawn_networks import architectures
 from tests.helpers import program
-from tests.strategies import archs
 from tests.zoo import ZOO
 
 WEIGHTS: dict[str, Any] = {"param": "weight", "ndim": [2, 3, 4, 5]}
@@ -111,7 +111,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(max_examples=15)
-@given(archs(max_layers=3), st.lists(recipes(), min_size=4, max_size=4))
+@given(architectures(max_layers=3), st.lists(recipes(), min_size=4, max_size=4))
 def test_the_plan_is_what_prune_does(arch: Arch, several: list[dict[str, Any]]) -> None:
     model, args, kwargs = build(arch)
     captured = fxprune.capture(model, args, kwargs)

@@ -34,11 +34,11 @@ from fxprune.open_inputs import OpenSpec
 from fxprune.program import Captured, Program
 from fxprune.saved_document import SavedInput, SavedInputs, SavedPass, SavedRecord, SavedSite
 from fxprune.saving import load, save
-from tests.architecture import Arch, build
+from fxprune.testing.architecture import Arch, build
+from fxprune.testing.drawn_networks import architectures
+from fxprune.testing.oracle import loss_of, step_by_step
 from tests.capture_helpers import captured, check_same, masked, net, run, state_of, written
 from tests.core.test_source_code import imported
-from tests.parity.oracle import loss_of, step_by_step
-from tests.strategies import archs
 from tests.zoo import ZOO, with_batch
 
 FORMS: dict[str, Callable[[Program], Program]] = {
@@ -157,7 +157,7 @@ def test_weights_of_a_loaded_and_finalized_program_load_strictly_into_the_source
 
 
 @pytest.mark.slow
-@given(arch=archs(max_layers=4))
+@given(arch=architectures(max_layers=4))
 @settings(max_examples=15)
 def test_any_drawn_program_is_the_same_after_a_load(arch: Arch) -> None:
     model, args, kwargs = build(arch)

@@ -19,7 +19,7 @@ from fxprune.program import Program
 from fxprune.saving import load, save
 from fxprune.shrink_record import AxisMap, ShrinkRecord, joined_record
 from fxprune.surgery import Surgery
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.shrink_checks import BOUND, cuts, gap, shrunk
 
 

@@ -11,11 +11,13 @@ import torch
 from hypothesis import HealthCheck, Phase, find, given, settings
 from torch.nn.utils import prune
 
-from tests import layers
-from tests.architecture import Arch, build
-from tests.calls import KINDS, STRUCTURED, Call, methods_of
-from tests.layers import Layer
-from tests.strategies import SHAPES, Case, archs, calls, canonical, cases
+from fxprune.testing import layers
+from fxprune.testing.architecture import Arch, build
+from fxprune.testing.calls import KINDS, STRUCTURED, Call, methods_of
+from fxprune.testing.drawn_calls import pruning_sequences
+from fxprune.testing.drawn_networks import SHAPES, architectures
+from fxprune.testing.layers import Layer
+from tests.cases import Case, canonical, cases
 from tests.zoo import with_batch
 
 # Always the same examples, none of them shrunk.
@@ -161,7 +163,7 @@ def test_each_kind_of_sequence_is_reached(region: str) -> None:
     assert any(map(CASES[region], sample()))
 
 
-@given(archs())
+@given(architectures(non_finite=True))
 def test_every_model_runs_and_is_the_same_each_time(arch: Arch) -> None:
     first, second = build(arch), build(arch)
     for batch in (3, 2):
@@ -174,7 +176,7 @@ def test_every_model_runs_and_is_the_same_each_time(arch: Arch) -> None:
             torch.testing.assert_close(*results, rtol=0, atol=0, equal_nan=True)
 
 
-@given(archs())
+@given(architectures(non_finite=True))
 def test_models_are_tiny(arch: Arch) -> None:
     assert len(list(build(arch).model.modules())) < 30
     assert sum(p.numel() for p in build(arch).model.parameters()) < 10_000
@@ -199,10 +201,11 @@ def test_a_case_prints_as_what_makes_it(case: Case) -> None:
 
 
 def test_calls_shrink_to_one_plain_call() -> None:
-    arch = find(archs(), lambda _: True)
+    arch = find(architectures(), lambda _: True)
     assert arch == Arch("features", 1, (layers.Linear(1, False),))
     call = find(
-        calls(canonical(arch)), lambda drawn: any(c.kind == "l1_unstructured" for c in drawn)
+        pruning_sequences(canonical(arch)),
+        lambda drawn: any(c.kind == "l1_unstructured" for c in drawn),
     )
     assert call == (Call("l1_unstructured", ("layers.0.weight",)),)
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import fxprune
+from fxprune.testing.oracle import loss_of
 from tests.capture_helpers import captured, check_same, masked, oracle_of, state_of
-from tests.parity.oracle import loss_of
 from tests.zoo import ZOO
 
 Optimizers = Callable[[Any], torch.optim.Optimizer]

@@ -20,7 +20,7 @@ from fxprune import running, transaction
 from fxprune.errors import AmountError, InvariantError
 from fxprune.program import Program
 from fxprune.rewriter import Rewriter
-from tests.comparing import difference, is_same
+from fxprune.testing.comparing import difference, is_same
 from tests.helpers import inputs, model, program, snapshot, text
 
 Operation = Callable[[Program], Any]

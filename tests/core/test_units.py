@@ -14,8 +14,8 @@ import fxprune.functional as prune
 from fxprune.errors import DimError, PassError, PassTypeError, ShapeError
 from fxprune.facts import Importance, ParamSite
 from fxprune.program import Program
+from fxprune.testing.comparing import is_same
 from fxprune.units import Entries, check_channels, living_channels, masked_value, raw_value
-from tests.comparing import is_same
 from tests.helpers import program, selection
 
 Value = Callable[[Program, ParamSite, Importance], torch.Tensor]

@@ -18,8 +18,8 @@ from fxprune.certificate import Certificate, Failure
 from fxprune.differences import Holder, largest_gap
 from fxprune.errors import InputError, PassError, PassTypeError
 from fxprune.program import Program
+from fxprune.testing.comparing import is_same
 from fxprune.verify import verify
-from tests.comparing import is_same
 from tests.zoo import ZOO
 
 MODELS = ["residual_cnn", "stochastic_depth", "aux_head", "transformer_encoder", "kwargs_dict"]

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.program import Program
+from fxprune.testing.oracle import Oracle, loss_of, step_by_step
 from tests.capture_helpers import (
     captured,
     check_same,
@@ -24,7 +25,6 @@ from tests.capture_helpers import (
     state_of,
     written,
 )
-from tests.parity.oracle import Oracle, loss_of, step_by_step
 from tests.zoo import ZOO, with_batch
 
 BATCHES = (4, 1, 7)

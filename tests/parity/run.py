@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.parity.check import DifferenceError, check_sequence
-from tests.strategies import Case, sequences
+from fxprune.testing.comparing import DifferenceError
+from fxprune.testing.parity import check_sequence
+from tests.cases import Case, sequences
 
 # Sequences on one architecture: they share its capture, which takes longer than they do.
 SHARED = 5

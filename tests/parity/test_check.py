@@ -10,12 +10,13 @@ import torch
 
 import fxprune.functional as fx_prune
 from fxprune import Program
-from tests.architecture import Arch
-from tests.calls import Call
-from tests.layers import Activation, Dropout, Linear, Norm
-from tests.parity.check import DifferenceError, check_sequence
+from fxprune.testing.architecture import Arch
+from fxprune.testing.calls import Call
+from fxprune.testing.comparing import DifferenceError
+from fxprune.testing.layers import Activation, Dropout, Linear, Norm
+from fxprune.testing.parity import check_sequence
+from tests.cases import Case
 from tests.parity.run import failure_of, main
-from tests.strategies import Case
 
 ARCH = Arch("features", 4, (Linear(6), Activation("relu"), Norm("batch"), Dropout(0.2), Linear(2)))
 FIRST, LAST = "layers.0.weight", "layers.4.weight"

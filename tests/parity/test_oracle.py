@@ -10,11 +10,11 @@ from hypothesis import given
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
-from tests.architecture import build
-from tests.calls import Call
-from tests.comparing import is_same
-from tests.parity.oracle import Oracle, kept_buffers
-from tests.strategies import Case, cases
+from fxprune.testing.architecture import build
+from fxprune.testing.calls import Call
+from fxprune.testing.comparing import is_same
+from fxprune.testing.oracle import Oracle, kept_buffers
+from tests.cases import Case, cases
 from tests.zoo import ZOO
 
 

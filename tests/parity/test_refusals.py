@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fxprune
 import fxprune.functional as fx_prune
-from tests.comparing import difference
+from fxprune.testing.comparing import difference
 
 At = Callable[[str], tuple[Any, str]]
 """From a full parameter name to the (module, name) pair that a library wants."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from tests.parity.check import check_sequence
-from tests.strategies import Case, cases
+from fxprune.testing.parity import check_sequence
+from tests.cases import Case, cases
 
 
 @given(cases())

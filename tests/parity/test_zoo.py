@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fxprune
-from tests.calls import Call
-from tests.parity.check import check_calls
-from tests.parity.oracle import Oracle
-from tests.strategies import calls
+from fxprune.testing.calls import Call
+from fxprune.testing.drawn_calls import pruning_sequences
+from fxprune.testing.oracle import Oracle
+from fxprune.testing.parity import assert_parity
 from tests.zoo import ZOO
 
 
@@ -56,12 +56,12 @@ def captured(name: str) -> fxprune.Program:
 @pytest.mark.parametrize("name", ZOO)
 def test_every_method_on_a_named_model_is_torchs(name: str) -> None:
     model, args, kwargs = ZOO[name]()
-    check_calls(captured(name), model, args, kwargs, every_method(Oracle(model)))
+    assert_parity(model, every_method(Oracle(model)), args, kwargs, program=source(name))
 
 
 @given(st.data())
 def test_any_calls_on_a_named_model_are_torchs(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(ZOO)))
     model, args, kwargs = ZOO[name]()
-    drawn = data.draw(calls(dict(model.named_parameters())))
-    check_calls(captured(name), model, args, kwargs, drawn)
+    drawn = data.draw(pruning_sequences(dict(model.named_parameters())))
+    assert_parity(model, drawn, args, kwargs, program=source(name))

@@ -10,7 +10,7 @@ import fxprune.functional as prune
 from fxprune.facts import Cut, NewMasks, Ranking, Scores, ScoreSource
 from fxprune.program import Program
 from fxprune.registry import create
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
 from tests.helpers import Values, both_texts, facts_text, program, run, selection, text
 

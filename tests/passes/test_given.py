@@ -16,7 +16,7 @@ from fxprune.facts import GivenMasks, NewMasks
 from fxprune.passes.given import read_masks
 from fxprune.program import Program
 from fxprune.registry import create
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
 from tests.helpers import both_texts, facts_text, program, run, selection, text
 

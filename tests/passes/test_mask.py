@@ -18,7 +18,7 @@ from fxprune.pattern import Refusal
 from fxprune.program import Program
 from fxprune.registry import create
 from fxprune.rewriter import Rewriter
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
 from tests.helpers import both_texts, inputs, model, program, run, snapshot, source_of, text
 

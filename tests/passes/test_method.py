@@ -15,7 +15,7 @@ from fxprune.errors import PassError, PassTypeError
 from fxprune.facts import Importance, Methods, NewMasks
 from fxprune.program import Program
 from fxprune.registry import create
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
 from tests.helpers import both_texts, facts_text, program, run, selection, source_of, text
 

@@ -13,7 +13,7 @@ from fxprune.errors import DimError, NormError, PassError, ShapeError
 from fxprune.facts import Importance, Scores
 from fxprune.program import Program
 from fxprune.registry import create
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
 from tests.helpers import both_texts, facts_text, program, run, selection, text
 

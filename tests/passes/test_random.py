@@ -17,7 +17,7 @@ from fxprune.errors import AmountError, DimError, PassError
 from fxprune.facts import Scores, ScoreSource
 from fxprune.program import Program
 from fxprune.registry import create
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
 from tests.helpers import both_texts, program, run, selection, text
 

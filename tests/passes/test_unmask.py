@@ -10,7 +10,7 @@ import fxprune.functional as prune
 from fxprune.errors import NotPrunedError
 from fxprune.program import Program
 from fxprune.registry import create
-from tests.comparing import is_same
+from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
 from tests.helpers import both_texts, inputs, model, program, run, snapshot, source_of, text
 

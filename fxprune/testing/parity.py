@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.utils.prune as torch_prune
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-import fxprune
 import fxprune.functional as fx_prune
-from tests.architecture import Arch, build
-from tests.calls import Call, methods_of, perform
-from tests.comparing import difference
-from tests.parity.oracle import Oracle, loss_of, step_by_step
-from tests.zoo import with_batch
+from fxprune.compiler import RecipeLike, capture, finalize, prune
+from fxprune.plans import recipe_of
+from fxprune.program import Program
+from fxprune.recipe import Recipe
+from fxprune.testing.architecture import Arch, build
+from fxprune.testing.calls import Call, methods_of, perform
+from fxprune.testing.comparing import DifferenceError, difference
+from fxprune.testing.drawn_programs import captured
+from fxprune.testing.oracle import Oracle, loss_of, step_by_step
+from fxprune.testing.ties import assert_alike_but_for_ties
+from fxprune.testing.torch_calls import calls_of, with_torchs_ties
+from fxprune.transaction import copied
 
-__all__ = ["DifferenceError", "check_calls", "check_sequence"]
+__all__ = ["assert_parity", "check_sequence"]
 
 OTHER_BATCH = 2
+_SEED = 1  # of the global generator before a recipe
 # What torch raises, the narrower kinds first; an error of fxprune must be of the same kind.
 REFUSALS = (
     AssertionError,
@@ -34,50 +41,61 @@ REFUSALS = (
 )
 
 
-class DifferenceError(AssertionError):
-    """The Program and the oracle differ."""
-
-
-@lru_cache(maxsize=64)
-def _captured(arch: Arch) -> fxprune.Program:
-    """Capture once per architecture: that takes far longer than the pruning."""
-    model, args, kwargs = build(arch)
-    return fxprune.capture(model, args, kwargs)
-
-
 def check_sequence(arch: Arch, calls: tuple[Call, ...]) -> None:
-    """Prune an architecture's model both ways; see `check_calls`."""
+    """Prune an architecture's model both ways; see `assert_parity`."""
     model, args, kwargs = build(arch)
-    check_calls(copy.deepcopy(_captured(arch)), model, args, kwargs, calls)
+    assert_parity(model, calls, args, kwargs, program=captured(arch))
 
 
-def check_calls(
-    program: fxprune.Program,
+def assert_parity(
     model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    calls: tuple[Call, ...],
+    what: RecipeLike | Sequence[Call],
+    args: tuple[Any, ...] | Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    program: Program | None = None,
+    batch: Any = 0,
 ) -> None:
-    """Do each call on a Program and on torch's hooked model, and compare all that can be seen.
+    """Prune a Program and, by torch.nn.utils.prune, its model; all that can be seen is equal.
 
-    After each call: what was raised, the generator, masks, keys and bits of the state dict, and
-    the forward in both modes. At the end: another batch, the state dict both ways, gradients and
-    parameters over three optimizer steps, the finalized Program, and `remove` of every mask.
+    Compared bit for bit after each call, or after the recipe: what was raised, the generator,
+    masks, keys and values of the state dict, and the forward in both modes. At the end: another
+    batch, the state dict both ways, gradients and parameters over three optimizer steps, the
+    finalized Program, and `remove` of every mask. A recipe is run with `ties = "torch"`, and where
+    it asks for other ties, the count and the magnitudes that are pruned are compared as well.
 
     Args:
-        program: captured from `model`; edited.
-        model: the source; left as it is.
+        model: the source; not changed.
+        what: a recipe, or a sequence of `Call`.
         args: positional inputs.
         kwargs: keyword inputs.
-        calls: what to do, in order.
+        program: captured from `model`, to save the time; not changed.
+        batch: the batch dimension, as `fxprune.capture` takes it.
 
     Raises:
-        DifferenceError: says after which call what differs.
+        DifferenceError: an AssertionError that says what differs first, and by which values.
+        PassError: torch.nn.utils.prune has no counterpart of a rule.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> rule = {"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}
+        >>> assert_parity(model, {"rule": [rule]}, torch.randn(3, 3))
+        >>> assert_parity(model, [Call("remove", ("0.bias",))], torch.randn(3, 3))
     """
-    pair = _Pair(program, Oracle(model), args, kwargs)
-    for number, call in enumerate(calls):
-        pair.where = f"after call {number + 1}, {call}"
-        pair.step(call)
+    given = (args,) if isinstance(args, Tensor) else tuple(args)
+    keywords = dict(kwargs or {})
+    if program is None:
+        program = capture(model, given, keywords, batch=batch)
+    pair = _Pair(copied(program), Oracle(model), given, keywords)
+    if isinstance(what, Sequence) and not isinstance(what, str):
+        for number, call in enumerate(what):
+            pair.where = f"after call {number + 1}, {call}"
+            pair.step(call)
+    else:
+        recipe = recipe_of(what)
+        pair.where = "after the recipe"
+        pair.follow(recipe, list(calls_of(program, recipe)))
+        assert_alike_but_for_ties(program, recipe, pair.program)
     pair.where = "at the end"
     pair.finish(list(model.state_dict()))
 
@@ -85,9 +103,7 @@ def check_calls(
 class _Pair:
     """A Program and its oracle, which are led through the same calls."""
 
-    def __init__(
-        self, program: fxprune.Program, oracle: Oracle, args: Any, kwargs: dict[str, Any]
-    ) -> None:
+    def __init__(self, program: Program, oracle: Oracle, args: Any, kwargs: dict[str, Any]) -> None:
         self.program = program
         self.oracle = oracle
         self.args, self.kwargs = args, kwargs
@@ -108,17 +124,45 @@ class _Pair:
         self.same_refusal(ours, refused)
         # once a tied weight is masked, its keys differ from torch's for good
         self.keys_agree = self.keys_agree and self.oracle.keys_agree
-        self.same("masks", dict(self.program.masks), self.oracle.masks())
-        self.same_state("state dict")
+        self.same_masks_and_state()
         if refused is None:
             self.same("generator", torch.get_rng_state(), torchs)
             self.same_forwards("forward", self.args, self.kwargs)
+
+    def follow(self, recipe: Recipe, steps: Sequence[tuple[int | None, tuple[Call, ...]]]) -> None:
+        """Prune by a recipe, and the oracle by the calls that it stands for."""
+        torch.manual_seed(_SEED)
+        refused: Exception | None = None
+        for seed, calls in steps:
+            with torch.random.fork_rng(devices=[], enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                for call in calls:
+                    refused = refused or self.oracle.apply(call)
+        torchs = torch.get_rng_state()
+        torch.manual_seed(_SEED)
+        ours: Exception | None = None
+        try:
+            prune(self.program, with_torchs_ties(recipe), inplace=True)
+        except Exception as error:  # noqa: BLE001 - every kind of refusal is an answer here
+            ours = error
+        self.same_refusal(ours, refused)
+        self.keys_agree = self.oracle.keys_agree
+        if refused is None:
+            self.same_masks_and_state()
+            self.same("generator", torch.get_rng_state(), torchs)
+            self.same_forwards("forward", self.args, self.kwargs)
+
+    def same_masks_and_state(self) -> None:
+        self.same("masks", dict(self.program.masks), self.oracle.masks())
+        self.same_state("state dict")
 
     def apply(self, call: Call) -> Exception | None:
         owners = {name: (self.program, name) for name in call.names}
         weights = {name: self.program.parameter(name) for name in call.names}
         # torch's own classes are taken too: every other call gives them
-        library = torch_prune if call.kind == "global_unstructured" and call.seed % 2 else fx_prune
+        given = call.kind == "global_unstructured" and (call.seed or 0) % 2
+        library = torch_prune if given else fx_prune
         try:
             perform(call, fx_prune, owners, weights, methods_of(library))
         except Exception as error:  # noqa: BLE001 - every kind of refusal is an answer here
@@ -157,13 +201,23 @@ class _Pair:
     # The end
 
     def finish(self, keys: list[str]) -> None:
-        args, kwargs = with_batch(self.args, self.kwargs, OTHER_BATCH)
-        self.same_forwards(f"forward at batch {OTHER_BATCH}", args, kwargs)
+        self.other_batch()
         if self.keys_agree:
             self.exchange()
         self.train()
         self.finalize(keys)
         self.remove()
+
+    def other_batch(self) -> None:
+        """Run on a drawn input of another batch, if the model takes that."""
+        if not self.program.captured.inputs.drawable:
+            return
+        args, kwargs = self.program.example(batch=OTHER_BATCH, seed=_SEED)
+        try:
+            self.oracle.forward(args, kwargs, train=False)
+        except Exception:  # noqa: BLE001 - what a model says of values that it was not made for
+            return
+        self.same_forwards(f"forward at batch {OTHER_BATCH}", args, kwargs)
 
     def exchange(self) -> None:
         """Load each one's state dict into the other after its parameters were changed."""
@@ -180,6 +234,9 @@ class _Pair:
         self.same_forwards("forward with torch's copy of the state", self.args, self.kwargs)
 
     def train(self) -> None:
+        outputs = pytree.tree_leaves(self.program.eval()(*self.args, **self.kwargs))
+        if not any(isinstance(x, Tensor) and x.requires_grad for x in outputs):
+            return
         program = self.program.train()
 
         def forward() -> Any:
@@ -199,7 +256,7 @@ class _Pair:
         return {name: _read(self.program, name) for name in self.oracle.names}
 
     def finalize(self, keys: list[str]) -> None:
-        final = fxprune.finalize(self.program)
+        final = finalize(self.program)
         buffers = dict(self.oracle.hooked.named_buffers(remove_duplicate=False))
         values = {**buffers, **self.oracle.weights()}
         self.same("keys after finalize", list(final.state_dict()), keys)
@@ -215,7 +272,7 @@ class _Pair:
         self.same("weights after remove", self.values(), self.oracle.weights())
 
 
-def _read(program: fxprune.Program, name: str) -> Any:
+def _read(program: Program, name: str) -> Any:
     path, _, attribute = name.rpartition(".")
     return getattr(program.get_submodule(path), attribute)
 

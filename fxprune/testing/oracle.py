@@ -21,7 +21,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
-from tests.calls import Call, methods_of, perform
+from fxprune.testing.calls import Call, methods_of, perform
 
 __all__ = ["Oracle", "Step", "kept_buffers", "loss_of", "step_by_step"]
 
@@ -32,7 +32,8 @@ Step = dict[str, Tensor | None]
 
 def loss_of(output: Any) -> Tensor:
     """A scalar to which every floating output contributes, each with a weight of its own."""
-    leaves = [x.double() for x in pytree.tree_leaves(output) if x.is_floating_point()]
+    tensors = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
+    leaves = [x.double() for x in tensors if x.is_floating_point()]
     terms = [(x**2).mean() * (i + 1) + x.mean() for i, x in enumerate(leaves)]
     return torch.stack(terms).sum()
 

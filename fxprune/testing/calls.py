@@ -84,7 +84,7 @@ class Call:
         method: for `global_unstructured` and `own_method`: a key of `methods_of`.
         n: norm of `ln_structured`.
         dim: channel dimension of structured kinds.
-        seed: given to `torch.manual_seed` before the call.
+        seed: given to `torch.manual_seed` before the call; None: the generator goes on.
         scores_seed: draw importance scores from this seed; None: the weights are the scores.
         mask_seed: draw the mask of `custom_from_mask` from this seed.
         keep: share of ones in that mask.
@@ -98,7 +98,7 @@ class Call:
     method: str = "l1"
     n: int | float | str = 2
     dim: int = 0
-    seed: int = 0
+    seed: int | None = 0
     scores_seed: int | None = None
     mask_seed: int = 0
     keep: float = 0.5
@@ -127,6 +127,7 @@ class Call:
         return kept * drawn.to(weight.dtype) if self.soft else kept
 
     def shape_for(self, weight: Tensor) -> tuple[int, ...]:
+        """Return the shape of a mask or of scores for a parameter."""
         return (*weight.shape, 2) if self.misshapen else tuple(weight.shape)
 
     def method_arguments(self) -> dict[str, Any]:
@@ -156,7 +157,8 @@ def perform(
         methods: see `methods_of`.
     """
     scores = call.scores(weights)
-    torch.manual_seed(call.seed)
+    if call.seed is not None:
+        torch.manual_seed(call.seed)
     if call.kind == "global_unstructured":
         pairs = [owners[name] for name in call.names]
         by_pair = None if scores is None else {owners[k]: v for k, v in scores.items()}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tests.layers import SPATIAL, Layer
+from fxprune.testing.layers import SPATIAL, Layer
 
 __all__ = ["Arch", "Built", "build"]
 
@@ -69,6 +69,7 @@ class Network(nn.Module):
             self.output.weight = self.embedding.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the embedding, the layers and the output, as far as there are any."""
         if self.embedding is not None:
             x = self.embedding(x)
         for layer in self.layers:
@@ -86,6 +87,7 @@ class Named(nn.Module):
     def forward(
         self, *, x: Tensor, gate: Tensor | None = None, shift: Tensor | None = None
     ) -> dict[str, Tensor]:
+        """Run the network, scaled and shifted by row."""
         y = self.network(x)
         per_row = (-1, *[1] * (y.ndim - 1))
         if gate is not None:

@@ -1,0 +1,68 @@
+"""Test your own pass or model with what fxprune is tested with; needs the extra `testing`.
+
+`check_pass` and `check_model` run everything there is and shrink what fails; the strategies and the
+assertions are for tests of your own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from fxprune.errors import MissingError
+
+if importlib.util.find_spec("hypothesis") is None:
+    raise MissingError(
+        "fxprune.testing draws with hypothesis, which is not installed; run "
+        '`pip install "fxprune[testing]"`'
+    )
+
+from fxprune.testing.architecture import Arch, build
+from fxprune.testing.assertions import assert_close, assert_same
+from fxprune.testing.calls import Call
+from fxprune.testing.check_models import check_model
+from fxprune.testing.check_passes import check_pass
+from fxprune.testing.checked import Checked
+from fxprune.testing.comparing import DifferenceError
+from fxprune.testing.drawn_calls import pruning_sequences
+from fxprune.testing.drawn_networks import architectures
+from fxprune.testing.drawn_programs import calibrations, programs
+from fxprune.testing.drawn_recipes import recipes
+from fxprune.testing.drawn_tensors import tied_tensors
+from fxprune.testing.parity import assert_parity
+from fxprune.testing.pass_assertions import (
+    assert_frozen,
+    assert_idempotent,
+    assert_promise,
+    assert_pure,
+    assert_refuses,
+    assert_transactional,
+)
+from fxprune.testing.score_assertions import assert_scores
+from fxprune.testing.writing_code import network_code
+
+__all__ = [
+    "Arch",
+    "Call",
+    "Checked",
+    "DifferenceError",
+    "architectures",
+    "assert_close",
+    "assert_frozen",
+    "assert_idempotent",
+    "assert_parity",
+    "assert_promise",
+    "assert_pure",
+    "assert_refuses",
+    "assert_same",
+    "assert_scores",
+    "assert_transactional",
+    "build",
+    "calibrations",
+    "check_model",
+    "check_pass",
+    "network_code",
+    "programs",
+    "pruning_sequences",
+    "recipes",
+    "tied_tensors",
+]

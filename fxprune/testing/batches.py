@@ -1,0 +1,42 @@
+"""Inputs of another batch, like those that are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["with_batch"]
+
+
+def _redrawn(x: Tensor, n: int) -> Tensor:
+    """Draw a tensor with `n` rows between the smallest and the largest value of `x`."""
+    shape = (n, *x.shape[1:])
+    if x.dtype is torch.bool:
+        return torch.rand(shape) < 0.5
+    if not x.dtype.is_floating_point:
+        return torch.randint(int(x.min()), int(x.max()) + 1, shape, dtype=x.dtype)
+    low, high = x.min().item(), x.max().item()
+    return (torch.rand(shape, dtype=x.dtype) * (high - low) + low).to(x.dtype)
+
+
+def with_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any], n: int, seed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Draw inputs of batch `n` with the shapes, dtypes and ranges of the given ones.
+
+    Args:
+        args: positional inputs; every tensor in them has the batch as dimension 0.
+        kwargs: keyword inputs, likewise.
+        n: rows to draw.
+        seed: of the draw; the global generator is left alone.
+    """
+
+    def draw(x: Any) -> Any:
+        return _redrawn(x, n) if isinstance(x, Tensor) and x.ndim else x
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return pytree.tree_map(draw, args), pytree.tree_map(draw, kwargs)

@@ -1,0 +1,199 @@
+"""`check_pass`: a pass is put to every test, on drawn networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from fxprune.errors import FxpruneError, InvariantError
+from fxprune.facts import Scores
+from fxprune.pipeline import Pass, Rewrite
+from fxprune.program import Program
+from fxprune.testing.architecture import Arch
+from fxprune.testing.checked import Checked, Tally
+from fxprune.testing.comparing import DifferenceError
+from fxprune.testing.drawn_programs import Drawn, drawn
+from fxprune.testing.pass_assertions import (
+    assert_frozen,
+    assert_idempotent,
+    assert_promise,
+    assert_pure,
+    assert_transactional,
+)
+from fxprune.testing.reducing import simplest
+from fxprune.testing.score_assertions import assert_scores
+from fxprune.testing.searching import simplest_failure
+from fxprune.testing.stepping import Given, copy_and_run, instance_of
+
+__all__ = ["check_pass"]
+
+Check = Callable[[Program], None]
+
+
+def check_pass(
+    step: Pass | type[Pass],
+    *,
+    networks: st.SearchStrategy[Arch] | None = None,
+    given: Given = (),
+    random: bool = False,
+    torch_method: str | None = None,
+    max_examples: int = 40,
+    seed: int = 0,
+) -> Checked:
+    """Put a pass to every test, on drawn networks, masked and plain.
+
+    It keeps its promise and the Program's invariants, does nothing the second time, leaves a
+    Program as it was when it fails at any of its edits, changes neither the caller's tensors nor
+    the facts it was given, does the same each time, and draws from no global generator. Scores are
+    held to the contract of a `ScoreSource`, and to torch's masks where `torch_method` is given.
+
+    Args:
+        step: a pass, or its class where all options have defaults.
+        networks: what to draw from; `architectures()` by default, half of them with
+            runs of pointwise functions. A rewrite has to edit some.
+        given: facts that it needs beside a Selection of all parameters; or a function that finds
+            them of a Program.
+        random: whether it may draw from the global generators.
+        torch_method: of a score: the method of torch.nn.utils.prune whose masks it leads to;
+            by default what the pass has as `torch_method`.
+        max_examples: how many Programs to draw.
+        seed: of the draw.
+
+    Returns:
+        What was checked, how often, and what was refused.
+
+    Raises:
+        DifferenceError: an AssertionError with the simplest network found, as a script that runs.
+        PassError: the pass cannot be made, or needs facts that are not given.
+
+    Example:
+        >>> from fxprune.registry import find
+        >>> print(check_pass(find("finalize"), max_examples=5).subject)
+        finalize
+    """
+    made = instance_of(step)
+    method = torch_method or getattr(made, "torch_method", None)
+    battery = _Battery(made, given, random, method, Tally(made.name))
+    values = drawn(networks=networks)
+    found = simplest_failure(
+        values, battery.check, max_examples=max_examples, start=seed, shrink=False
+    )
+    if found is not None:
+        raise battery.failure(found.value) from found.error
+    if isinstance(made, Rewrite) and battery.tally.edits == 0:
+        why = "".join(f"\n  refused: {reason}" for reason in battery.tally.refused)
+        raise DifferenceError(
+            f"{made.name} edited none of {max_examples} drawn networks, so that nothing was "
+            f"checked; give networks= that it edits, or a larger max_examples={why}"
+        )
+    return battery.tally.checked()
+
+
+@dataclass(frozen=True)
+class _Battery:
+    step: Pass
+    given: Given
+    random: bool
+    torch_method: str | None
+    tally: Tally
+
+    def checks(self) -> Iterator[tuple[str, str, Check]]:
+        """Yield name, call as code, and function of each check."""
+        step, given = self.step, self.given
+        more = "" if given == () else ", given=given"
+
+        def call(name: str, options: str = "") -> str:
+            return f"fxprune.testing.{name}(program, {_code(step)}{options}{more})"
+
+        yield "promise", call("assert_promise"), lambda p: assert_promise(p, step, given=given)
+        option = ", random=True" if self.random else ""
+        yield (
+            "pure",
+            call("assert_pure", option),
+            lambda p: assert_pure(p, step, given=given, random=self.random),
+        )
+        yield "frozen", call("assert_frozen"), lambda p: assert_frozen(p, step, given=given)
+        if isinstance(step, Rewrite):
+            idempotent: Check = lambda p: assert_idempotent(p, step, given=given)  # noqa: E731
+            yield "idempotent", call("assert_idempotent"), idempotent
+            fails: Check = lambda p: assert_transactional(p, step, given=given)  # noqa: E731
+            yield "transactional", call("assert_transactional"), fails
+        if Scores in step.gives and Scores not in step.needs:
+            method = self.torch_method
+            option = "" if method is None else f", torch_method={method!r}"
+            scores: Check = lambda p: assert_scores(p, step, given=given, torch_method=method)  # noqa: E731
+            yield "scores", call("assert_scores", option), scores
+
+    def check(self, case: Drawn) -> None:
+        """Run all checks on one Program."""
+        program = case.program()
+        try:
+            self.tally.edits += copy_and_run(program, self.step, self.given).trace.edits
+        except InvariantError:
+            pass  # a broken promise: the check of it says more
+        except FxpruneError as error:
+            self.tally.refused[str(error)] += 1
+            return
+        for name, _, check in self.checks():
+            check(program)
+            self.tally.checks[name] += 1
+
+    def failure(self, case: Drawn) -> DifferenceError:
+        """Return the error that tells what fails, with the script that shows it."""
+        first = self.failing(case) or ("promise", "", DifferenceError("it fails now and then"))
+        alike = (first[0], type(first[2]))
+        case = simplest(case, lambda other: self.is_alike(other, alike))
+        name, call, error = self.failing(case) or first
+        shown = "" if isinstance(error, DifferenceError) else f"{type(error).__name__}: "
+        head = f"the pass {self.step.name!r} fails the check {name!r}: {shown}{error}"
+        imports = f"import fxprune\nimport fxprune.testing\n{_import(self.step)}\n"
+        script = case.code().replace("import fxprune\n", imports, 1)
+        return DifferenceError(
+            f"{head}\n\nThe simplest network that shows it:\n\n{script}\n{call}\n"
+        )
+
+    def failing(self, case: Drawn) -> tuple[str, str, Exception] | None:
+        """Return name, call and error of the first check that fails on a Program."""
+        program = case.program()
+        if self.refused(program):
+            return None
+        for name, call, check in self.checks():
+            try:
+                check(program)
+            except Exception as error:  # noqa: BLE001 - a crash is a failure like any other
+                return name, call, error
+        return None
+
+    def refused(self, program: Program) -> bool:
+        """Tell whether the pass does not take a Program."""
+        try:
+            copy_and_run(program, self.step, self.given)
+        except InvariantError:
+            return False
+        except FxpruneError:
+            return True
+        except Exception:  # noqa: BLE001 - a crash is a failure of the first check
+            return False
+        return False
+
+    def is_alike(self, case: Drawn, alike: tuple[str, type[Exception]]) -> bool:
+        """Tell whether the same check fails on another Program with the same kind of error."""
+        try:
+            found = self.failing(case)
+        except FxpruneError:  # its recipe does not fit the network any more
+            return False
+        return found is not None and (found[0], type(found[2])) == alike
+
+
+def _code(step: Pass) -> str:
+    return repr(step).rpartition("<locals>.")[2]
+
+
+def _import(step: Pass) -> str:
+    kind: Any = type(step)
+    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+        return f"# {kind.__name__} is your pass, {kind.__module__}.{kind.__qualname__}"
+    return f"from {kind.__module__} import {kind.__qualname__.partition('.')[0]}"
