@@ -13,11 +13,13 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune import tensors
-from fxprune.certificate import Certificate
+from fxprune.auditing import Auditor
+from fxprune.certificate import Certificate, Failure
 from fxprune.compiler import OnPass, RecipeLike, capture, finalize, prune, unmask
 from fxprune.errors import InvariantError
 from fxprune.exporting import check_format
 from fxprune.files import check_writable, export
+from fxprune.pipeline import Watch
 from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.recipe import Recipe
@@ -55,6 +57,7 @@ def compile(
     out: PathLike | None = None,
     allow_imports: bool = False,
     on_pass: OnPass | None = None,
+    certify: bool = True,
 ) -> Result:
     """Do all that a recipe declares: capture, prune, finalize, verify, report, export.
 
@@ -65,6 +68,9 @@ def compile(
       -0.0 or NaN;
     - the program captured from the model with the masked values written into its weights, where
       the recipe only masks.
+
+    After each pass, its graphs, tensors and keys are held to what it says it edits, and masks to
+    the scores that ranked them; the certificate has hashes and evidence by pass.
 
     A pass that the recipe names and that promises equal outputs is held to that when it runs. Where
     one promises nothing, a recipe that only masks is held to the result with its masks folded in.
@@ -80,6 +86,8 @@ def compile(
             certificate.json. None: nothing is written. All is made before any file is moved there.
         allow_imports: let the recipe import pruning methods by "package.module:Class".
         on_pass: called with the name of each step before it runs.
+        certify: whether to check. False takes about half the time, and gives a certificate that
+            says so and does not hold.
 
     Raises:
         RecipeError: the recipe is at fault.
@@ -105,21 +113,52 @@ def compile(
     dense = capture(model, args, kwargs, batch=batch)
     for name in formats:
         check_writable(dense, Path(f"model.{name}"))
-    masked = prune(dense, recipe if isinstance(recipe, Plan) else rules, on_pass=on_pass)
+    watch = Auditor(model, dense) if certify else Watch()
+    what = recipe if isinstance(recipe, Plan) else rules
+    masked = prune(dense, what, on_pass=on_pass, watch=watch)
     program = masked
     if rules.finalize is not None:
-        program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass)
-    tell("verify")
+        program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass, watch=watch)
+    certificate = UNCHECKED
+    if isinstance(watch, Auditor):
+        tell("verify")
+        oracle = _oracle(rules, dense, masked)
+        certificate = _certified(program, oracle, _given(args, kwargs), watch, rules)
+    tell("report")
+    result = Result(program, replace(report(program), certificate=certificate), certificate)
+    return result if out is None else _written(result, Path(out), formats, tell)
+
+
+def _given(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return what `verify` takes: None for both where the caller gave no input."""
     takes_none = isinstance(args, tuple) and not args and not kwargs
-    given = (None, None) if takes_none else (args, kwargs)
-    certificate = verify(program, _oracle(rules, dense, masked), *given)
+    return (None, None) if takes_none else (args, kwargs)
+
+
+UNCHECKED = Certificate(
+    "nothing", 0.0, 0, 0, (), 0.0, (Failure("every", "every input", None, None, "not checked"),)
+)
+# Above this many parameters one input of each mode is drawn, beside the given one: what running
+# costs grows with them, and what a compile costs beside hardly does.
+_LARGE = 4_000_000
+
+
+def _certified(
+    program: Program, oracle: Program, given: tuple[Any, Any], watch: Auditor, rules: Recipe
+) -> Certificate:
+    """Hold the result to its oracle, and return the certificate with the evidence of all passes.
+
+    Raises:
+        InvariantError: they differ, or a tensor was written to behind torch's back.
+    """
+    large = sum(p.numel() for p in program.parameters()) > _LARGE
+    certificate = verify(program, oracle, *given, trials=1 if large else 3)
     if not certificate:
         raise InvariantError(
             f"the compiled program breaks its promise and was not written: {certificate}"
         )
-    tell("report")
-    result = Result(program, report(program), certificate)
-    return result if out is None else _written(result, Path(out), formats, tell)
+    watch.end(program)
+    return replace(certificate, passes=tuple(watch.evidence), recipe=rules.to_dict())
 
 
 def _silent(step: str) -> None:

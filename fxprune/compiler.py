@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,21 +15,23 @@ from torch.nn.utils.prune import BasePruningMethod
 from fxprune import tensors
 from fxprune.adoption import adoption_notes, joined_masks
 from fxprune.errors import PassTypeError
-from fxprune.facts import GivenMasks, Importance, Methods
+from fxprune.facts import GivenMasks, Importance
 from fxprune.observing import Holder, Observer
-from fxprune.pipeline import Facts, Pipeline, Rewrite
+from fxprune.pipeline import Facts, Pipeline, Rewrite, Watch
 from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.proving import hold_same
+from fxprune.quiet import alone
 from fxprune.recipe import Finalize, Recipe, Rule
-from fxprune.records import pass_records, record_of
 from fxprune.regional import masking_everywhere
 from fxprune.registry import create
+from fxprune.running import OnPass, filled, run_stage
 from fxprune.stages import Stage, stage_of, stages_of
 from fxprune.transaction import commit, fork
 from fxprune.ways_in import enter
 
 __all__ = [
+    "OnPass",
     "RecipeLike",
     "capture",
     "edit",
@@ -41,7 +43,6 @@ __all__ = [
 ]
 
 RecipeLike = Plan | Recipe | Mapping[str, Any] | str | os.PathLike[str]
-OnPass = Callable[[str], None]
 
 
 def capture(
@@ -74,7 +75,8 @@ def capture(
     """
     if isinstance(model, Program):
         return copy.deepcopy(model)
-    program, hooked = enter(model, args, kwargs, batch)
+    with alone():
+        program, hooked = enter(model, args, kwargs, batch)
     if hooked:
         masks = joined_masks(program, hooked)
         names, given = tuple(masks), GivenMasks(masks)
@@ -82,7 +84,7 @@ def capture(
         program.captured.notes += adoption_notes(program, hooked)
         # Its own Python code reads the masks that the model came with as well.
         with masking_everywhere(program):
-            _run_stage(program, stage_of((rule,), names=names), [given], None)
+            run_stage(program, stage_of((rule,), names=names), [given], None)
     Pipeline((create("adopt"),)).run(program, Facts())
     return program
 
@@ -99,6 +101,7 @@ def prune(
     masks: Mapping[str, torch.Tensor] | None = None,
     allow_imports: bool = False,
     on_pass: OnPass | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Mask a Program by a recipe's rules, then run the passes that it names.
 
@@ -114,6 +117,7 @@ def prune(
         masks: masks for rules with the method custom_from_mask, by parameter name.
         allow_imports: let the recipe import pruning methods by "package.module:Class".
         on_pass: called with the rule's and the pass's name before each pass.
+        watch: sees the Program before and after each pass.
 
     Returns:
         The masked Program.
@@ -139,7 +143,7 @@ def prune(
     given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
     observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
     return run_stages(
-        program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer
+        program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer, watch=watch
     )
 
 
@@ -151,6 +155,7 @@ def run_stages(
     inplace: bool,
     on_pass: OnPass | None = None,
     observer: Observer | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Run the pipelines of some rules, all or nothing.
 
@@ -161,14 +166,17 @@ def run_stages(
         inplace: edit `program` itself.
         on_pass: see `prune`.
         observer: sees what each stage did, and may refuse what all did by raising.
+        watch: sees the Program before and after each pass.
     """
     stages, given = list(stages), list(given)
-    kinds = set(map(type, _facts(given)))
+    kinds = set(map(type, filled(given)))
     for stage in stages:
         stage.pipeline.check(kinds)
     work = fork(program) if inplace else copy.deepcopy(program)
+    if watch is not None:
+        watch.begin(work)
     for stage in stages:
-        _run_stage(work, stage, given, on_pass)
+        run_stage(work, stage, given, on_pass, watch)
         if observer is not None:
             observer.stage(work, stage)
     if observer is not None:
@@ -182,6 +190,7 @@ def finalize(
     inplace: bool = False,
     zeros: str = "keep",
     on_pass: OnPass | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Fold every mask into its parameter; keys go back to the source's names and order.
 
@@ -192,6 +201,7 @@ def finalize(
         inplace: edit the given Program; its Parameter objects stay the same ones.
         zeros: "keep" what multiplication gives (-1 * 0 is -0.0), or "clean" for +0.0.
         on_pass: called with each pass's name before it runs.
+        watch: sees the Program before and after the pass, and holds outputs to each other itself.
 
     Returns:
         A Program with plain weights and equal outputs.
@@ -201,7 +211,8 @@ def finalize(
     """
     options = Finalize(zeros=zeros)  # pyright: ignore[reportArgumentType]
     step = create("finalize", zeros=options.zeros)
-    return edit(program, step, inplace=inplace, same=options.zeros == "keep", on_pass=on_pass)
+    same = options.zeros == "keep" and watch is None
+    return edit(program, step, inplace=inplace, same=same, on_pass=on_pass, watch=watch)
 
 
 def unmask(program: Program, *names: str, inplace: bool = False) -> Program:
@@ -240,6 +251,7 @@ def edit(
     inplace: bool,
     same: bool = False,
     on_pass: OnPass | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Run one rewrite pass, all or nothing.
 
@@ -249,6 +261,7 @@ def edit(
         inplace: edit `program` itself.
         same: whether the pass promises outputs that are equal bit for bit.
         on_pass: called with the pass's name before it runs.
+        watch: sees the Program before and after the pass.
 
     Raises:
         InvariantError: the promise is broken; `program` is as it was.
@@ -258,27 +271,10 @@ def edit(
             f"{step.name} takes a Program, not {type(program).__name__}; call fxprune.capture first"
         )
     work = fork(program) if inplace else copy.deepcopy(program)
-    Pipeline((step,)).run(work, Facts(), on_pass=on_pass)
+    Pipeline((step,)).run(work, Facts(), on_pass=on_pass, watch=watch)
     if same:
         hold_same(program, work, step.name)
     return _done(program, work, inplace=inplace)
-
-
-def _run_stage(work: Program, stage: Stage, given: Iterable[Any], on_pass: OnPass | None) -> None:
-    facts = Facts(_facts(given))
-    named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
-    trace = stage.pipeline.run(work, facts, on_pass=named)
-    if stage.calls:
-        work.captured.passes += pass_records(stage, trace)
-    else:
-        work.captured.records += (record_of(stage, facts, trace),)
-
-
-def _facts(given: Iterable[Any]) -> list[Any]:
-    """Fill up what callers may give with empty facts."""
-    there = {type(fact): fact for fact in (Importance(), GivenMasks(), Methods())}
-    there.update((type(fact), fact) for fact in given)
-    return list(there.values())
 
 
 def _done(program: Program, work: Program, *, inplace: bool) -> Program:

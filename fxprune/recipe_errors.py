@@ -35,7 +35,7 @@ _HINTS = {
     "finalize": "write [finalize]",
     "formats": 'give a list, as formats = ["pt2", "safetensors"]',
     "group": "give a text on one line",
-    "mask": "give the path of a .safetensors file",
+    "mask": "give the path of a .safetensors, .pt, .pth or .bin file",
     "match": 'write match = "relu(conv2d(_, W))"',
     "method": 'give a name, as method = "l1_unstructured"',
     "min_numel": "give a whole number of 0 or more",

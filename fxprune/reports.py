@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 
 from fxprune import tensors
+from fxprune.certificate import Certificate
 from fxprune.errors import MissingParameterError, PassTypeError
 from fxprune.facts import PassRecord, RuleRecord
 from fxprune.program import Program
@@ -39,6 +40,7 @@ class Report:
         notes: what to know beside the numbers, as where capture changes the source.
         rules: what each rule did, in order.
         passes: what each pass that a recipe named did, in order.
+        certificate: what was checked, where a compile made the report.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -46,6 +48,7 @@ class Report:
     notes: tuple[str, ...] = ()
     rules: tuple[RuleRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
+    certificate: Certificate | None = None
 
     @property
     def pruned(self) -> tuple[ParameterReport, ...]:
@@ -127,6 +130,7 @@ class Report:
             "rules": [record_data(record) for record in self.rules],
             "passes": [asdict(done) for done in self.passes],
             "seconds": self.seconds,
+            "certificate": None if self.certificate is None else self.certificate.to_data(),
         }
         return json.dumps(data, indent=2, allow_nan=False)
 

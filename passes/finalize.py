@@ -48,6 +48,7 @@ class FoldMasks(Rewrite):
     """
 
     name: ClassVar[str] = "finalize"
+    edits: ClassVar[str] = "folds"
 
     names: tuple[str, ...] = ()
     zeros: str = "keep"

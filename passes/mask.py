@@ -65,6 +65,7 @@ class InsertMasks(Rewrite):
     """
 
     name: ClassVar[str] = "mask"
+    edits: ClassVar[str] = "masks"
     needs: ClassVar = (NewMasks,)
 
     rejoin: bool = False
