@@ -40,6 +40,7 @@ _PATHS = frozenset(
         *("inputs", "outputs", "verifiers", "torch_version"),
     }
 )
+_PYTREES: Mapping[Any, Any] = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE
 _TEXTS = frozenset({"as_string", "as_strings", *_KEPT})
 # These stand for objects that are unpickled, or for functions that are called by their name.
 _REFUSED = frozenset({"as_custom_obj", "custom_obj", "custom_obj_values", "as_operator", "token"})
@@ -177,7 +178,7 @@ def _check_nesting(text: str) -> None:
         kind, context = cast("Any", spec["type"]), spec["context"]
         if kind is None and context is None:
             continue
-        found = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(kind)
+        found = _PYTREES.get(kind)
         known = None if found is None else pytree.SUPPORTED_SERIALIZED_TYPES[found]
         if known is None or known.from_dumpable_context is not None or not _is_plain(context):
             raise FormatError(f"{str(kind)[:60]!a} is no container that can be read safely")

@@ -141,8 +141,8 @@ def test_a_file_that_fails_once_takes_the_rest_and_then_says_so(tmp_path: Path) 
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def write(error: type[Exception]) -> None:
-        with sink(tmp_path / "a") as file:
-            file.file = Full(tmp_path / "a", "w")  # pyright: ignore
+        with Full(tmp_path / "a", "w") as full, sink(tmp_path / "a") as file:
+            file.file = full  # pyright: ignore
             assert file.write(b"abc") == 3
             assert file.write(b"") == 0
             if error is RuntimeError:
