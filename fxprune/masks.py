@@ -16,7 +16,7 @@ from fxprune.exporting import write_tensors
 from fxprune.files import PICKLED, read_content
 from fxprune.mask_formats import FORMATS, masks_in, state_for
 from fxprune.program import Program
-from fxprune.sinks import sink
+from fxprune.file_sinks import sink
 from fxprune.writing import PathLike, replacing
 
 __all__ = ["fit_masks", "read_masks", "write_masks"]
