@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fxprune.build import compile
 from fxprune.certificate import Certificate
-from fxprune.compiler import capture, finalize, is_pruned, prune, unmask
+from fxprune.checkpoint import prune_checkpoint
+from fxprune.compiler import capture, finalize, is_pruned, prune, shrink, unmask
 from fxprune.errors import FxpruneError
 from fxprune.explaining import explain
 from fxprune.files import export
@@ -13,6 +14,7 @@ from fxprune.program import Program
 from fxprune.recipe import Recipe, Rule, Select
 from fxprune.reports import Report, report
 from fxprune.saving import load, save
+from fxprune.transplanting import transplant
 from fxprune.verify import verify
 
 __all__ = [
@@ -33,8 +35,11 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "prune_checkpoint",
     "report",
     "save",
+    "shrink",
+    "transplant",
     "unmask",
     "verify",
 ]

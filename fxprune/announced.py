@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxprune.shrink_record import AxisMap
+
 __all__ = ["Announced", "Fault"]
 
 
@@ -30,13 +32,22 @@ class Announced:
     Args:
         edits: "masks": give parameters masks, and change nothing else; "folds": multiply masks
             into their parameters; "unmasks": drop masks; "adopts": take products that the graph
-            has for masked parameters; "anything".
+            has for masked parameters; "cuts": cut channels out of tensors, and tell the operators
+            that count them; "constants": let constants stand for branches; "anything".
         names: the parameters concerned; empty for all that are masked (not for "masks").
         zeros: "clean": a fold leaves +0.0 wherever the mask is 0.
         ordered: whether parameters stand in the source's order afterwards.
+        cuts: which channels stay, by tensor and axis.
+        added: biases that are made to take over constants.
+        absorbed: biases that take over constants.
+        removed: tensors that nothing reads any more.
     """
 
     edits: str
     names: tuple[str, ...] = ()
     zeros: str = "keep"
     ordered: bool = True
+    cuts: tuple[AxisMap, ...] = ()
+    added: tuple[str, ...] = ()
+    absorbed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()

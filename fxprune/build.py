@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from fxprune import tensors
 from fxprune.auditing import Auditor
-from fxprune.certificate import Certificate, Failure
+from fxprune.certificate import UNCHECKED, Certificate
 from fxprune.compiler import OnPass, RecipeLike, capture, finalize, prune, unmask
 from fxprune.errors import InvariantError
 from fxprune.exporting import check_format
@@ -24,6 +24,7 @@ from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.recipe import Recipe
 from fxprune.reports import Report, report
+from fxprune.shrinking import shrink_certified
 from fxprune.verify import verify
 from fxprune.writing import PathLike, check_folder, replacing_folder, write_text
 
@@ -68,6 +69,9 @@ def compile(
       -0.0 or NaN;
     - the program captured from the model with the masked values written into its weights, where
       the recipe only masks.
+
+    Where the recipe has `[shrink]`, that is checked before channels are cut, and the certificate
+    says that in float64 and in eval mode the result is close to the masked program.
 
     After each pass, its graphs, tensors and keys are held to what it says it edits, and masks to
     the scores that ranked them; the certificate has hashes and evidence by pass.
@@ -116,14 +120,7 @@ def compile(
     watch = Auditor(model, dense) if certify else Watch()
     what = recipe if isinstance(recipe, Plan) else rules
     masked = prune(dense, what, on_pass=on_pass, watch=watch)
-    program = masked
-    if rules.finalize is not None:
-        program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass, watch=watch)
-    certificate = UNCHECKED
-    if isinstance(watch, Auditor):
-        tell("verify")
-        oracle = _oracle(rules, dense, masked)
-        certificate = _certified(program, oracle, _given(args, kwargs), watch, rules)
+    program, certificate = _finished(rules, dense, masked, _given(args, kwargs), watch, on_pass)
     tell("report")
     result = Result(program, replace(report(program), certificate=certificate), certificate)
     return result if out is None else _written(result, Path(out), formats, tell)
@@ -135,21 +132,47 @@ def _given(args: Any, kwargs: Any) -> tuple[Any, Any]:
     return (None, None) if takes_none else (args, kwargs)
 
 
-UNCHECKED = Certificate(
-    "nothing", 0.0, 0, 0, (), 0.0, (Failure("every", "every input", None, None, "not checked"),)
-)
+def _finished(
+    rules: Recipe,
+    dense: Program,
+    masked: Program,
+    given: tuple[Any, Any],
+    watch: Watch,
+    on_pass: OnPass | None,
+) -> tuple[Program, Certificate]:
+    """Finalize, verify and shrink, as the recipe says.
+
+    Raises:
+        InvariantError: a certificate does not hold, or a tensor was written to behind torch's back.
+    """
+    tell = on_pass or _silent
+    program, certificate = masked, UNCHECKED
+    if rules.finalize is not None:
+        program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass, watch=watch)
+    if isinstance(watch, Auditor):
+        tell("verify")
+        certificate = _held(program, _oracle(rules, dense, masked), given)
+    if rules.shrink is not None:
+        tell("shrink")
+        how: Any = {"held_to": masked, "given": given, "round_to": rules.shrink.round_to}
+        program, certificate = shrink_certified(program, **how, on_pass=on_pass, watch=watch)
+    if not isinstance(watch, Auditor):
+        return program, certificate
+    watch.end(program)
+    passes = tuple(watch.evidence)
+    return program, replace(certificate, passes=passes, recipe=rules.to_dict())
+
+
 # Above this many parameters one input of each mode is drawn, beside the given one: what running
 # costs grows with them, and what a compile costs beside hardly does.
 _LARGE = 4_000_000
 
 
-def _certified(
-    program: Program, oracle: Program, given: tuple[Any, Any], watch: Auditor, rules: Recipe
-) -> Certificate:
-    """Hold the result to its oracle, and return the certificate with the evidence of all passes.
+def _held(program: Program, oracle: Program, given: tuple[Any, Any]) -> Certificate:
+    """Hold the result to its oracle, bit for bit.
 
     Raises:
-        InvariantError: they differ, or a tensor was written to behind torch's back.
+        InvariantError: they differ.
     """
     large = sum(p.numel() for p in program.parameters()) > _LARGE
     certificate = verify(program, oracle, *given, trials=1 if large else 3)
@@ -157,8 +180,7 @@ def _certified(
         raise InvariantError(
             f"the compiled program breaks its promise and was not written: {certificate}"
         )
-    watch.end(program)
-    return replace(certificate, passes=tuple(watch.evidence), recipe=rules.to_dict())
+    return certificate
 
 
 def _silent(step: str) -> None:

@@ -50,7 +50,7 @@ def known_after(
         drawn: whether it drew from a global generator.
         masked: the parameters that had a mask before it.
     """
-    if rule.scope == "local" or len(before) == 1:
+    if (rule.scope == "local" and not rule.coupled) or len(before) == 1:
         return {
             name: _alone(rule, known, drawn=drawn, masked=name in masked)
             for name, known in before.items()

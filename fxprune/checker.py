@@ -14,8 +14,9 @@ from fxprune.bits import same_bits
 from fxprune.errors import InvariantError
 from fxprune.program import Program
 from fxprune.reads import is_product, mask_read_of, parameter_read
+from fxprune.shards import part
 
-__all__ = ["check_invariants", "check_same", "observe"]
+__all__ = ["check_invariants", "check_same", "check_values", "observe"]
 
 
 def check_invariants(program: Program, by: str) -> None:
@@ -73,6 +74,22 @@ def _check_read(program: Program, node: Any, by: str) -> None:
     stored = f"{name}_orig" if masked else name
     if str(node.target) != stored:
         raise InvariantError(f"{by}: node {node.name} reads {node.target!r}, not {stored!r}")
+
+
+def check_values(before: Program, after: Program, by: str) -> None:
+    """Check that what this process holds of each parameter reads the same, bit for bit.
+
+    In the place of outputs, where parameters are spread over processes and a forward needs them.
+
+    Raises:
+        InvariantError: says which parameter differs.
+    """
+    for name in tensors.aliases(before):
+        old, new = (part(tensors.value(program, name)) for program in (before, after))
+        if not same_bits(old, new):
+            raise InvariantError(
+                f"{by} promised equal parameters, but {name!r} differs; nothing was changed"
+            )
 
 
 def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

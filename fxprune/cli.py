@@ -1,4 +1,4 @@
-"""The command line: compile, inspect, demo."""
+"""The command line: compile and demo; the other commands are in files of their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fxprune.build import Result, compile
+from fxprune.cli_checkpoint import checkpoint_command
 from fxprune.cli_info import passes_command, schema_command
 from fxprune.cli_inputs import parse_batch
 from fxprune.cli_inspect import inspect_command
@@ -145,6 +146,9 @@ def demo_command(
             page.json(outcome.to_json())
         if not outcome:
             raise InvariantError("the masks or the outputs differ from torch.nn.utils.prune's")
+
+
+app.command("checkpoint", help="Prune a checkpoint on disk, whatever its size.")(checkpoint_command)
 
 
 def _as_json(result: Result, seconds: dict[str, float]) -> str:

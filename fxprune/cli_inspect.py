@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fxprune import tensors
+from fxprune.channel_picture import draw_channels
 from fxprune.cli_inputs import parse_batch
 from fxprune.cli_models import importing_from_here
 from fxprune.cli_options import (
@@ -23,6 +24,7 @@ from fxprune.cli_options import (
 from fxprune.cli_output import Page, Progress, reported
 from fxprune.compiler import capture, prune
 from fxprune.dataflow import alias_groups
+from fxprune.footprints import footprint_of
 from fxprune.program import BOTH, Program
 from fxprune.recipe import Recipe
 from fxprune.reports import report
@@ -40,6 +42,12 @@ def inspect_command(
     weights: WeightsOption = None,
     batch: BatchOption = "0",
     allow_imports: ImportsOption = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the channel groups: a .dot file, or .svg with matplotlib."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what fxprune sees of a model."""
@@ -54,15 +62,28 @@ def inspect_command(
             program = capture(loaded.model, loaded.args, loaded.kwargs, batch=dim)
             if rules is not None:
                 masked = prune(program, rules, allow_imports=allow_imports, on_pass=progress)
+            if picture is not None:
+                progress("picture")
+                draw_channels(masked or program, picture)
     if as_json:
         page.json(_as_json(program, masked))
         return
     _print_program(page, program)
+    _print_report(page, program, masked, recipe)
+    if picture is not None:
+        page.files([picture])
+
+
+def _print_report(
+    page: Page, program: Program, masked: Program | None, recipe: Path | None
+) -> None:
     if masked is not None:
         page.heading(f"{recipe}, masked but not written")
         page.report(report(masked))
         for name, reason in report(masked).refused:
             page.text(f"left {name}: {reason}")
+    elif program.captured.shrinks:
+        page.report(report(program))
 
 
 def _as_json(program: Program, masked: Program | None) -> str:
@@ -84,9 +105,22 @@ def _as_json(program: Program, masked: Program | None) -> str:
         "deciders": program.captured.deciders,
         "parameters": parameters,
         "notes": program.captured.notes,
+        "costs": _costs(program),
         "report": None if masked is None else json.loads(report(masked).to_json()),
     }
     return json.dumps(data, indent=2, allow_nan=False)
+
+
+def _costs(program: Program) -> dict[str, Any] | None:
+    """Return the cost of a forward of one example; None where shapes are not known."""
+    if not program.captured.inputs.drawable:
+        return None
+    found = footprint_of(program)
+    return {
+        "flops": found.flops,
+        "activations": found.activations,
+        "unknown": found.unknown,
+    }
 
 
 def _operators(program: Program) -> dict[str, int]:
@@ -123,6 +157,10 @@ def _print_program(page: Page, program: Program) -> None:
         for site in sites
     ]
     page.table(header, rows)
+    costs = _costs(program)
+    if costs is not None:
+        counts = f"{costs['flops']:,} FLOPs, {costs['activations']:,} activations"
+        page.text(f"one example costs {counts}; see fxprune.flops for what is counted")
     for names in alias_groups(program):
         page.text(f"tied: {' = '.join(names)}")
     for note in program.captured.notes:

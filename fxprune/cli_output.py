@@ -145,6 +145,9 @@ class Page:
             self.text(str(report))
         if report.pruned:
             self.text(f"\n{report.lines(report.pruned[0].name)}")
+        for shrunk in report.shrinks:
+            self.heading("shrink")
+            self.text(str(shrunk))
         for done in report.passes:
             self.text(f"pass {done.name}: {done.edits} edits, promises: {done.promise}")
         for note in report.notes:

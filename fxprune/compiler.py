@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune import tensors
 from fxprune.adoption import adoption_notes, joined_masks
+from fxprune.checker import check_values
 from fxprune.errors import PassTypeError
 from fxprune.facts import GivenMasks, Importance
 from fxprune.observing import Holder, Observer
@@ -22,12 +22,15 @@ from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.proving import hold_same
 from fxprune.quiet import alone
+from fxprune.ranks import ready, together
 from fxprune.recipe import Finalize, Recipe, Rule
 from fxprune.regional import masking_everywhere
 from fxprune.registry import create
-from fxprune.running import OnPass, filled, run_stage
+from fxprune.running import OnPass, done, run_stage, worked
+from fxprune.shards import is_spread
+from fxprune.shrinking import shrink
 from fxprune.stages import Stage, stage_of, stages_of
-from fxprune.transaction import commit, fork
+from fxprune.transaction import copied, fork
 from fxprune.ways_in import enter
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "is_pruned",
     "prune",
     "run_stages",
+    "shrink",
     "unmask",
 ]
 
@@ -74,7 +78,7 @@ def capture(
         input: float32[batch, 3]
     """
     if isinstance(model, Program):
-        return copy.deepcopy(model)
+        return copied(model)
     with alone():
         program, hooked = enter(model, args, kwargs, batch)
     if hooked:
@@ -100,6 +104,7 @@ def prune(
     importance_scores: Mapping[str, torch.Tensor] | None = None,
     masks: Mapping[str, torch.Tensor] | None = None,
     allow_imports: bool = False,
+    process_group: Any = None,
     on_pass: OnPass | None = None,
     watch: Watch | None = None,
 ) -> Program:
@@ -116,6 +121,9 @@ def prune(
         importance_scores: tensors to score in the place of parameters, by parameter name.
         masks: masks for rules with the method custom_from_mask, by parameter name.
         allow_imports: let the recipe import pruning methods by "package.module:Class".
+        process_group: a torch.distributed group, as `torch.distributed.group.WORLD`, all of whose
+            processes make this call: they rank parameters that are spread over them (DTensor,
+            FSDP2) as one process would that had all of them.
         on_pass: called with the rule's and the pass's name before each pass.
         watch: sees the Program before and after each pass.
 
@@ -127,6 +135,7 @@ def prune(
         SelectError: a rule selects nothing.
         AmountError: an amount is more than is alive.
         PassError: a plan was made for another model, or the outcome is not what was planned.
+        PeerError: another process of the group failed or does not answer; nothing was changed.
 
     Example:
         >>> program = capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
@@ -135,16 +144,21 @@ def prune(
         >>> int((masked.weight == 0).sum())
         4
     """
-    stages = stages_of(recipe_of(recipe, allow_imports=allow_imports))
-    if isinstance(model, Program):
-        program = model
-    else:
-        program, inplace = capture(model, args, kwargs, batch=batch), True
-    given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
-    observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
-    return run_stages(
-        program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer, watch=watch
-    )
+    with together(process_group) as peers:
+        stages = stages_of(recipe_of(recipe, allow_imports=allow_imports))
+        if isinstance(model, Program):
+            program = model
+        else:
+            program, inplace = capture(model, args, kwargs, batch=batch), True
+        scores, masks = dict(importance_scores or {}), dict(masks or {})
+        given: list[Any] = [Importance(scores), GivenMasks(masks)]
+        if peers is not None:
+            rules = repr([(stage.rules, stage.calls) for stage in stages])
+            given.append(ready(peers, program, rules, {**scores, **masks}))
+        observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
+        how: Any = {"inplace": inplace, "on_pass": on_pass, "observer": observer, "watch": watch}
+        work = worked(program, stages, given, **how)
+    return done(program, work, inplace=inplace)
 
 
 def run_stages(
@@ -168,20 +182,10 @@ def run_stages(
         observer: sees what each stage did, and may refuse what all did by raising.
         watch: sees the Program before and after each pass.
     """
-    stages, given = list(stages), list(given)
-    kinds = set(map(type, filled(given)))
-    for stage in stages:
-        stage.pipeline.check(kinds)
-    work = fork(program) if inplace else copy.deepcopy(program)
-    if watch is not None:
-        watch.begin(work)
-    for stage in stages:
-        run_stage(work, stage, given, on_pass, watch)
-        if observer is not None:
-            observer.stage(work, stage)
-    if observer is not None:
-        observer.end(work)
-    return _done(program, work, inplace=inplace)
+    work = worked(
+        program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer, watch=watch
+    )
+    return done(program, work, inplace=inplace)
 
 
 def finalize(
@@ -270,16 +274,10 @@ def edit(
         raise PassTypeError(
             f"{step.name} takes a Program, not {type(program).__name__}; call fxprune.capture first"
         )
-    work = fork(program) if inplace else copy.deepcopy(program)
+    work = fork(program) if inplace else copied(program)
     Pipeline((step,)).run(work, Facts(), on_pass=on_pass, watch=watch)
-    if same:
+    if same and is_spread(program):
+        check_values(program, work, step.name)
+    elif same:
         hold_same(program, work, step.name)
-    return _done(program, work, inplace=inplace)
-
-
-def _done(program: Program, work: Program, *, inplace: bool) -> Program:
-    if not inplace:
-        work.captured.replaced = []
-        return work
-    commit(program, work)
-    return program
+    return done(program, work, inplace=inplace)

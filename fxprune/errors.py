@@ -16,6 +16,7 @@ __all__ = [
     "NotPrunedError",
     "PassError",
     "PassTypeError",
+    "PeerError",
     "RecipeError",
     "SelectError",
     "ShapeError",
@@ -58,6 +59,10 @@ class PassError(FxpruneError, ValueError):
 
 class PassTypeError(PassError, TypeError):
     """A pass was handed something of the wrong kind (torch raises TypeError)."""
+
+
+class PeerError(PassError):
+    """Another process of the group failed, was given something else, or does not answer."""
 
 
 class AmountError(PassError):

@@ -94,6 +94,7 @@ class _Trial:
         self.faults: dict[str, str] = {}
         self._stage_of: dict[str, str] = {}
         self._rules: dict[str, PlannedRule] = {}
+        self._refused: dict[str, dict[str, str]] = {}
         stages = [stage for stage in stages_of(recipe) if stage.rules]
         for stage in stages:
             self._stage_of.update((str(rule.name), stage.name) for rule in stage.rules)
@@ -109,6 +110,7 @@ class _Trial:
                 observer = observer or Observer(program)
                 run_stages(work, (stage,), given, inplace=True, observer=observer)
                 self._rules[stage.name] = observer.rules[-1]
+                self._refused[stage.name] = dict(work.captured.records[-1].refused)
             except FxpruneError as error:
                 self.faults[stage.name] = str(error)
 
@@ -119,6 +121,14 @@ class _Trial:
     def did(self, rule: Rule) -> PlannedRule:
         """Return what the rule, or its group, did."""
         return self._rules[self._stage_of[str(rule.name)]]
+
+    def cut(self, rule: Rule, name: str) -> PlannedCut | None:
+        """Return what the rule, or its group, did to a parameter; None where it left it out."""
+        return next((cut for cut in self.did(rule).parameters if cut.name == name), None)
+
+    def reason(self, rule: Rule, name: str) -> str:
+        """Return why a rule over coupled channels left out a parameter that it selects."""
+        return self._refused[self._stage_of[str(rule.name)]].get(name, "it has no channels")
 
     def takers(self, name: str) -> list[str]:
         """Return the rules that pruned some of a parameter."""
@@ -152,14 +162,18 @@ def _rule(rule: Rule, verdict: Verdict, trial: _Trial) -> RuleExplanation:
     name, method = str(rule.name), rule.method or f"{rule.score_name}/{rule.granularity_name}"
     start = RuleExplanation(name, method, rule.amount, rule.scope, rule.group, verdict.held)
     refusal, fault = verdict.refusal, trial.fault(rule)
+    cut = None if fault is not None else trial.cut(rule, verdict.site.name)
+    if refusal is not None and rule.coupled and cut is not None:
+        return start.took(cut, rule.granularity_name, None)
     if refusal is not None:
         node = None if refusal.node is None else refusal.node.name
         return start.left(refusal.reason, node, source_line(refusal.node))
     if fault is not None:
         return start.failed(f"the rule fails: {fault.splitlines()[0]}")
-    did = trial.did(rule)
-    cut = next(cut for cut in did.parameters if cut.name == verdict.site.name)
-    return start.took(cut, rule.granularity_name, _spared(rule, did, cut, trial))
+    if cut is None:
+        return start.left(trial.reason(rule, verdict.site.name), None, None)
+    spared = _spared(rule, trial.did(rule), cut, trial)
+    return start.took(cut, rule.granularity_name, spared)
 
 
 def _spared(rule: Rule, did: PlannedRule, cut: PlannedCut, trial: _Trial) -> str | None:

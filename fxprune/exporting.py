@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from fxprune.errors import FormatError
+from fxprune.file_sinks import sink, write_tensor_file
 from fxprune.program import Program, example_of
 from fxprune.quiet import quiet_export
 from fxprune.saving import write_fxp
-from fxprune.file_sinks import sink, write_tensor_file
 
 __all__ = [
     "SOURCE",

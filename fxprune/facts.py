@@ -5,11 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fxprune.pattern import Refusal
+from fxprune.rule_records import ParamRecord, PassRecord, RuleRecord
+from fxprune.sampling import starts_of
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = [
     "Cut",
@@ -26,6 +31,8 @@ __all__ = [
     "Scores",
     "Selection",
 ]
+
+_RUN = 64  # neighbouring scores that are sampled together: each run costs one call
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,13 @@ class ScoreSource(ABC):
     Args:
         units: how many units the parameter has.
         alive: how many of them are alive.
+        part: whether these are the units of this process's part of a parameter that is spread
+            over processes.
     """
 
     units: int
     alive: int
+    part: bool = False
 
     @property
     @abstractmethod
@@ -92,6 +102,22 @@ class ScoreSource(ABC):
     @abstractmethod
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return the scores of the living units among start..stop, a vector."""
+
+    def sample(self, step: int) -> torch.Tensor:
+        """Return about one living score in `step`, in short runs that are spread evenly."""
+        starts = starts_of(self.units, step * _RUN).tolist()
+        runs = [self.chunk(start, min(start + _RUN, self.units)) for start in starts]
+        return torch.cat([self.chunk(0, 0), *runs])
+
+    def scan(
+        self, low: float | None, high: float | None, dtype: torch.dtype, most: int
+    ) -> tuple[int, torch.Tensor | None] | None:
+        """Count and collect in a way of the source's own; None: it has none.
+
+        Args and what is returned are those of `fxprune.scan.scan`; no tensor where more than
+        `most` scores are inside.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -122,12 +148,15 @@ class Cut:
         count: how many units go.
         tied: how many units of this parameter are at the threshold.
         quota: how many of these go.
+        here: how many of the quota are in this process's part of a parameter; None where the
+            parameter is whole.
     """
 
     threshold: float | None
     count: int
     tied: int = 0
     quota: int = 0
+    here: int | None = None
 
     @property
     def is_ambiguous(self) -> bool:
@@ -144,11 +173,13 @@ class Ranking:
         groups: the names that were ranked together.
         ties: "index": lower (parameter order, flat index) goes first; "torch": what torch.topk
             takes.
+        sizes: (units, living units) of the parameters over all processes, where there are several.
     """
 
     cuts: Mapping[str, Cut]
     groups: tuple[tuple[str, ...], ...]
     ties: str
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def is_replayed(self, group: tuple[str, ...]) -> bool:
         """Whether torch's own choice among ties has to be repeated for this group."""
@@ -202,72 +233,3 @@ class Methods:
     """
 
     by_rule: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True)
-class ParamRecord:
-    """What one rule did to one parameter.
-
-    Args:
-        name: the parameter's first name.
-        units: how many units it had: entries, or channels.
-        alive: how many of these were alive before.
-        pruned: how many of these the rule pruned; None where a given mask decided.
-        threshold: the largest pruned score.
-        tied: how many units were at the threshold.
-        quota: how many of these went.
-    """
-
-    name: str
-    units: int | None = None
-    alive: int | None = None
-    pruned: int | None = None
-    threshold: float | None = None
-    tied: int = 0
-    quota: int = 0
-
-
-@dataclass(frozen=True)
-class RuleRecord:
-    """What one rule did, kept for the report.
-
-    Args:
-        rule: the rule's name.
-        method: its method, in the words of the recipe.
-        amount: share or count, as asked.
-        scope: "local" or "global".
-        parameters: one record a parameter.
-        refused: (parameter, reason) of what the rule did not select.
-        seconds: wall time by pass.
-        edits: how many edits the Rewriter counted.
-    """
-
-    rule: str
-    method: str
-    amount: float | int | None
-    scope: str
-    parameters: tuple[ParamRecord, ...]
-    refused: tuple[tuple[str, str], ...]
-    seconds: Mapping[str, float]
-    edits: int
-
-
-@dataclass(frozen=True)
-class PassRecord:
-    """What a pass that a recipe named did, kept for the report.
-
-    Args:
-        name: the pass's name.
-        args: its options, as the recipe gave them.
-        promise: "same": outputs were checked to be equal bit for bit; "changes".
-        edits: how many edits the Rewriter counted.
-        refused: what its rules refused, with the node that was in the way.
-        seconds: wall time.
-    """
-
-    name: str
-    args: Mapping[str, Any]
-    promise: str
-    edits: int
-    refused: tuple[str, ...]
-    seconds: float

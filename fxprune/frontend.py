@@ -25,6 +25,7 @@ from fxprune.obstacles import Obstacle, obstacle_of
 from fxprune.program import BOTH, EVAL, TRAIN, Captured, Program
 from fxprune.quiet import quiet_export
 from fxprune.reserved import check_names
+from fxprune.shards import refuse_spread_source
 from fxprune.shell import shell_of
 from fxprune.singles import takes_a_batch_of_one
 from fxprune.source import HookedMask, copy_model, training_flags, unhook, with_flags
@@ -49,6 +50,7 @@ def capture_module(
     Raises:
         CaptureError: export refuses the model, or the batch became a constant.
     """
+    refuse_spread_source(model)
     check_names(model, type(model).__name__)
     source = copy_model(model)
     masks = unhook(source)

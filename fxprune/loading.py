@@ -41,7 +41,7 @@ def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, An
 
 
 def tie_again(program: Program) -> None:
-    """Give the aliases of each parameter one tensor again, after a load with `assign=True`."""
+    """Give the aliases of each parameter one tensor, and one mask, again."""
     for first, *others in tensors.aliases(program).values():
         owner, attribute = tensors.owner(program, first)
         for alias in others:

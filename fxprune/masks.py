@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 from fxprune import tensors
 from fxprune.errors import FormatError, NotPrunedError, PassTypeError, SelectError, ShapeError
 from fxprune.exporting import write_tensors
+from fxprune.file_sinks import sink
 from fxprune.files import PICKLED, read_content
 from fxprune.mask_formats import FORMATS, masks_in, state_for
 from fxprune.program import Program
-from fxprune.file_sinks import sink
 from fxprune.writing import PathLike, replacing
 
 __all__ = ["fit_masks", "read_masks", "write_masks"]

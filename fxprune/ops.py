@@ -69,12 +69,17 @@ class _Argument:
 def schema_arguments(target: Any) -> tuple[Any, ...]:
     """Return the schema's arguments in order, or those of a layer's function; else nothing."""
     if isinstance(target, OpOverload):
-        return tuple(target._schema.arguments)
+        return _arguments(target)
     of_layers = getattr(target, "__module__", "") in ("torch.nn.functional", _NORMS)
     return _signature(target) if of_layers and isinstance(target, FunctionType) else ()
 
 
 _NORMS = "fxprune.symbolic_norms"
+
+
+@cache
+def _arguments(target: OpOverload) -> tuple[Any, ...]:
+    return tuple(target._schema.arguments)
 
 
 @cache

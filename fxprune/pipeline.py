@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from fxprune.certificate import Certificate
 from fxprune.checker import check_invariants
 from fxprune.errors import InvariantError, PassError
 from fxprune.pattern import Refusal
@@ -35,6 +36,10 @@ class Facts:
         if kind not in self._facts:
             raise PassError(f"no pass gave a {kind.__name__}; run one that gives it before")
         return self._facts[kind]
+
+    def get(self, kind: type[F]) -> F | None:
+        """Return a fact, or None where there is none of its type."""
+        return self._facts.get(kind)
 
     def put(self, fact: Any) -> None:
         """Add a fact, in the place of an earlier one of its type."""
@@ -75,8 +80,8 @@ class Rewrite(Pass):
     """A pass that edits the Program, through the Rewriter alone.
 
     Attributes:
-        edits: what it edits, which a compile holds it to: "masks", "folds", "unmasks", "adopts"
-            (see `fxprune.announced.Announced`), or "anything".
+        edits: what it edits, which a compile holds it to: "masks", "folds", "unmasks", "adopts",
+            "cuts", "constants" (see `fxprune.announced.Announced`), or "anything".
     """
 
     edits: ClassVar[str] = "anything"
@@ -87,7 +92,13 @@ class Rewrite(Pass):
 
 
 class Watch:
-    """Sees a Program before and after each pass; what it raises stops the run. This one is blind."""
+    """Sees a Program before and after each pass; what it raises stops the run. This one is blind.
+
+    Attributes:
+        checks: whether it holds passes to anything; where not, a step needs no check of its own.
+    """
+
+    checks: bool = False
 
     def begin(self, program: Program) -> None:
         """See the Program before the first pass."""
@@ -100,6 +111,9 @@ class Watch:
 
     def stage(self, program: Program, rules: Iterable[Any], facts: Facts) -> None:
         """See the Program after all passes of rules that were carried out together."""
+
+    def close(self, name: str, certificate: Certificate) -> None:
+        """See what was found of a step whose outputs are close in float64."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from fxprune import tensors
+from fxprune.captured import Captured
 from fxprune.codegen import NestedCodeGen, fast_graph
 from fxprune.errors import InvariantError, PassError
 from fxprune.flat_regions import guarded
@@ -18,57 +18,26 @@ from fxprune.forward import forward_like
 from fxprune.graphs import copy_graph, decode_graph, encode_graph
 from fxprune.inputs import InputSpec
 from fxprune.loading import aligned_state, tie_again
-from fxprune.nesting import Nesting
 from fxprune.reserved import check_names
 from fxprune.shell import MaskedReads
 from fxprune.source import own_results
 
 if TYPE_CHECKING:
-    from fxprune.facts import PassRecord, RuleRecord
+    from fxprune.facts import RuleRecord
 
 __all__ = ["BOTH", "EVAL", "TRAIN", "Captured", "Program"]
 
 BOTH, TRAIN, EVAL = "both", "train", "eval"
 # The parts of a module that hold its tensors and children.
 _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
-
-
-@dataclass
-class Captured:
-    """What a Program knows beside its tensors and graphs.
-
-    Args:
-        inputs: names, shapes and dtypes of the arguments.
-        outputs: how the outputs are nested, by mode.
-        first: every parameter's name, aliases included, in the source's order, mapped to the
-            first name of the same parameter.
-        kind: the class name of the source.
-        frozen: by mode, the training flags that the source's own `train(mode)` sets otherwise.
-        deciders: the submodules whose training flags choose the graph, where there are two.
-        records: what each pruning rule did.
-        passes: what each pass that a recipe named did.
-        notes: what a reader of the report must know, as where capture changes the source.
-        refused: parameters, by first name, that no mask can stand for in the graphs, and why.
-        replaced: (old, new) Parameter pairs of a fork, until it is committed.
-    """
-
-    inputs: InputSpec
-    outputs: dict[str, Nesting]
-    first: dict[str, str]
-    kind: str
-    frozen: dict[bool, dict[str, bool]]
-    deciders: tuple[str, ...] = ()
-    records: tuple[RuleRecord, ...] = ()
-    passes: tuple[PassRecord, ...] = ()
-    notes: tuple[str, ...] = ()
-    refused: Mapping[str, str] = field(default_factory=dict[str, str])
-    replaced: list[tuple[nn.Parameter, nn.Parameter]] = field(
-        default_factory=list[tuple[nn.Parameter, nn.Parameter]]
-    )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Captured:
-        # All that it holds is replaced, never changed, but for the pairs of a fork.
-        return replace(self, replaced=[])
+# Those that hold the hooks around its forward, as torch.distributed.tensor registers them.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 class Program(fx.GraphModule, MaskedReads):
@@ -173,6 +142,9 @@ class Program(fx.GraphModule, MaskedReads):
             return super().recompile()
         code: Any = None
         cls: Any = type(self)
+        if hasattr(cls, "_wrapped_call"):
+            # A subclass, as fully_shard makes one, would get a call of its own that calls itself.
+            cls._wrapped_call = cls._wrapped_call
         for mode, graph in self.graphs.items():
             graph.owning_module = self
             # What runs the graph past forward, as torch.export does, flattens and nests as well.
@@ -199,6 +171,12 @@ class Program(fx.GraphModule, MaskedReads):
             self.get_submodule(name).training = flag
         return self
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Apply a function to every tensor, as `to` and `cuda` do; what is tied stays so."""
+        found = super()._apply(fn, recurse)
+        tie_again(self)  # torch maps a buffer, or a parameter that moves, once for each name
+        return found
+
     # Copies and files
 
     def load_state_dict(
@@ -223,7 +201,9 @@ class Program(fx.GraphModule, MaskedReads):
             for key in _TREE:
                 tree.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
             graphs = {mode: copy_graph(graph) for mode, graph in self.graphs.items()}
-            memo[id(self)] = Program.assemble(tree, graphs, copy.deepcopy(self.captured))
+            made = memo[id(self)] = Program.assemble(tree, graphs, copy.deepcopy(self.captured))
+            for key in _HOOKS:
+                made.__dict__[key] = copy.copy(self.__dict__[key])
         return memo[id(self)]
 
     def __copy__(self) -> Program:

@@ -1,4 +1,4 @@
-"""Exact selection of the k smallest scores over many tensors, as cuts; and its repetition as masks.
+"""Exact selection of the k smallest scores over many tensors, as cuts.
 
 The order is that of torch.topk: NaN counts as largest. Ties at the threshold go by
 `ties="index"`, lower (parameter order, flat index) first, or by torch.topk's own choice.
@@ -6,17 +6,20 @@ The order is that of torch.topk: NaN counts as largest. Ties at the threshold go
 
 from __future__ import annotations
 
-import math
 import numbers
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping
 
 import torch
 
+from fxprune.bracket import find_in_bracket
+from fxprune.digits import find_by_digits
 from fxprune.errors import AmountError, AmountTypeError, PassError
-from fxprune.facts import Cut, Ranking, Scores, ScoreSource
+from fxprune.facts import Cut, ScoreSource
+from fxprune.scan import joined, joined_dtype, sides_of
 
-__all__ = ["check_amount", "count_of", "cut_group", "pruned_of_group"]
+__all__ = ["check_amount", "check_values", "count_of", "cut_group"]
+
+SMALL = 1_500_000  # living scores up to which joining all of them is faster than passes over them
 
 
 def check_amount(amount: float | int) -> None:
@@ -76,86 +79,37 @@ def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> 
     """
     if k == 0:
         return {name: Cut(threshold=None, count=0) for name in sources}
-    threshold = torch.kthvalue(_joined(tuple(sources.values())), k).values
-    sides = {name: _sides(source, threshold) for name, source in sources.items()}
-    left = k - sum(below for below, _ in sides.values())
+    check_values(sources)
+    threshold, sides = _find(sources, k, joined_dtype(sources.values()))
+    left = k - sum(under for under, _ in sides.values())
     cuts: dict[str, Cut] = {}
-    for name, (below, tied) in sides.items():
+    for name, (under, tied) in sides.items():
         quota = tied if all_ties else min(tied, left)
         left -= quota
-        cuts[name] = Cut(float(threshold), below + quota, tied, quota)
+        cuts[name] = Cut(float(threshold), under + quota, tied, quota)
     return cuts
 
 
-def pruned_of_group(scores: Scores, ranking: Ranking, group: Sequence[str]):
-    """Yield, for each parameter of a group, which of its living units the ranking prunes.
+def check_values(sources: Mapping[str, ScoreSource]) -> None:
+    """Check that the scores have values.
 
-    Args:
-        scores: what the ranking was made of.
-        ranking: cuts and the rule for ties.
-        group: names that were ranked together.
-
-    Yields:
-        (name, bool vector over the living units).
+    Raises:
+        PassError: they are on the meta device.
     """
-    if ranking.is_replayed(tuple(group)) and not scores.prune_all_ties:
-        yield from _replayed(scores, ranking, group)
-        return
-    dtype = _joined_dtype([scores.sources[name] for name in group])
-    for name in group:
-        source, cut = scores.sources[name], ranking.cuts[name]
-        values = source.chunk(0, source.units)
-        if cut.threshold is None:
-            yield name, torch.zeros(values.shape, dtype=torch.bool, device=values.device)
-            continue
-        below, tied = _compare(values.to(dtype), cut.threshold)
-        if cut.is_ambiguous:
-            tied &= tied.cumsum(0) <= cut.quota
-        yield name, below | tied if cut.quota else below
-
-
-def _replayed(scores: Scores, ranking: Ranking, group: Sequence[str]):
-    """Repeat torch.topk's choice among equal scores, which depends on every score's place."""
-    sources = [scores.sources[name] for name in group]
-    joined = _joined(sources)
-    k = sum(ranking.cuts[name].count for name in group)
-    # topk's sorting of what it found cannot change which these are, so it is left out.
-    if scores.keep_first:
-        kept = torch.topk(joined, len(joined) - k, largest=True, sorted=False).indices
-        pruned = torch.ones(joined.shape, dtype=torch.bool, device=joined.device)
-        pruned[kept] = False
-    else:
-        pruned = torch.zeros(joined.shape, dtype=torch.bool, device=joined.device)
-        pruned[torch.topk(joined, k, largest=False, sorted=False).indices] = True
-    parts = pruned.split([source.alive for source in sources])
-    yield from zip(group, parts, strict=True)
-
-
-def _joined(sources: Sequence[ScoreSource]) -> torch.Tensor:
-    """Join the living scores of several sources, in the dtype that torch.cat would promote to."""
-    dtype = _joined_dtype(sources)
-    joined = torch.cat([source.chunk(0, source.units).to(dtype) for source in sources])
-    if joined.is_meta:
+    if any(source.chunk(0, 0).is_meta for source in sources.values()):
         raise PassError("the parameters are on the meta device and have no values to rank")
-    return joined
 
 
-def _joined_dtype(sources: Sequence[ScoreSource]) -> torch.dtype:
-    return reduce(torch.promote_types, (source.dtype for source in sources), torch.bool)
-
-
-def _sides(source: ScoreSource, threshold: torch.Tensor) -> tuple[int, int]:
-    """Count the living scores under the threshold and at it, in the threshold's dtype."""
-    values = source.chunk(0, source.units).to(threshold.dtype)
-    below, tied = _compare(values, float(threshold))
-    return int(below.sum()), int(tied.sum())
-
-
-def _compare(values: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    if math.isnan(threshold):
-        tied = values.isnan()
-        return ~tied, tied
-    # A threshold of a wider dtype than the values must not be rounded to theirs.
-    level = torch.tensor(threshold, dtype=torch.float64, device=values.device)
-    wide = values.to(torch.float64) if values.dtype.is_floating_point else values
-    return wide < level, wide == level
+def _find(
+    sources: Mapping[str, ScoreSource], k: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+    """Return the k-th smallest score and (count under it, count at it) of each source."""
+    alive = sum(source.alive for source in sources.values())
+    if alive > SMALL and dtype.is_floating_point:
+        found = find_in_bracket(sources, k, dtype)
+        if found is not None:
+            return found
+        threshold = find_by_digits(sources.values(), k, dtype)
+    else:
+        threshold = torch.kthvalue(joined(sources.values()), k).values
+    return threshold, {name: sides_of(source, threshold) for name, source in sources.items()}

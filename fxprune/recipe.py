@@ -36,6 +36,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Select",
+    "Shrink",
 ]
 
 _VERSION = 1
@@ -55,6 +56,22 @@ class Finalize(Table):
     __init__ = Table.__init__
 
     zeros: Literal["keep", "clean"] = "keep"
+
+
+class Shrink(Table):
+    """How to cut dead channels out.
+
+    Args:
+        round_to: Leave a multiple of so many channels where some go.
+
+    Example:
+        >>> Shrink().round_to
+        1
+    """
+
+    __init__ = Table.__init__
+
+    round_to: int = Field(default=1, ge=1, strict=True)
 
 
 class Export(Table):
@@ -93,6 +110,7 @@ class Recipe(Table):
         rules: At least one Rule; the tables `[[rule]]` of a file.
         passes: Passes to run after the rules, in order; the tables `[[pass]]` of a file.
         finalize: Whether and how to fold the masks; None for not.
+        shrink: Whether and how to cut dead channels out; None for not.
         export: Whether to write files, and which; None for not.
 
     Raises:
@@ -110,6 +128,7 @@ class Recipe(Table):
     rules: tuple[Rule, ...] = Field(alias="rule")
     passes: tuple[PassCall, ...] = Field(default=(), alias="pass")
     finalize: Finalize | None = None
+    shrink: Shrink | None = None
     export: Export | None = None
 
     @field_validator("version")
@@ -273,7 +292,7 @@ class Recipe(Table):
         for at, rule in enumerate(data["rule"], 1):
             if rule.get("name") == f"rule-{at}":
                 del rule["name"]
-            if rule.get("dim") == -1:
+            if rule.get("dim") == (0 if rule.get("coupled") else -1):
                 del rule["dim"]
             if rule.get("n") in (math.inf, -math.inf):  # JSON has no infinity
                 rule["n"] = str(rule["n"])

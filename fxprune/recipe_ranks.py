@@ -10,6 +10,8 @@ from fxprune.catalog import described, pass_fault, score_fault
 from fxprune.recipe_errors import hint, show
 
 __all__ = [
+    "DEFAULTS",
+    "LIMITS",
     "METHODS",
     "SCORES",
     "GranularityName",
@@ -34,17 +36,41 @@ METHODS: dict[str, tuple[str | None, GranularityName | None]] = {
     "ln_structured": ("norm", "channel"),
     "custom_from_mask": (None, None),
 }
+# Limits of each layer in a rule with coupled = true, and what its scores are measured by.
+LIMITS = ("min_keep", "max_share", "round_to")
+DEFAULTS: dict[str, object] = {
+    "args": {},
+    "coupled": False,
+    "max_share": 1.0,
+    "min_keep": 1,
+    "normalize": "size",
+    "round_to": 1,
+    "scope": "local",
+    "ties": "index",
+}
 _USERS = {
     "amount": "methods that rank or draw",
     "args": 'methods of the form "package.module:Class" and scores of other distributions',
+    "coupled": "structured methods, as ln_structured",
     "dim": "structured methods",
     "mask": "custom_from_mask",
+    "max_share": "rules with coupled = true",
+    "min_keep": "rules with coupled = true",
     "n": "the norm score, as in ln_structured",
+    "normalize": "norms in rules with coupled = true",
+    "round_to": "rules with coupled = true",
     "seed": "random methods",
 }
 _NOT_GLOBAL = {
-    "channel": "channels differ in size from one parameter to the next, so one ranking is not fair",
+    "channel": "channels differ in size from one parameter to the next, so one ranking is not fair "
+    "(coupled = true ranks them by the size of all that goes with them)",
     None: "this method ranks nothing",
+}
+# What rules with coupled = true leave no choice of.
+_ONLY: dict[str, object] = {"dim": 0, "ties": "index"}
+_ONLY_TEXT = {
+    "dim": "leave it out: channels are those that each parameter makes",
+    "ties": "leave it out: among equal scores the first goes",
 }
 _PAIRS = {
     ("magnitude", "channel"): "score = 'magnitude' ranks elements; for channels give "
@@ -80,6 +106,7 @@ def misfit(
     ranks: tuple[str | None, GranularityName | None],
     *,
     from_data: bool,
+    coupled: bool = False,
 ) -> str:
     """What is wrong with having, or not having, a key beside the rule's method; "" for nothing."""
     score, granularity = ranks
@@ -87,20 +114,25 @@ def misfit(
     takes = {
         "amount": own or score is not None,
         "args": own or is_foreign(score),
+        "coupled": granularity == "channel",
         "dim": granularity == "channel",
         "mask": method == "custom_from_mask",
         "n": score == "norm",
-        "scope": own or granularity == "element",
+        "normalize": coupled and score == "norm",
+        "scope": own or granularity == "element" or coupled,
         "seed": own or score == "random",
+        **dict.fromkeys(LIMITS, coupled),
     }
     needs = {
         "amount": score is not None,
         "mask": takes["mask"] and from_data,  # Python may hand the mask over beside the recipe
         "n": takes["n"],
     }
-    if value is None or value == {} or value == "local":
+    if value is None or (key in DEFAULTS and value == DEFAULTS[key]):
         return f"{key} is missing; {hint(key)}" if needs.get(key) else ""
-    if takes[key]:
+    if coupled and key in _ONLY and value != _ONLY[key]:
+        return f"{key} = {show(value)} does not go with coupled = true; {_ONLY_TEXT[key]}"
+    if takes.get(key, True):
         return ""
     what = f"method = {show(method)}" if method else f"score = {show(score)}"
     if key == "scope":

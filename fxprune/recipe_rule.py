@@ -14,6 +14,7 @@ from fxprune.pattern_parse import parse
 from fxprune.recipe_errors import choices, hint, label, refuse, rule_names, show
 from fxprune.recipe_match import choice_faults
 from fxprune.recipe_ranks import (
+    LIMITS,
     METHODS,
     GranularityName,
     data_fault,
@@ -27,6 +28,7 @@ from fxprune.recipe_select import Count, Names, Reading, Select, Table
 
 __all__ = ["METHODS", "GranularityName", "Rule", "group_faults"]
 
+_OF_METHODS = ("amount", "n", "dim", "mask", "scope", "seed", "args", *LIMITS)
 _IMPORTS = (
     "runs code; if you trust it, allow it with Recipe.load(..., allow_imports=True) "
     "or --allow-imports"
@@ -37,6 +39,7 @@ _Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 _File = Annotated[str, Field(pattern=r"^[^\p{C}]+\.(safetensors|pt|pth|bin)$")]
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Least = Annotated[int, Field(ge=1, lt=2**63)]
 _Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
@@ -51,12 +54,17 @@ class Rule(Table):
         method: A method of torch.nn.utils.prune, or "package.module:Class".
         score: In place of `method`: "magnitude", "norm", "random", or another distribution's.
         granularity: With `score`: "element" or "channel".
+        coupled: With a structured method: channels go with all that is tied to them.
         amount: How much of what is alive: a float is a share, an int a count.
         n: The order of the norm, as torch.norm takes it.
         dim: The dimension of the channels; by default the last one.
         mask: A .safetensors, .pt, .pth or .bin file, for custom_from_mask; see `fxprune.masks`.
         scope: "local", or "global": all the rule's parameters are ranked together.
         group: With scope "global": the rules of a group share one budget.
+        min_keep: With `coupled`: how many channels of each layer stay at least.
+        max_share: With `coupled`: which share of each layer's channels goes at most.
+        round_to: With `coupled`: each layer keeps multiples of so many channels.
+        normalize: With `coupled`: by what norms are divided, "size", "flops" or "none".
         optional: Whether the rule may select nothing.
         ties: Which of equal scores goes first: that of lower "index", or "torch"'s choice.
         seed: Of a private generator; without it torch's global generator draws.
@@ -80,12 +88,17 @@ class Rule(Table):
     method: str | None = None
     score: str | None = None
     granularity: GranularityName | None = Field(default=None, validate_default=True)
+    coupled: bool = False
     amount: Count | _Share | None = Field(default=None, validate_default=True)
     n: _Whole | float | Literal["fro", "nuc"] | None = Field(default=None, validate_default=True)
     dim: _Whole | None = Field(default=None, validate_default=True)
     mask: _File | None = Field(default=None, validate_default=True)
     scope: Literal["local", "global"] = "local"
     group: _Line | None = None
+    min_keep: _Least = 1
+    max_share: _Share = 1.0
+    round_to: _Least = 1
+    normalize: Literal["size", "flops", "none"] = "size"
     optional: bool = False
     ties: Literal["index", "torch"] = "index"
     seed: _Seed | None = None
@@ -180,7 +193,7 @@ class Rule(Table):
             return mask
         return os.path.abspath(reading.folder / mask)
 
-    @field_validator("amount", "n", "dim", "mask", "scope", "seed", "args")
+    @field_validator("coupled", "normalize", "ties", *_OF_METHODS)
     @classmethod
     def _suits(cls, value: object, info: ValidationInfo) -> object:
         data, key = info.data, str(info.field_name)
@@ -189,9 +202,12 @@ class Rule(Table):
         ranks = parts(data["method"], data["score"], data["granularity"])
         reading = cast("Reading | None", info.context)
         from_data = reading is not None and not reading.gives_masks
-        fault = misfit(key, value, data["method"], ranks, from_data=from_data)
+        coupled = bool(data.get("coupled"))
+        fault = misfit(key, value, data["method"], ranks, from_data=from_data, coupled=coupled)
         refuse([fault])
-        return -1 if key == "dim" and value is None and ranks[1] == "channel" else value
+        if key == "dim" and value is None and ranks[1] == "channel":
+            return 0 if coupled else -1
+        return value
 
     @field_validator("group")
     @classmethod
@@ -234,4 +250,7 @@ def _budget(rule: Rule) -> dict[str, object]:
         "ties": rule.ties,
         "seed": rule.seed,
         "args": rule.args,
+        "coupled": rule.coupled,
+        "normalize": rule.normalize,
+        **{limit: getattr(rule, limit) for limit in LIMITS},
     }

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from fxprune.facts import ParamRecord, PassRecord, Ranking, RuleRecord, Scores, Selection
+from collections.abc import Iterator
+
+from fxprune.coupling import Coupling, LayerRecord
+from fxprune.facts import (
+    NewMasks,
+    ParamRecord,
+    PassRecord,
+    Ranking,
+    RuleRecord,
+    Scores,
+    Selection,
+)
 from fxprune.pipeline import Facts, Trace
 from fxprune.stages import Stage
+from fxprune.unit_scores import CoupledScores
 
 __all__ = ["pass_records", "record_of"]
 
@@ -20,15 +32,26 @@ def record_of(stage: Stage, facts: Facts, trace: Trace) -> RuleRecord:
     rule = stage.rules[0]
     selection = facts[Selection]
     method = rule.method or f"{rule.score_name}/{rule.granularity_name}"
+    refused = selection.refused
+    if rule.coupled:
+        layers = tuple(_layers(facts))
+        parameters = tuple(_coupled(name, facts, layers) for name in facts[NewMasks].names)
+        masked = {record.name for record in parameters}
+        others = tuple((name, why) for name, why in refused if name not in masked)
+        refused = (*others, *facts[Coupling].refused)
+    else:
+        layers = ()
+        parameters = tuple(_parameter(site.name, facts) for site in selection.sites)
     return RuleRecord(
         rule=stage.name,
         method=method,
         amount=rule.amount,
         scope=rule.scope,
-        parameters=tuple(_parameter(site.name, facts) for site in selection.sites),
-        refused=tuple((name, refusal.reason) for name, refusal in selection.refused),
+        parameters=parameters,
+        refused=tuple((name, refusal.reason) for name, refusal in refused),
         seconds=dict(trace.seconds),
         edits=trace.edits,
+        layers=layers,
     )
 
 
@@ -56,7 +79,31 @@ def pass_records(stage: Stage, trace: Trace) -> tuple[PassRecord, ...]:
 def _parameter(name: str, facts: Facts) -> ParamRecord:
     if Ranking not in facts.kinds:
         return ParamRecord(name)
-    source, cut = facts[Scores].sources[name], facts[Ranking].cuts[name]
+    source, ranking = facts[Scores].sources[name], facts[Ranking]
+    cut = ranking.cuts[name]
+    units, alive = ranking.sizes.get(name, (source.units, source.alive))
+    return ParamRecord(name, units, alive, cut.count, cut.threshold, cut.tied, cut.quota)
+
+
+def _layers(facts: Facts) -> Iterator[LayerRecord]:
+    sources, cuts = facts[CoupledScores].sources, facts[Ranking].cuts
+    for layer in facts[Coupling].layers:
+        alive, cut = sources[layer.name].alive, cuts[layer.name]
+        counts = (layer.units, alive, cut.count, cut.threshold, cut.tied, cut.quota)
+        yield LayerRecord(layer.name, layer.makers, *counts)
+
+
+def _coupled(name: str, facts: Facts, layers: tuple[LayerRecord, ...]) -> ParamRecord:
+    """Return what happened to the channels that a parameter makes, or else to all that it has."""
+    coupling = facts[Coupling]
+    made = [layer for layer in layers if name in layer.makers]
+    if not made:
+        there = coupling.layers_in(name)
+        made = [record for at, record in enumerate(layers) if at in there]
     return ParamRecord(
-        name, source.units, source.alive, cut.count, cut.threshold, cut.tied, cut.quota
+        name,
+        sum(layer.units for layer in made),
+        sum(layer.alive for layer in made),
+        sum(layer.pruned for layer in made),
+        max((layer.threshold for layer in made if layer.threshold is not None), default=None),
     )

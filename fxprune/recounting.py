@@ -18,7 +18,7 @@ from fxprune.bits import same_bits
 from fxprune.facts import Ranking, Scores, Selection
 from fxprune.recipe import Rule
 
-__all__ = ["Masked", "recounted"]
+__all__ = ["Masked", "recounted", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class _Group:
     def _count(self, units: list[_Units]) -> Iterator[Fault]:
         alive = sum(part.scores.numel() for part in units)
         gone = sum(int(part.gone.sum()) for part in units)
-        wanted = _rounded(self.rule.amount, alive)
+        wanted = rounded(self.rule.amount, alive)
         # torch's random_structured takes every channel at the threshold.
         loose = self.scores.prune_all_ties and self.ranking.ties == "torch"
         if gone != wanted and not (loose and gone > wanted):
@@ -207,7 +207,7 @@ class _Group:
             stayed = stayed or bool(left.any())
 
 
-def _rounded(amount: Any, alive: int) -> int:
+def rounded(amount: Any, alive: int) -> int:
     """Return the count that an amount means: a share to the nearest, halves to the even one."""
     if isinstance(amount, int):
         return amount

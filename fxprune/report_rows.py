@@ -10,6 +10,7 @@ from fxprune import tensors
 from fxprune.errors import PassError
 from fxprune.facts import ParamRecord, RuleRecord
 from fxprune.program import Program
+from fxprune.shards import count_of
 
 __all__ = ["ParameterReport", "reasons", "record_data", "row_data", "row_of", "share"]
 
@@ -83,7 +84,7 @@ def row_of(
         shape=tuple(parameter.shape),
         dtype=str(parameter.dtype).removeprefix("torch."),
         numel=parameter.numel(),
-        zeros=int((tensors.value(program, name) == 0).sum()),
+        zeros=count_of(tensors.value(program, name) == 0),
         bytes=parameter.numel() * parameter.element_size(),
         mask_bytes=0 if mask is None else mask.numel() * mask.element_size(),
         rules=tuple(dict.fromkeys(rule for rule, _ in did)),

@@ -12,6 +12,7 @@ from fxprune import tensors
 from fxprune.certificate import Certificate
 from fxprune.errors import MissingParameterError, PassTypeError
 from fxprune.facts import PassRecord, RuleRecord
+from fxprune.footprints import Latency, latency_of
 from fxprune.program import Program
 from fxprune.report_rows import (
     ParameterReport,
@@ -21,6 +22,7 @@ from fxprune.report_rows import (
     row_of,
     share,
 )
+from fxprune.shrink_report import ShrinkReport, shrink_reports
 from fxprune.tables import plain_table, rich_table
 
 __all__ = ["ParameterReport", "Report", "report"]
@@ -40,6 +42,7 @@ class Report:
         notes: what to know beside the numbers, as where capture changes the source.
         rules: what each rule did, in order.
         passes: what each pass that a recipe named did, in order.
+        shrinks: what each shrink did, in order.
         certificate: what was checked, where a compile made the report.
     """
 
@@ -48,6 +51,7 @@ class Report:
     notes: tuple[str, ...] = ()
     rules: tuple[RuleRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
+    shrinks: tuple[ShrinkReport, ...] = ()
     certificate: Certificate | None = None
 
     @property
@@ -129,6 +133,7 @@ class Report:
             "notes": self.notes,
             "rules": [record_data(record) for record in self.rules],
             "passes": [asdict(done) for done in self.passes],
+            "shrinks": [done.to_data() for done in self.shrinks],
             "seconds": self.seconds,
             "certificate": None if self.certificate is None else self.certificate.to_data(),
         }
@@ -153,11 +158,13 @@ class Report:
         raise MissingParameterError(f"the report has no parameter {name!r}; there are {known}")
 
 
-def report(program: Program) -> Report:
-    """Report what is zero in a Program, masked or finalized, and what its rules did.
+def report(program: Program, *, before: Program | None = None) -> Report:
+    """Report what is zero in a Program, what its rules did, and what a shrink cut.
 
     Args:
         program: not changed.
+        before: of a shrunk Program, what it was made of: forwards of both are timed, at batch 1
+            and 8.
 
     Raises:
         PassTypeError: it is no Program.
@@ -183,7 +190,14 @@ def report(program: Program) -> Report:
     spared = [row.name for row in rows if not row.rules]
     no_mask = program.captured.refused
     refused = tuple((n, why) for n in spared if (why := no_mask.get(n) or reasons(n, records)))
-    return Report(rows, refused, program.captured.notes, records, program.captured.passes)
+    latency = () if before is None else _latency(program, before)
+    shrinks = shrink_reports(program, latency)
+    return Report(rows, refused, program.captured.notes, records, program.captured.passes, shrinks)
+
+
+def _latency(program: Program, before: Program) -> tuple[Latency, ...]:
+    found = (latency_of(program, before, batch=batch) for batch in (1, 8))
+    return tuple(each for each in found if each is not None)
 
 
 def _cells(report: Report) -> Iterator[tuple[str, ...]]:

@@ -1,6 +1,8 @@
-"""Names that the root of a source may not have, because a Program needs them itself."""
+"""Names that a source may not have: a Program needs them itself, or they are Python's own."""
 
 from __future__ import annotations
+
+import keyword
 
 import torch
 from torch import fx, nn
@@ -16,7 +18,7 @@ RESERVED = frozenset(
 
 
 def check_names(root: nn.Module, kind: str) -> None:
-    """Check the names of a root's parameters, buffers and submodules.
+    """Check the names of a source's parameters, buffers and submodules.
 
     Args:
         root: the source, or the tree of a Program.
@@ -31,4 +33,12 @@ def check_names(root: nn.Module, kind: str) -> None:
             raise CaptureError(
                 f"{kind}.{name}: {name!r} is a name that torch.fx.GraphModule or Program needs "
                 "itself; rename that attribute"
+            )
+    named = (*root.named_modules(), *root.named_parameters(), *root.named_buffers())
+    for name in (name for name, _ in named):
+        word = next((part for part in name.split(".") if keyword.iskeyword(part)), None)
+        if word is not None:
+            raise CaptureError(
+                f"{kind}.{name}: {word!r} is a word of Python's own, which generated code cannot "
+                "read as an attribute; rename it"
             )

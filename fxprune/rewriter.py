@@ -14,12 +14,13 @@ from fxprune.bits import same_bits
 from fxprune.errors import InvariantError, PassError, ShapeError
 from fxprune.pattern import Match, Refusal, matches
 from fxprune.program import Program
+from fxprune.resizing import ResizingEdits
 from fxprune.rule import RewriteRule
 
 __all__ = ["Rewriter"]
 
 
-class Rewriter:
+class Rewriter(ResizingEdits):
     """Edits one Program.
 
     Args:
@@ -32,6 +33,7 @@ class Rewriter:
     """
 
     def __init__(self, program: Program, by: str) -> None:
+        super().__init__()
         self.program = program
         self.by = by
         self.edits = 0

@@ -1,4 +1,4 @@
-"""Runs the pipeline of one stage of a recipe, and writes down what it did."""
+"""Stages run on a fork or a copy of a Program, which then takes the place of it: all or nothing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,57 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fxprune.facts import GivenMasks, Importance, Methods
+from fxprune.observing import Observer
+from fxprune.peers import Peers
 from fxprune.pipeline import Facts, Watch
 from fxprune.program import Program
 from fxprune.records import pass_records, record_of
+from fxprune.shards import refuse_sharded
 from fxprune.stages import Stage
+from fxprune.transaction import commit, copied, fork
 
-__all__ = ["OnPass", "filled", "run_stage"]
+__all__ = ["OnPass", "done", "run_stage", "worked"]
 
 OnPass = Callable[[str], None]
+
+
+def worked(
+    program: Program,
+    stages: Iterable[Stage],
+    given: Iterable[Any],
+    *,
+    inplace: bool,
+    on_pass: OnPass | None = None,
+    observer: Observer | None = None,
+    watch: Watch | None = None,
+) -> Program:
+    """Run the pipelines of some rules on a fork or a copy, and return that.
+
+    Args:
+        program: not changed.
+        stages: checked before any of them runs.
+        given: facts given from the start, to each stage.
+        inplace: work on a fork, which shares the tensors.
+        on_pass: called with the rule's and the pass's name before each pass.
+        observer: sees what each stage did, and may refuse what all did by raising.
+        watch: sees the Program before and after each pass.
+    """
+    stages, given = list(stages), list(given)
+    kinds = set(map(type, _facts(given)))
+    for stage in stages:
+        stage.pipeline.check(kinds)
+    if Peers not in kinds:
+        refuse_sharded(program)
+    work = fork(program) if inplace else copied(program)
+    if watch is not None:
+        watch.begin(work)
+    for stage in stages:
+        run_stage(work, stage, given, on_pass, watch)
+        if observer is not None:
+            observer.stage(work, stage)
+    if observer is not None:
+        observer.end(work)
+    return work
 
 
 def run_stage(
@@ -23,16 +66,8 @@ def run_stage(
     on_pass: OnPass | None,
     watch: Watch | None = None,
 ) -> None:
-    """Run the passes of a stage, and add to the Program's records what they did.
-
-    Args:
-        work: edited in place.
-        stage: the passes.
-        given: facts given from the start.
-        on_pass: called with the stage's and the pass's name before each pass.
-        watch: sees the Program before and after each pass.
-    """
-    facts = Facts(filled(given))
+    """Run one stage on a Program that no caller holds, and record what it did."""
+    facts = Facts(_facts(given))
     named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
     trace = stage.pipeline.run(work, facts, on_pass=named, watch=watch)
     if watch is not None:
@@ -43,12 +78,17 @@ def run_stage(
         work.captured.records += (record_of(stage, facts, trace),)
 
 
-def filled(given: Iterable[Any]) -> list[Any]:
-    """Fill up what callers may give with empty facts.
+def done(program: Program, work: Program, *, inplace: bool) -> Program:
+    """Return what was worked on, or let the Program become it."""
+    if not inplace:
+        work.captured.replaced = []
+        return work
+    commit(program, work)
+    return program
 
-    Args:
-        given: facts, at most one of a type.
-    """
+
+def _facts(given: Iterable[Any]) -> list[Any]:
+    """Fill up what callers may give with empty facts."""
     there = {type(fact): fact for fact in (Importance(), GivenMasks(), Methods())}
     there.update((type(fact), fact) for fact in given)
     return list(there.values())

@@ -20,6 +20,7 @@ __all__ = [
     "SavedGraph",
     "SavedInput",
     "SavedInputs",
+    "SavedLayer",
     "SavedModule",
     "SavedNode",
     "SavedPass",
@@ -172,6 +173,19 @@ class SavedSite(_Table):
     quota: Count = 0
 
 
+class SavedLayer(_Table):
+    """What a rule did to a layer of coupled channels: see `fxprune.facts.LayerRecord`."""
+
+    name: Text
+    makers: Many[Text]
+    units: Count
+    alive: Count
+    pruned: Count
+    threshold: Any = None
+    tied: Count = 0
+    quota: Count = 0
+
+
 class SavedRecord(_Table):
     """What a rule did: see `fxprune.facts.RuleRecord`."""
 
@@ -183,6 +197,7 @@ class SavedRecord(_Table):
     refused: Many[Annotated[list[Text], Field(min_length=2, max_length=2)]]
     seconds: Named[float]
     edits: Count
+    layers: Many[SavedLayer] = Field(default_factory=list["SavedLayer"])
 
 
 class SavedPass(_Table):
@@ -216,6 +231,7 @@ class SavedProgram(_Table):
     refused: Named[Text]
     records: Many[SavedRecord]
     passes: Many[SavedPass]
+    shrinks: Many[Any] = Field(default_factory=list[Any])
     traces: Many[Text]
     tensors: Many[SavedTensor]
     modules: Many[SavedModule]

@@ -9,12 +9,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from fxprune.coupling import LayerRecord
 from fxprune.errors import FormatError
 from fxprune.facts import ParamRecord, PassRecord, RuleRecord
 from fxprune.inputs import Input, InputSpec
 from fxprune.nesting import Nesting
 from fxprune.open_inputs import OpenSpec
-from fxprune.saved_document import SavedInput, SavedInputs, SavedPass, SavedRecord, SavedSite
+from fxprune.saved_document import (
+    SavedInput,
+    SavedInputs,
+    SavedLayer,
+    SavedPass,
+    SavedRecord,
+    SavedSite,
+)
 from fxprune.saved_nesting import decode_nesting, encode_nesting
 from fxprune.saved_values import decode_dtype, decode_value, encode_dtype, encode_value
 
@@ -91,6 +99,20 @@ def encode_record(record: RuleRecord) -> SavedRecord:
         refused=[list(pair) for pair in record.refused],
         seconds=dict(record.seconds),
         edits=record.edits,
+        layers=[_encode_layer(layer) for layer in record.layers],
+    )
+
+
+def _encode_layer(layer: LayerRecord) -> SavedLayer:
+    return SavedLayer(
+        name=layer.name,
+        makers=list(layer.makers),
+        units=layer.units,
+        alive=layer.alive,
+        pruned=layer.pruned,
+        threshold=encode_value(layer.threshold),
+        tied=layer.tied,
+        quota=layer.quota,
     )
 
 
@@ -109,6 +131,7 @@ def decode_record(saved: SavedRecord) -> RuleRecord:
         refused=tuple((name, reason) for name, reason in saved.refused),
         seconds=dict(saved.seconds),
         edits=saved.edits,
+        layers=tuple(_decode_layer(layer) for layer in saved.layers),
     )
 
 
@@ -143,18 +166,35 @@ def _decode_table(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decode_site(saved: SavedSite) -> ParamRecord:
-    threshold = decode_value(saved.threshold)
-    if threshold is not None and type(threshold) not in (int, float):
-        raise FormatError(f"records: the threshold of {saved.name[:100]!a} is no number")
     return ParamRecord(
         name=saved.name,
         units=saved.units,
         alive=saved.alive,
         pruned=saved.pruned,
-        threshold=threshold,
+        threshold=_decode_threshold(saved),
         tied=saved.tied,
         quota=saved.quota,
     )
+
+
+def _decode_layer(saved: SavedLayer) -> LayerRecord:
+    return LayerRecord(
+        name=saved.name,
+        makers=tuple(saved.makers),
+        units=saved.units,
+        alive=saved.alive,
+        pruned=saved.pruned,
+        threshold=_decode_threshold(saved),
+        tied=saved.tied,
+        quota=saved.quota,
+    )
+
+
+def _decode_threshold(saved: SavedSite | SavedLayer) -> float | None:
+    threshold = decode_value(saved.threshold)
+    if threshold is not None and type(threshold) not in (int, float):
+        raise FormatError(f"records: the threshold of {saved.name[:100]!a} is no number")
+    return threshold
 
 
 def _encode_input(leaf: Input) -> SavedInput:

@@ -31,7 +31,17 @@ _DENIED = re.compile(r"from_file|set_?|_print|_test_.*|_foobar|record_stream|.*_
 # Of operators with a leading underscore, those that export's graphs have beside torch's core ones.
 _PRIVATE = frozenset(
     {
-        *("_cast_Float", "_cdist_forward", "_conj", "_embedding_bag_forward_only", "_grouped_mm", "_pack_padded_sequence", "_pad_packed_sequence", "_convolution", "_convolution_mode"),
+        *(
+            "_cast_Float",
+            "_cdist_forward",
+            "_conj",
+            "_embedding_bag_forward_only",
+            "_grouped_mm",
+            "_pack_padded_sequence",
+            "_pad_packed_sequence",
+            "_convolution",
+            "_convolution_mode",
+        ),
         *("_fft_c2c", "_fused_rms_norm", "_native_batch_norm_legit_functional"),
         *("_native_multi_head_attention", "_neg_view", "_reshape_alias", "_safe_softmax"),
         *("_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention"),

@@ -21,6 +21,7 @@ from fxprune.saved_facts import (
 )
 from fxprune.saved_graphs import decode_graph, encode_graph
 from fxprune.saved_nesting import decode_nesting, encode_nesting
+from fxprune.saved_shrinks import decode_shrink, encode_shrink
 from fxprune.saved_tensors import TensorWriter, decode_tensors, names_of
 from fxprune.saved_trees import decode_tree, encode_tree
 from fxprune.shell import kind_of, raw_parameter
@@ -62,6 +63,7 @@ def encode_program(program: Program) -> tuple[SavedProgram, dict[str, torch.Tens
         refused=dict(captured.refused),
         records=[encode_record(record) for record in captured.records],
         passes=[encode_pass(record) for record in captured.passes],
+        shrinks=[encode_shrink(record) for record in captured.shrinks],
         traces=list(traces),
         tensors=writer.records,
         modules=modules,
@@ -106,6 +108,7 @@ def decode_program(saved: SavedProgram, data: Mapping[str, torch.Tensor]) -> Pro
         deciders=tuple(saved.deciders),
         records=tuple(map(decode_record, saved.records)),
         passes=tuple(map(decode_pass, saved.passes)),
+        shrinks=tuple(map(decode_shrink, saved.shrinks)),
         refused=saved.refused,
         notes=tuple(saved.notes),
     )

@@ -13,11 +13,11 @@ from safetensors import safe_open
 
 from fxprune.checker import check_invariants
 from fxprune.errors import FormatError, FxpruneError, PassTypeError
+from fxprune.file_sinks import write_tensor_file
 from fxprune.program import Program
 from fxprune.regional import check_whole
 from fxprune.saved_document import parse_document, write_document
 from fxprune.saved_programs import decode_program, encode_program
-from fxprune.file_sinks import write_tensor_file
 from fxprune.writing import PathLike, replacing
 
 __all__ = ["load", "save", "write_fxp"]

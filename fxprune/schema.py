@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fxprune.recipe import Export, Finalize, PassCall, Recipe, Rule, Select
-from fxprune.recipe_ranks import METHODS, SCORES, how_fault, misfit
+from fxprune.recipe_ranks import DEFAULTS, METHODS, SCORES, how_fault, misfit
 from fxprune.recipe_select import DTYPES
 
 __all__ = ["json_schema"]
@@ -35,9 +35,14 @@ _NULL: Schema = {"type": "null"}
 _SAMPLES: Mapping[str, Any] = {
     "amount": 1,
     "args": {"a": 1},
+    "coupled": True,
     "dim": 0,
     "mask": "m.safetensors",
+    "max_share": 0.5,
+    "min_keep": 2,
     "n": 2,
+    "normalize": "none",
+    "round_to": 8,
     "scope": "global",
     "seed": 0,
 }
@@ -187,12 +192,24 @@ def _pairs(score: str, granularity: str) -> bool:
 
 def _fitting(method: str | None, ranks: tuple[Any, Any]) -> Schema:
     """The schema of the keys beside a method, as the parser itself judges them."""
+    alone = _beside(method, ranks, coupled=False)
+    if misfit("coupled", True, method, ranks, from_data=True):
+        return alone
+    together = _beside(method, ranks, coupled=True)
+    return {"if": _is({"coupled": {"const": True}}), "then": together, "else": alone}
 
+
+def _beside(method: str | None, ranks: tuple[Any, Any], *, coupled: bool) -> Schema:
     def fault(key: str, value: object) -> str:
-        return misfit(key, value, method, ranks, from_data=True)
+        return misfit(key, value, method, ranks, from_data=True, coupled=coupled)
 
     needed = [key for key in _SAMPLES if fault(key, None)]
     barred = [key for key, sample in _SAMPLES.items() if fault(key, sample)]
-    nothing: dict[str, Schema] = {"args": {"maxProperties": 0}, "scope": {"const": "local"}}
+    nothing: dict[str, Schema] = {
+        key: {"const": default} for key, default in DEFAULTS.items() if key != "args"
+    }
+    nothing["args"] = {"maxProperties": 0}
     kinds = {key: nothing.get(key, _NULL) for key in barred}
+    if coupled:
+        kinds |= {"dim": {"enum": [0, None]}, "ties": {"const": "index"}}
     return {"allOf": [_given(*needed), _values(kinds)]}

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.shards import like
+
 __all__ = ["MaskedReads", "Shell", "kind_of", "mask_of", "raw_parameter", "shell_of"]
 
 
@@ -26,7 +28,7 @@ class MaskedReads(nn.Module):
         orig = state.get("_parameters", {}).get(f"{name}_orig")
         mask = state.get("_buffers", {}).get(f"{name}_mask")
         if orig is not None and mask is not None:
-            return orig * mask
+            return orig * like(mask, orig)
         return super().__getattr__(name)
 
 

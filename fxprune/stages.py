@@ -8,7 +8,7 @@ from typing import Any
 
 from fxprune.pipeline import Pipeline
 from fxprune.recipe import PassCall, Recipe, Rule
-from fxprune.recipe_ranks import is_foreign
+from fxprune.recipe_ranks import LIMITS, is_foreign
 from fxprune.registry import create
 from fxprune.selecting import choice_of
 
@@ -76,6 +76,8 @@ def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = (), rejoin: bool
 
 
 def _mask_passes(rule: Rule) -> tuple[Any, ...]:
+    if rule.coupled:
+        return _coupled_passes(rule)
     if rule.method in ("identity", "custom_from_mask"):
         return (create("given", file=rule.mask, ones=rule.method == "identity"),)
     if rule.score_name is None:
@@ -86,6 +88,20 @@ def _mask_passes(rule: Rule) -> tuple[Any, ...]:
     if is_foreign(rule.score_name):
         return score, create("check", score=rule.score_name, dim=rule.dim), rank, create("cut")
     return score, rank, create("cut")
+
+
+def _coupled_passes(rule: Rule) -> tuple[Any, ...]:
+    couple = create("couple", rule=rule.name, optional=rule.optional)
+    limits = {limit: getattr(rule, limit) for limit in LIMITS}
+    rank = create("rank_units", amount=rule.amount, scope=rule.scope, **limits)
+    end = (rank, create("cut_coupled"))
+    if rule.score_name == "norm":
+        return (couple, create("unit_norm", n=rule.n, normalize=rule.normalize), *end)
+    if rule.score_name == "random":
+        return (couple, create("unit_random", seed=rule.seed), *end)
+    score = create(str(rule.score_name), **_score_options(rule))
+    check = create("check", score=rule.score_name, dim=rule.dim)
+    return (couple, score, check, create("unit_mean"), *end)
 
 
 def _score_options(rule: Rule) -> Mapping[str, Any]:

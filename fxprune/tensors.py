@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import MissingParameterError, PassTypeError
+from fxprune.shards import like
 from fxprune.shell import mask_of, raw_parameter
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def value(program: Program, name: str) -> torch.Tensor:
     """Return a parameter's current value, masked where it has a mask, without gradient."""
     mask = masks(program).get(name)
     raw = parameter(program, name).detach()
-    return raw if mask is None else raw * mask
+    return raw if mask is None else raw * like(mask, raw)
 
 
 def masks(program: Program) -> Masks:

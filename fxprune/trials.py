@@ -15,6 +15,7 @@ from fxprune.program import TRAIN, Program, example_of
 from fxprune.quiet import alone
 from fxprune.source import copy_model
 from fxprune.tensors import masks
+from fxprune.widening import wide_tensor, widen
 
 __all__ = ["Given", "Run", "Side", "Trial", "prepared", "reproducible", "run", "trials_of"]
 
@@ -113,7 +114,7 @@ class Side:
     def _made(self) -> nn.Module:
         copied = copy_model(self._model)
         if self._wide:
-            copied._apply(_wide)
+            widen(copied)
         tensors = [*copied.parameters(), *copied.buffers()]
         kept = [t.detach().clone() if t.numel() < _SMALL else t for t in tensors]
         self._tensors = [(t, k, t._version) for t, k in zip(tensors, kept, strict=True)]
@@ -166,14 +167,14 @@ def prepared(
     """
     module = copy_model(model)
     if wide:
-        module._apply(_wide)
+        widen(module)
     return module.train(trial.mode == TRAIN), *_inputs(trial, wide=wide)
 
 
 def _inputs(trial: Trial, *, wide: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, (trial.args, trial.kwargs))
     if wide:
-        args, kwargs = pytree.tree_map_only(torch.Tensor, _wide, (args, kwargs))
+        args, kwargs = pytree.tree_map_only(torch.Tensor, wide_tensor, (args, kwargs))
     return args, kwargs
 
 
@@ -199,12 +200,6 @@ def _buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _at_rest(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from fxprune import tensors
-from fxprune.errors import DimError, PassError, PassTypeError, ShapeError
+from fxprune import shards, tensors
+from fxprune.errors import DimError, NormError, PassError, PassTypeError, ShapeError
 from fxprune.facts import Importance, ParamSite
 from fxprune.program import Program
 
-__all__ = ["Entries", "check_channels", "living_channels", "masked_value", "raw_value"]
+__all__ = [
+    "Entries",
+    "channel_norms",
+    "check_channels",
+    "entries_of",
+    "living_channels",
+    "masked_value",
+    "raw_value",
+]
+
+_TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 @dataclass(frozen=True)
@@ -21,10 +32,12 @@ class Entries:
     Args:
         tensor: any tensor.
         mask: of its shape, or None where all entries are alive.
+        part: whether they are this process's part of a parameter that is spread over processes.
     """
 
     tensor: torch.Tensor
     mask: torch.Tensor | None
+    part: bool = False
 
     @property
     def units(self) -> int:
@@ -45,6 +58,21 @@ class Entries:
         values = self.tensor.reshape(-1)[start:stop]
         living = self.living(start, stop)
         return values if living is None else values[living]
+
+
+def entries_of(program: Program, site: ParamSite, importance: Importance) -> Entries:
+    """Return what to score of a parameter, entry by entry, and what is alive of it.
+
+    Raises:
+        ShapeError: the importance scores have another shape than the parameter.
+        PassTypeError: they are no tensor.
+    """
+    value, mask = raw_value(program, site, importance), tensors.masks(program).get(site.name)
+    parameter = tensors.parameter(program, site.name)
+    if not shards.is_sharded(parameter):
+        return Entries(value, mask)
+    mask = None if mask is None else shards.part_like(mask, parameter)
+    return Entries(shards.part_like(value, parameter), mask, part=True)
 
 
 def raw_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
@@ -107,3 +135,26 @@ def living_channels(mask: torch.Tensor, dim: int) -> torch.Tensor:
     """Return which channels are alive: those whose mask does not sum to zero, as torch counts."""
     others = [d for d in range(mask.dim()) if d != dim % mask.dim()]
     return mask.sum(dim=others) != 0
+
+
+def channel_norms(tensor: torch.Tensor, n: Any, dim: int) -> torch.Tensor:
+    """Return the norm of each channel by the very expression of torch.nn.utils.prune.
+
+    Args:
+        tensor: of two dimensions or more.
+        n: order of the norm, as `p` of torch.norm.
+        dim: the dimension of the channels.
+
+    Raises:
+        NormError: torch cannot take that norm.
+    """
+    others = [d for d in range(tensor.dim()) if d != dim % tensor.dim()]
+    # torch 2.14 takes "fro" over other than two dimensions for the 2-norm; torch.norm refuses.
+    flat = n == "fro" and len(others) != 2 and _TORCH >= (2, 14)
+    try:
+        return torch.norm(tensor, p=2 if flat else n, dim=others)
+    except RuntimeError as error:
+        raise NormError(
+            f"n={n!r} cannot be taken over dimensions {others} of a tensor of shape "
+            f"{tuple(tensor.shape)}: {error}; take a number for n"
+        ) from error

@@ -8,9 +8,13 @@ import torch
 
 from fxprune.announced import Announced, Fault
 from fxprune.snapshot import Line, Snapshot, View, view_of
-from fxprune.validating_tree import Tree
+from fxprune.validating_cut_graphs import CutGraph
+from fxprune.validating_cuts import CutTree
+from fxprune.validating_tree import Tree, written_faults
 
 __all__ = ["faults_of"]
+
+_CUTS = ("cuts", "constants")
 
 
 def faults_of(before: Snapshot, after: Snapshot, said: Announced) -> Iterator[Fault]:
@@ -31,12 +35,16 @@ def faults_of(before: Snapshot, after: Snapshot, said: Announced) -> Iterator[Fa
         return
     for mode, view in views.items():
         was = view_of(before, mode)
-        if said.edits == "adopts":
+        if said.edits in _CUTS:
+            yield from CutGraph(mode, was, view, said.edits, said.added).faults()
+        elif said.edits == "adopts":
             yield from _adopted_graph(mode, was, view)
         else:
             yield from _same_lines(mode, was.lines, view.lines)
             yield from _new_products(mode, before, after, was, view)
-    yield from Tree(before, after, said).faults()
+    yield from written_faults(before)
+    tree = CutTree if said.edits in _CUTS else Tree
+    yield from tree(before, after, said).faults()
 
 
 # Graphs

@@ -12,7 +12,7 @@ from fxprune.announced import Announced, Fault
 from fxprune.bits import same_bits
 from fxprune.snapshot import Place, Snapshot
 
-__all__ = ["Tree"]
+__all__ = ["Tree", "written_faults"]
 
 
 @dataclass
@@ -27,7 +27,6 @@ class Tree:
         """Yield what is wrong in the tree."""
         if self.said.edits != "adopts":
             yield from self._names()
-        yield from self._written()
         yield from self._parameters()
         for path, place in self.after.tree.items():
             was = self.before.tree.get(path)
@@ -52,15 +51,6 @@ class Tree:
             yield Fault(f"{name!r} {what} {'to get one' if 'got' in what else 'was to lose it'}")
         for name in sorted(wanted - now):
             yield Fault(f"{name!r} was to have a mask, and has none")
-
-    def _written(self) -> Iterator[Fault]:
-        """Yield tensors that were there before and were written to: callers hold them too."""
-        for path, place in self.before.tree.items():
-            for key, tensor in (*place.parameters.items(), *place.buffers.items()):
-                if tensor is None or tensor.is_inference():
-                    continue
-                if tensor._version != self.before.versions[id(tensor)]:
-                    yield Fault(f"the tensor {_joined(path, key)!r} was written to")
 
     def _parameters(self) -> Iterator[Fault]:
         """Yield parameters that are not what they were, or not what they were to become."""
@@ -181,6 +171,20 @@ class Tree:
         same = sorted(was.parameters) == sorted(now.parameters)
         parameters = list(now.parameters) if same else list(was.parameters)
         return parameters, list(was.buffers)
+
+
+def written_faults(before: Snapshot) -> Iterator[Fault]:
+    """Yield tensors that were there before and were written to since: callers hold them too.
+
+    Args:
+        before: the Program as a pass found it.
+    """
+    for path, place in before.tree.items():
+        for key, tensor in (*place.parameters.items(), *place.buffers.items()):
+            if tensor is None or tensor.is_inference():
+                continue
+            if tensor._version != before.versions[id(tensor)]:
+                yield Fault(f"the tensor {_joined(path, key)!r} was written to")
 
 
 _Keys = Callable[[Tree, str, Place], tuple[list[str], list[str]]]

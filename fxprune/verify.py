@@ -36,6 +36,7 @@ def verify(
     trials: int = 3,
     seed: int = 0,
     bound: float = BOUND,
+    modes: tuple[str, ...] = (EVAL, TRAIN),
 ) -> Certificate:
     """Hold two models to each other in train and in eval mode; a difference raises nothing.
 
@@ -58,6 +59,7 @@ def verify(
         seed: seed of the drawn inputs and of each run.
         bound: the largest difference that is close, times the largest number of the output where
             that is above 1.
+        modes: where to compare: "eval", "train" or both.
 
     Returns:
         A Certificate: true where the promise is kept. A drawn input that neither side takes is
@@ -90,7 +92,7 @@ def verify(
             "which inputs can be drawn, with trials= of 1 or more"
         )
     comparison = _Comparison(after, before, promise, seed, bound)
-    for mode in (EVAL, TRAIN):
+    for mode in modes:
         for trial in trials_of(mode, given, spec, trials, seed):
             comparison.compare(trial)
         comparison.close(mode)

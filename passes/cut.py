@@ -8,11 +8,13 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import tensors
-from fxprune.facts import NewMasks, Ranking, Scores
+from fxprune import shards, tensors
+from fxprune.cutting import Pruned, pruned_of_group
+from fxprune.facts import NewMasks, Ranking, Scores, ScoreSource
+from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.ranking import pruned_of_group
+from fxprune.sharded_masks import pruned_mask
 
 __all__ = ["CutUnits"]
 
@@ -27,29 +29,75 @@ class CutUnits(Analysis):
 
     def run(self, program: Program, facts: Facts) -> NewMasks:
         """Return masks that are made when they are read."""
-        scores, ranking = facts[Scores], facts[Ranking]
+        scores, ranking, peers = facts[Scores], facts[Ranking], facts.get(Peers)
 
         def make() -> Iterator[tuple[str, torch.Tensor]]:
             for group in ranking.groups:
                 for name, pruned in pruned_of_group(scores, ranking, group):
-                    yield name, _mask(program, scores, name, pruned)
+                    source = scores.sources[name]
+                    if peers is not None and shards.is_sharded(tensors.parameter(program, name)):
+                        yield name, _of_spread(peers, program, source, name, pruned, scores.dim)
+                    elif scores.dim is None:
+                        yield name, _of_entries(program, source, name, pruned)
+                    else:
+                        yield name, _of_channels(program, source, name, pruned, scores.dim)
 
         return NewMasks(tuple(scores.sources), make)
 
 
-def _mask(program: Program, scores: Scores, name: str, pruned: torch.Tensor) -> torch.Tensor:
-    parameter = tensors.parameter(program, name)
-    old = tensors.masks(program).get(name)
-    source = scores.sources[name]
+def _of_entries(program: Program, source: ScoreSource, name: str, pruned: Pruned) -> torch.Tensor:
+    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
     # Without a memory format: masks are contiguous, as torch's are.
-    mask = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-    if old is not None:
-        mask = old.detach().clone(memory_format=torch.contiguous_format)
-    living = source.living(0, source.units)
-    gone = pruned if living is None else torch.zeros_like(living).masked_scatter_(living, pruned)
-    if scores.dim is None:
-        mask.view(-1)[gone] = 0
-        return mask
-    shape = [1] * mask.dim()
-    shape[scores.dim] = -1
-    return mask * (~gone).to(mask).view(shape)
+    mask = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    flat = mask.view(-1)
+    before = None if old is None else old.detach().reshape(-1)
+    for start, stop, gone in pruned:
+        part, living = flat[start:stop], source.living(start, stop)
+        if living is None or before is None:
+            torch.logical_not(gone, out=part)
+            continue
+        part.copy_(before[start:stop])
+        part[torch.zeros_like(living).masked_scatter_(living, gone)] = 0
+    return mask
+
+
+def _of_spread(
+    peers: Peers,
+    program: Program,
+    source: ScoreSource,
+    name: str,
+    pruned: Pruned,
+    dim: int | None,
+) -> torch.Tensor:
+    shape = tensors.parameter(program, name).shape
+    gone = _gone(source, pruned)
+    if dim is not None:
+        lines = [-1 if d == dim % len(shape) else 1 for d in range(len(shape))]
+        gone = gone.view(lines).expand(shape)
+    elif not source.part:
+        gone = gone.view(shape)
+    return pruned_mask(peers, program, name, gone, part=source.part)
+
+
+def _gone(source: ScoreSource, pruned: Pruned) -> torch.Tensor:
+    """Return which of all units are pruned, bool."""
+    found = torch.zeros(source.units, dtype=torch.bool, device=source.chunk(0, 0).device)
+    for start, stop, gone in pruned:
+        living = source.living(start, stop)
+        if living is not None:
+            gone = torch.zeros_like(living).masked_scatter_(living, gone.to(living.device))
+        found[start:stop] = gone
+    return found
+
+
+def _of_channels(
+    program: Program, source: ScoreSource, name: str, pruned: Pruned, dim: int
+) -> torch.Tensor:
+    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
+    kept = _gone(source, pruned).logical_not().to(parameter.device)
+    shape = [1] * parameter.dim()
+    shape[dim] = -1
+    factor = kept.to(parameter.dtype).view(shape)
+    if old is None:
+        return factor.expand(parameter.shape).contiguous()
+    return old.detach().clone(memory_format=torch.contiguous_format) * factor

@@ -16,6 +16,7 @@ from fxprune.program import Program
 from fxprune.reads import is_product, parameter_of
 from fxprune.rewriter import Rewriter
 from fxprune.rule import rule
+from fxprune.shards import like
 
 __all__ = ["FoldMasks", "fold_mask", "masked_names"]
 
@@ -70,7 +71,7 @@ class FoldMasks(Rewrite):
         mask, value = tensors.masks(program)[name], tensors.value(program, name)
         if self.zeros == "clean":
             # clone keeps the memory format, which masked_fill would take from the mask.
-            return value.clone().masked_fill_(mask == 0, 0)
+            return value.clone().masked_fill_(like(mask, value) == 0, 0)
         return value
 
 

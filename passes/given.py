@@ -9,12 +9,14 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import tensors
+from fxprune import shards, tensors
 from fxprune.errors import MissingParameterError, PassError, PassTypeError, ShapeError
 from fxprune.facts import GivenMasks, NewMasks, ParamSite, Selection
 from fxprune.masks import fit_masks, read_masks
+from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
+from fxprune.sharded_masks import given_mask
 
 __all__ = ["TakeMasks"]
 
@@ -45,7 +47,7 @@ class TakeMasks(Analysis):
             FormatError: the file cannot be read.
             MissingParameterError: a mask in the file is of no parameter.
         """
-        sites = facts[Selection].sites
+        sites, peers = facts[Selection].sites, facts.get(Peers)
         given = dict(facts[GivenMasks].tensors)
         if self.file is not None:
             given = masks_of(program, Path(self.file))
@@ -53,7 +55,10 @@ class TakeMasks(Analysis):
 
         def make() -> Iterator[tuple[str, torch.Tensor]]:
             for name, mask in found.items():
-                yield name, _combined(program, name, mask)
+                if peers is not None and shards.is_sharded(tensors.parameter(program, name)):
+                    yield name, given_mask(peers, program, name, mask)
+                else:
+                    yield name, _combined(program, name, mask)
 
         return NewMasks(tuple(found), make)
 

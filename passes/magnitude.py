@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import tensors
 from fxprune.facts import Importance, Scores, ScoreSource, Selection
+from fxprune.magnitude_scan import can_scan, scan_magnitudes
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.units import Entries, raw_value
+from fxprune.sampling import indices_of
+from fxprune.units import Entries, entries_of
 
 __all__ = ["MagnitudeScores", "ScoreMagnitude"]
 
@@ -27,6 +28,7 @@ class MagnitudeScores(ScoreSource):
         self.entries = entries
         self.units = entries.units
         self.alive = entries.alive
+        self.part = entries.part
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,6 +43,25 @@ class MagnitudeScores(ScoreSource):
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return |t| of the living entries among start..stop."""
         return self.entries.chunk(start, stop).abs()
+
+    def sample(self, step: int) -> torch.Tensor:
+        """Return about one living score in `step`, in short runs that are spread evenly."""
+        tensor, mask = self.entries.tensor, self.entries.mask
+        if not tensor.is_contiguous():
+            return super().sample(step)
+        chosen = indices_of(self.units, step).to(tensor.device)
+        values = tensor.view(-1)[chosen]
+        return (values if mask is None else values[mask.reshape(-1)[chosen] == 1]).abs()
+
+    def scan(
+        self, low: float | None, high: float | None, dtype: torch.dtype, most: int
+    ) -> tuple[int, torch.Tensor | None] | None:
+        """Count and collect on the bits, where these can be read."""
+        tensor = self.entries.tensor
+        if not can_scan(tensor):
+            return None
+        under, inside = scan_magnitudes(tensor, self.living, low, high, most)
+        return under, None if inside is None else inside.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -60,11 +81,7 @@ class ScoreMagnitude(Analysis):
         importance = facts[Importance]
         return Scores(
             {
-                site.name: MagnitudeScores(
-                    Entries(
-                        raw_value(program, site, importance), tensors.masks(program).get(site.name)
-                    )
-                )
+                site.name: MagnitudeScores(entries_of(program, site, importance))
                 for site in facts[Selection].sites
             }
         )

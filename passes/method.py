@@ -14,6 +14,7 @@ from fxprune import tensors
 from fxprune.errors import PassError, PassTypeError
 from fxprune.facts import Importance, Methods, NewMasks, ParamSite, Selection
 from fxprune.methods import combined_mask
+from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.units import masked_value
@@ -50,6 +51,11 @@ class ComputeMasks(Analysis):
             PassError: the class cannot be imported or made.
             PassTypeError: it is no BasePruningMethod, or is structured and ranks globally.
         """
+        if facts.get(Peers) is not None:
+            raise PassError(
+                f"rule {self.rule!r}: a method of one's own sees whole parameters, and may not do "
+                "the same in each process; take a method of fxprune, or give the masks"
+            )
         method = facts[Methods].by_rule.get(self.rule) or self._make()
         sites = facts[Selection].sites
         importance = facts[Importance]

@@ -9,15 +9,14 @@ from typing import Any, ClassVar
 import torch
 
 from fxprune import tensors
-from fxprune.errors import NormError
 from fxprune.facts import Importance, ParamSite, Scores, ScoreSource, Selection
+from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.units import check_channels, living_channels, masked_value
+from fxprune.sharded_masks import whole
+from fxprune.units import channel_norms, check_channels, living_channels, masked_value
 
 __all__ = ["NormScores", "ScoreNorm"]
-
-_TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 class NormScores(ScoreSource):
@@ -38,22 +37,14 @@ class NormScores(ScoreSource):
 
     @cached_property
     def _norms(self) -> torch.Tensor:
-        # The very expression of torch, on the same slice: norms that are equal to the bit.
+        # On the same slice as in torch: norms that are equal to the bit.
         tensor, rank = self._tensor, self._tensor.dim()
-        others = [d for d in range(rank) if d != self._dim % rank]
+        self._tensor = tensor[:0]  # not needed again; it may have been gathered for this
         if self._kept is not None:
             index: list[Any] = [slice(None)] * rank
             index[self._dim] = self._kept
             tensor = tensor[tuple(index)]
-        # torch 2.14 takes "fro" over other than two dimensions for the 2-norm; torch.norm refuses.
-        flat = self._n == "fro" and len(others) != 2 and _TORCH >= (2, 14)
-        try:
-            return torch.norm(tensor, p=2 if flat else self._n, dim=others)
-        except RuntimeError as error:
-            raise NormError(
-                f"n={self._n!r} cannot be taken over dimensions {others} of a tensor of shape "
-                f"{tuple(tensor.shape)}: {error}; take a number for n"
-            ) from error
+        return channel_norms(tensor, self._n, self._dim)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,12 +87,19 @@ class ScoreNorm(Analysis):
             DimError: a parameter has no such dimension.
             ShapeError: importance scores do not fit.
         """
-        importance = facts[Importance]
+        importance, peers = facts[Importance], facts.get(Peers)
 
         def source(site: ParamSite) -> NormScores:
             check_channels(site, self.dim)
             tensor = masked_value(program, site, importance)
-            return NormScores(tensor, tensors.masks(program).get(site.name), self.n, self.dim)
+            mask = tensors.masks(program).get(site.name)
+            if peers is None:
+                return NormScores(tensor, mask, self.n, self.dim)
+            # Norms of parts would round differently from those of the whole.
+            mask = None if mask is None else whole(peers, mask, f"{site.name}_mask")
+            scores = NormScores(whole(peers, tensor, site.name), mask, self.n, self.dim)
+            scores.chunk(0, 0)  # takes the norms, and lets go of what was gathered
+            return scores
 
         sources = {site.name: source(site) for site in facts[Selection].sites}
         return Scores(sources, dim=self.dim, keep_first=True)

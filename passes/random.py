@@ -9,120 +9,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from fxprune import tensors
-from fxprune.errors import PassError
-from fxprune.facts import Importance, ParamSite, Scores, ScoreSource, Selection
+from fxprune.draws import Draw, RandomScores, generator_of
+from fxprune.facts import Importance, ParamSite, Scores, Selection
+from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.ranking import count_of
+from fxprune.sharded_masks import whole, whole_ones
 from fxprune.units import Entries, check_channels, living_channels, raw_value
 
-__all__ = ["Draw", "RandomScores", "ScoreRandom"]
+__all__ = ["ScoreRandom"]
 
 
-class Draw:
-    """A vector of uniform random numbers that is drawn again when it is read, not stored.
-
-    The generator advances once, when the draw is made.
-
-    Args:
-        count: how many numbers.
-        dtype: their dtype.
-        generator: where they come from; its device is theirs.
-    """
-
-    def __init__(self, count: int, dtype: torch.dtype, generator: torch.Generator) -> None:
-        self.count, self.dtype, self.device = count, dtype, generator.device
-        self._state = generator.get_state()
-        self._generator = torch.Generator(generator.device)
-        self._generator.set_state(self._state)
-        self._position = 0
-        torch.rand(count, dtype=dtype, device=self.device, generator=generator)
-
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Return numbers start..stop; reads in order go on where the last one ended."""
-        # Only the CPU's generator gives the same numbers in parts as in one call.
-        if self.device.type != "cpu":
-            return self._rewound(self.count)[start:stop]
-        if start == self._position:
-            self._position = stop
-            return self._next(stop - start)
-        numbers = self._rewound(stop)[start:]
-        self._position = stop
-        return numbers
-
-    def _rewound(self, count: int) -> torch.Tensor:
-        self._generator.set_state(self._state)
-        return self._next(count)
-
-    def _next(self, count: int) -> torch.Tensor:
-        return torch.rand(count, dtype=self.dtype, device=self.device, generator=self._generator)
+def _generator(device: torch.device, seed: int | None, peers: Peers | None) -> torch.Generator:
+    """Return a generator; of several processes, all draw as the first of them would alone."""
+    if seed is not None or peers is None:
+        return generator_of(device, seed)
+    return peers.generator(generator_of(device, None), "sharing the state of a generator")
 
 
-def generator_of(device: torch.device, seed: int | None) -> torch.Generator:
-    """Return a generator with a seed, or torch's own one of the device.
-
-    Raises:
-        PassError: torch has none there.
-    """
-    if seed is not None:
-        return torch.Generator(device).manual_seed(seed)
-    if device.type == "cpu":
-        return torch.default_generator
-    module: Any = getattr(torch, device.type, None)
-    generators = getattr(module, "default_generators", ())
-    if not generators:
-        raise PassError(f"there is no random generator on {device}; give the rule a seed")
-    return generators[device.index or 0]
-
-
-class RandomScores(ScoreSource):
-    """Random scores of the living units.
-
-    Args:
-        units: how many units there are.
-        kept: which are alive, or None for all.
-        draw: where the numbers come from; None where nothing will be pruned.
-        offset: where in the draw this parameter's numbers begin.
-        largest: whether the largest numbers are pruned, instead of the smallest.
-    """
-
-    def __init__(
-        self,
-        units: int,
-        kept: torch.Tensor | None,
-        draw: Draw | None,
-        offset: int,
-        *,
-        largest: bool,
-    ) -> None:
-        self.units, self._kept, self._draw = units, kept, draw
-        self._offset, self._largest = offset, largest
-        self.alive = units if kept is None else int(kept.sum())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the numbers."""
-        return torch.float32 if self._draw is None else self._draw.dtype
-
-    def living(self, start: int, stop: int) -> torch.Tensor | None:
-        """Return which units are alive."""
-        return None if self._kept is None else self._kept[start:stop]
-
-    def chunk(self, start: int, stop: int) -> torch.Tensor:
-        """Return the scores of the living units among start..stop."""
-        first, last = start, stop
-        if self._kept is not None:
-            first, last = int(self._kept[:start].sum()), int(self._kept[:stop].sum())
-        if self._draw is None:
-            device = None if self._kept is None else self._kept.device
-            return torch.zeros(last - first, device=device)
-        numbers = self._draw.read(self._offset + first, self._offset + last)
-        return -numbers if self._largest else numbers
+def _mask_of(
+    program: Program, site: ParamSite, peers: Peers | None, dim: int | None
+) -> torch.Tensor | None:
+    """Return a mask by which the living units can be told, whole on each process."""
+    mask = tensors.masks(program).get(site.name)
+    if mask is None or peers is None:
+        return mask
+    if dim is None:
+        return whole_ones(peers, mask, site.name)
+    return whole(peers, mask, f"{site.name}_mask")
 
 
 @dataclass(frozen=True)
@@ -152,34 +72,37 @@ class ScoreRandom(Analysis):
             AmountError: the amount is more than is alive.
             PassError, DimError: a parameter has no such channels.
         """
-        sites = facts[Selection].sites
+        sites, peers = facts[Selection].sites, facts.get(Peers)
+        # Every process draws the numbers of all units, so it must know all masks.
+        masks = {site.name: _mask_of(program, site, peers, self.dim) for site in sites}
         if self.dim is not None:
-            generator = generator_of(torch.device("cpu"), self.seed)
-            channels = {site.name: self._channels(program, site, generator) for site in sites}
+            generator = _generator(torch.device("cpu"), self.seed, peers)
+            channels = {
+                site.name: self._channels(site, masks[site.name], generator) for site in sites
+            }
             return Scores(channels, dim=self.dim, prune_all_ties=True)
         importance = facts[Importance]
         entries = {
-            site.name: Entries(
-                raw_value(program, site, importance), tensors.masks(program).get(site.name)
-            )
+            site.name: Entries(raw_value(program, site, importance), masks[site.name])
             for site in sites
         }
-        return Scores(self._together(entries) if self.scope == "global" else self._each(entries))
+        if self.scope == "global":
+            return Scores(self._together(entries, peers))
+        return Scores(self._each(entries, peers))
 
     def _channels(
-        self, program: Program, site: ParamSite, generator: torch.Generator
+        self, site: ParamSite, mask: torch.Tensor | None, generator: torch.Generator
     ) -> RandomScores:
         dim = -1 if self.dim is None else self.dim
         check_channels(site, dim)
-        mask = tensors.masks(program).get(site.name)
         kept = None if mask is None else living_channels(mask, dim).cpu()
         alive = site.shape[dim] if kept is None else int(kept.sum())
         draw = self._draw(alive, torch.float32, generator, "channels")
         return RandomScores(site.shape[dim], kept, draw, 0, largest=False)
 
-    def _each(self, entries: Mapping[str, Entries]) -> dict[str, RandomScores]:
-        devices = {part.tensor.device for part in entries.values()}
-        generators = {device: generator_of(device, self.seed) for device in devices}
+    def _each(self, entries: Mapping[str, Entries], peers: Peers | None) -> dict[str, RandomScores]:
+        devices = dict.fromkeys(part.tensor.device for part in entries.values())
+        generators = {device: _generator(device, self.seed, peers) for device in devices}
         sources: dict[str, RandomScores] = {}
         for name, part in entries.items():
             generator = generators[part.tensor.device]
@@ -188,13 +111,16 @@ class ScoreRandom(Analysis):
             sources[name] = RandomScores(part.units, living, draw, 0, largest=True)
         return sources
 
-    def _together(self, entries: Mapping[str, Entries]) -> dict[str, RandomScores]:
+    def _together(
+        self, entries: Mapping[str, Entries], peers: Peers | None
+    ) -> dict[str, RandomScores]:
         if not entries:
             return {}
         values = [part.tensor for part in entries.values()]
         dtype = reduce(torch.promote_types, (value.dtype for value in values))
         alive = sum(part.alive for part in entries.values())
-        draw = self._draw(alive, dtype, generator_of(values[0].device, self.seed), "entries")
+        generator = _generator(values[0].device, self.seed, peers)
+        draw = self._draw(alive, dtype, generator, "entries")
         offset, sources = 0, dict[str, RandomScores]()
         for name, part in entries.items():
             living = part.living(0, part.units)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxprune.facts import Cut, Ranking, Scores
+from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.ranking import check_amount, count_of, cut_group
+from fxprune.ranks import rank_over
 
 __all__ = ["Rank"]
 
@@ -43,6 +45,9 @@ class Rank(Analysis):
         groups = [(name,) for name in scores.sources]
         if self.scope == "global" and groups:
             groups = [tuple(scores.sources)]
+        peers = facts.get(Peers)
+        if peers is not None:
+            return rank_over(peers, program, scores, groups, self.amount, self.ties)
         all_ties = scores.prune_all_ties and self.ties == "torch"
         cuts: dict[str, Cut] = {}
         for group in groups:

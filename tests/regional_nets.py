@@ -236,8 +236,8 @@ class Constants(nn.Module):
         self.last: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.last = self.second(self.first(x))
-        return self.last * self.first.scale if x.sum() > 0 else -self.last
+        self.last = last = self.second(self.first(x))
+        return last * self.first.scale if x.sum() > 0 else -last
 
 
 class Scaled(nn.Module):

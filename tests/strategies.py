@@ -193,7 +193,8 @@ def structured(kind: str, name: str, parameter: Tensor) -> st.SearchStrategy[Cal
     ndim = parameter.ndim
     dims = st.sampled_from([*range(ndim), *range(-ndim, 0), ndim])
     norm_orders = [2, 1, float("inf"), float("-inf"), 0, 3.5, "fro"]
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):  # which takes "nuc" over the last two dimensions, always
+    # torch 2.14 takes "nuc" over the last two dimensions, always.
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
         norm_orders.append("nuc")
     return st.builds(
         Call,

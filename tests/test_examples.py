@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import compile_time, fine_tuning, pruning_tutorial, sentence_encoder
+from examples import compile_time, fine_tuning, pruning_tutorial, sentence_encoder, shrinking
 
 FOLDER = Path(__file__).parent.parent / "examples"
 
@@ -81,3 +81,15 @@ def test_every_example_is_listed_and_tested():
     assert [name for name in scripts if f"({name})" not in page] == []
     here = Path(__file__).read_text(encoding="utf-8")
     assert [name for name in scripts if f"{name.removesuffix('.py')}.main(" not in here] == []
+
+
+def test_a_shrunk_model_is_smaller_and_learns_on(capsys: pytest.CaptureFixture[str]):
+    outcome = shrinking.main(dense_epochs=2, more_epochs=1)
+    assert outcome.parameters["shrunk"] < 0.3 * outcome.parameters["dense"]
+    assert outcome.parameters["masked"] == outcome.parameters["dense"]
+    # float32 sums over fewer addends, of outputs about 10
+    assert outcome.difference < 1e-4
+    accuracy = outcome.accuracy
+    assert accuracy["shrunk"] == accuracy["fine-tuned while masked"] > accuracy["masked"]
+    assert accuracy["shrunk, fine-tuned"] > 0.8
+    assert "\nblocks.0.conv1.weight  32x32x3x3  16x16x3x3" in capsys.readouterr().out

@@ -230,3 +230,9 @@ def test_a_model_that_cannot_be_copied_is_a_capture_error() -> None:
 
     with pytest.raises(CaptureError, match="cannot copy this"):
         fxprune.capture(net(lambda self, x: self.l(x), l=nn.Linear(3, 2), odd=Uncopied()), (X,))
+
+
+def test_a_word_of_pythons_own_is_no_name() -> None:
+    model = nn.Sequential(nn.ModuleDict({"class": nn.Linear(3, 2)}))
+    with pytest.raises(CaptureError, match=r"Sequential\.0\.class: 'class' is a word of Python's"):
+        fxprune.capture(model, (torch.zeros(2, 3),))

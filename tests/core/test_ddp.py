@@ -18,6 +18,8 @@ from fxprune.program import Program
 from fxprune.saving import load, save
 from tests.comparing import difference
 
+pytestmark = pytest.mark.slow
+
 RANKS = 2
 STEPS = 3
 ROWS = 4  # for each rank

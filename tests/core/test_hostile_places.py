@@ -21,10 +21,10 @@ import fxprune
 import fxprune.functional as prune
 from fxprune import writing
 from fxprune.errors import FormatError, FxpruneError
+from fxprune.file_sinks import sink
 from fxprune.files import load_pt2, read_weights
 from fxprune.masks import read_masks
 from fxprune.rewriter import Rewriter
-from fxprune.file_sinks import sink
 from fxprune.writing import replacing_folder
 from tests.comparing import is_same
 from tests.fuzz import inputs, run

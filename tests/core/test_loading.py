@@ -103,6 +103,19 @@ def test_aliases_stay_one_tensor_after_loading(assign: bool) -> None:
 # torch's half-pruned aliases
 
 
+@pytest.mark.parametrize("moved", [torch.float64, torch.bfloat16, "meta"])
+def test_aliases_stay_one_tensor_in_another_dtype_and_place(moved: Any) -> None:
+    program, _, _ = tied()
+    program.to(moved)
+    emb, out = program.get_submodule("emb"), program.get_submodule("out")
+    assert emb.weight_orig is out.weight_orig
+    assert emb.weight_mask is out.weight_mask
+    assert moved in (emb.weight_mask.dtype, emb.weight_mask.device.type)
+    program.to_empty(device="cpu")
+    assert emb.weight_orig is out.weight_orig
+    assert emb.weight_mask is out.weight_mask
+
+
 @pytest.mark.parametrize("alias", ["emb", "out"])
 def test_half_pruned_aliases_are_accepted(alias: str) -> None:
     program, dense, args = tied()

@@ -46,6 +46,7 @@ def check_runtime(program: Program, path: Path, args: Any, kwargs: Any) -> None:
             torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), cases)
 def test_a_model_of_the_zoo_runs_in_onnxruntime_at_any_batch(
     name: str, form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -64,7 +65,8 @@ def test_two_sizes_that_differ_are_both_dynamic(tmp_path: Path) -> None:
     program = fxprune.capture(module, args, batch=(0, 0)).eval()
     session = onnxruntime.InferenceSession(str(export(program, tmp_path / "net.onnx")))
     given = {
-        x.name: torch.ones(n, w).numpy() for x, n, w in zip(session.get_inputs(), (2, 7), (3, 2))
+        x.name: torch.ones(n, w).numpy()
+        for x, n, w in zip(session.get_inputs(), (2, 7), (3, 2), strict=True)
     }
     found: Any = session.run(None, given)
     assert [part.shape for part in found] == [(2, 2), (7, 2)]

@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fxprune.cutting import pruned_of_group
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.ranking import cut_group, pruned_of_group
+from fxprune.ranking import cut_group
 from tests.helpers import Values
 
 NAN, INF = math.nan, math.inf
@@ -78,7 +79,10 @@ def pruned(
     scores = Scores(sources, keep_first=keep_first, prune_all_ties=all_ties)
     cuts = cut_group(sources, k, all_ties=all_ties and ties == "torch")
     ranking = Ranking(cuts, (tuple(sources),), ties)
-    gone = dict(pruned_of_group(scores, ranking, tuple(sources)))
+    gone = {
+        name: torch.cat([torch.zeros(0).bool(), *(part for _, _, part in chunks)])
+        for name, chunks in pruned_of_group(scores, ranking, tuple(sources))
+    }
     assert list(gone) == list(sources)
     flat = torch.cat(list(gone.values()))
     return ranking, gone, set(flat.nonzero().flatten().tolist())

@@ -185,7 +185,14 @@ def test_amounts_of_a_group_may_share_a_budget():
 def test_the_schema_is_json_and_takes_what_a_file_may_hold():
     schema = Recipe.model_json_schema()
     assert json.loads(json.dumps(schema, allow_nan=False)) == schema
-    assert schema["properties"].keys() == {"version", "rule", "pass", "finalize", "export"}
+    assert schema["properties"].keys() == {
+        "version",
+        "rule",
+        "pass",
+        "finalize",
+        "shrink",
+        "export",
+    }
     path = schema["$defs"]["Select"]["properties"]["path"]
     assert [kind["type"] for kind in path["anyOf"]] == ["string", "array"]
 

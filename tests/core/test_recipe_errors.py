@@ -19,8 +19,8 @@ RECIPE_FAULTS: list[tuple[Any, str]] = [
     ({"rules": [GOOD]}, "unknown table or key 'rules'; did you mean 'rule'?"),
     ({"rule": [GOOD], "finalise": {}}, "unknown table or key 'finalise'; did you mean 'finalize'?"),
     (
-        {"rule": [GOOD], "shrink": {}},
-        "unknown table or key 'shrink'; known: version, rule, pass, finalize, export",
+        {"rule": [GOOD], "grow": {}},
+        "unknown table or key 'grow'; known: version, rule, pass, finalize, shrink, export",
     ),
     ({"rule": [GOOD], 3: 4}, "key 3 is not a text; write it in quotes"),
     ({"rule": [GOOD], "version": 2}, "version = 2 is not known; write version = 1"),
@@ -83,7 +83,7 @@ def test_a_group_has_one_budget(key: str, keys: dict[str, Any]):
 def test_all_faults_are_told_together():
     data = {
         "rule": [rule(name="a", amout=0.1, amount=None, ties=3), rule(), rule(name="a", n=2)],
-        "shrink": {},
+        "grow": {},
         "export": {"formats": ["x"]},
     }
     assert fault(data).split("\n") == [
@@ -93,7 +93,8 @@ def test_all_faults_are_told_together():
         "leave it out: it is for the norm score, as in ln_structured",
         "recipe.toml: [export]: formats = 'x' is not known; known: 'pt2', 'safetensors', 'onnx', "
         "'fxp'",
-        "recipe.toml: unknown table or key 'shrink'; known: version, rule, pass, finalize, export",
+        "recipe.toml: unknown table or key 'grow'; known: version, rule, pass, finalize, shrink, "
+        "export",
         'recipe.toml: [[rule]] 3 "a": [[rule]] 1 has this name too; give it another',
     ]
 

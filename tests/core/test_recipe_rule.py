@@ -20,8 +20,9 @@ RULE_FAULTS: list[tuple[dict[str, Any], str]] = [
     (rule(select=None, selct="*"), "unknown key 'selct'; did you mean 'select'?"),
     (
         rule(qqq=1),
-        "unknown key 'qqq'; known: name, select, match, prune, method, score, granularity, amount, "
-        "n, dim, mask, scope, group, optional, ties, seed, args",
+        "unknown key 'qqq'; known: name, select, match, prune, method, score, granularity, "
+        "coupled, amount, n, dim, mask, scope, group, min_keep, max_share, round_to, normalize, "
+        "optional, ties, seed, args",
     ),
     (
         rule(select=None),
@@ -180,7 +181,8 @@ RULE_FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         rule(method="random_structured", scope="global"),
         "scope = 'global' does not go with method = 'random_structured'; leave it out: channels "
-        "differ in size from one parameter to the next, so one ranking is not fair",
+        "differ in size from one parameter to the next, so one ranking is not fair "
+        "(coupled = true ranks them by the size of all that goes with them)",
     ),
     (
         rule(method="identity", amount=None, scope="global"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.exc import Unsupported
 
 from fxprune.errors import FormatError, PassError
 from tests.capture_helpers import check_same
@@ -25,7 +26,7 @@ def test_torch_compile_takes_it_in_pieces() -> None:
             ours.parameter("up.l.weight").mul_(-2)
             ours.up.l.weight_mask.copy_(1 - ours.up.l.weight_mask)
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="branching"):
+    with pytest.raises(Unsupported, match="branching"):
         torch.compile(ours, backend="eager", fullgraph=True)(inputs[0])
 
 

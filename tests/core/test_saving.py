@@ -9,6 +9,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tempfile
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import given, settings
 from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -25,14 +27,18 @@ import fxprune
 from fxprune import saving
 from fxprune.errors import FormatError, PassTypeError
 from fxprune.facts import ParamRecord, PassRecord, RuleRecord
+from fxprune.files import export
 from fxprune.importing import PATH, VALUE
 from fxprune.inputs import Input, InputSpec
 from fxprune.open_inputs import OpenSpec
 from fxprune.program import Captured, Program
 from fxprune.saved_document import SavedInput, SavedInputs, SavedPass, SavedRecord, SavedSite
 from fxprune.saving import load, save
+from tests.architecture import Arch, build
 from tests.capture_helpers import captured, check_same, masked, net, run, state_of, written
+from tests.core.test_source_code import imported
 from tests.parity.oracle import loss_of, step_by_step
+from tests.strategies import archs
 from tests.zoo import ZOO, with_batch
 
 FORMS: dict[str, Callable[[Program], Program]] = {
@@ -150,6 +156,21 @@ def test_weights_of_a_loaded_and_finalized_program_load_strictly_into_the_source
     check_runs(other, written(model, program.masks), args, kwargs)
 
 
+@pytest.mark.slow
+@given(arch=archs(max_layers=4))
+@settings(max_examples=15)
+def test_any_drawn_program_is_the_same_after_a_load(arch: Arch) -> None:
+    model, args, kwargs = build(arch)
+    program = fxprune.capture(model, args, kwargs)
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = again(program, Path(folder))
+        ours = imported(export(program, Path(folder, "net.py")))
+    for train in (True, False):
+        wanted = run(copy.deepcopy(program).train(train), args, kwargs)
+        check_same(run(copy.deepcopy(loaded).train(train), args, kwargs), wanted)
+        check_same(run(copy.deepcopy(ours).train(train), args, kwargs), wanted)
+
+
 # What a file holds
 
 
@@ -203,7 +224,12 @@ def test_every_field_of_what_a_program_knows_is_saved(kind: Any) -> None:
 
 def test_no_field_of_captured_is_forgotten() -> None:
     known = {"inputs", "outputs", "first", "kind", "frozen", "deciders", "records", "passes"}
-    assert {field.name for field in fields(Captured)} == known | {"notes", "refused", "replaced"}
+    assert {field.name for field in fields(Captured)} == known | {
+        "shrinks",
+        "notes",
+        "refused",
+        "replaced",
+    }
 
 
 # Tensors of every kind
@@ -349,6 +375,7 @@ def _with_pair(module: str) -> Program:
     return fxprune.capture(made, (torch.ones(2),), batch=None)
 
 
+@pytest.mark.slow
 def test_a_class_that_is_not_registered_is_named(tmp_path: Path) -> None:
     path = save(_bert(), tmp_path / "net.fxp")
     kind: Any = "transformers.modeling_outputs.BaseModelOutputWithPooling"
@@ -361,6 +388,7 @@ def test_a_class_that_is_not_registered_is_named(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.slow
 def test_a_program_of_a_hugging_face_model_loads_where_nothing_was_imported(tmp_path: Path) -> None:
     path = save(_bert(), tmp_path / "net.fxp")
     code = (

@@ -131,6 +131,11 @@ BAD_RULE_VALUES: dict[str, list[Any]] = {
     "group": ["", 3, "a\nb", "group"],
     "optional": ["yes", 1, None],
     "ties": ["indx", 3, None],
+    "coupled": ["yes", 1, None, True],
+    "min_keep": [0, "1", 0.5, True, None, 2],
+    "max_share": [1.5, -0.5, "1", None, 0.5],
+    "round_to": [0, "8", 0.5, True, None, 8],
+    "normalize": ["area", 3, None, "none"],
     "seed": [-1, 2**64, "1", 0.5, 0],
     "args": [3, [], {"a": 1}, None],
     "score": ["", 3, "norm"],
@@ -185,7 +190,31 @@ VALUES: dict[str, list[Any]] = {
     "group": ["a", None],
     "seed": [0, None],
     "args": [{}, {"a": 1}],
+    "coupled": [True, False],
+    "min_keep": [1, 2],
+    "max_share": [1.0, 0.5],
+    "round_to": [1, 8],
+    "normalize": ["size", "flops"],
+    "ties": ["index", "torch"],
 }
+COUPLED: dict[str, list[Any]] = {
+    "dim": [0, 1, None],
+    "scope": ["local", "global"],
+    "group": ["a", None],
+    **{key: VALUES[key] for key in ("min_keep", "max_share", "round_to", "normalize", "ties")},
+}
+
+
+@given(
+    table=st.fixed_dictionaries(
+        {"method": st.sampled_from(["ln_structured", "random_structured", "l1_unstructured"])},
+        optional={key: st.sampled_from(values) for key, values in COUPLED.items()},
+    )
+)
+def test_parser_and_schema_agree_on_coupled_rules(table: dict[str, Any]):
+    n = {"n": 2} if table["method"] == "ln_structured" else {}
+    data = {"rule": [{"select": "*", "amount": 0.5, "coupled": True, **n, **table}]}
+    assert parses(copy.deepcopy(data)) == validates(data)
 
 
 @given(

@@ -16,7 +16,7 @@ import torch.nn.utils.prune as torch_prune
 
 import fxprune
 import fxprune.functional as prune
-from fxprune import compiler, transaction
+from fxprune import running, transaction
 from fxprune.errors import AmountError, InvariantError
 from fxprune.program import Program
 from fxprune.rewriter import Rewriter
@@ -145,7 +145,7 @@ def test_a_broken_promise_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     p = made_for(finalize, "mlp")
     before = snapshot(p)
     observed = iter([[torch.zeros(1)], [torch.ones(1)]])
-    monkeypatch.setattr(compiler, "observe", lambda *_: next(observed))
+    monkeypatch.setattr("fxprune.proving.observe", lambda *_: next(observed))
     with pytest.raises(InvariantError, match="promised equal outputs, but output 0 differs"):
         finalize(p)
     assert snapshot(p) == before
@@ -177,7 +177,7 @@ def interrupted_commit(step: int) -> Generator[None]:
         return on_line if frame.f_code.co_filename == transaction.__file__ else None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "commit", traced(compiler.commit, on_call))
+        patch.setattr(running, "commit", traced(running.commit, on_call))
         yield
 
 

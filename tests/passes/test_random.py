@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fxprune.functional as prune
+from fxprune.draws import Draw, generator_of
 from fxprune.errors import AmountError, DimError, PassError
 from fxprune.facts import Scores, ScoreSource
-from fxprune.passes.random import Draw, generator_of
 from fxprune.program import Program
 from fxprune.registry import create
 from tests.comparing import is_same

@@ -1,0 +1,142 @@
+"""Atoms: one for each channel of each axis; what ties them, and what pins them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch.fx.node import Node
+
+from fxprune.factors import Ids
+
+__all__ = ["KERNEL", "LIVE", "Atoms", "Pin", "Read"]
+
+
+LIVE = "a live channel is read with weights"
+KERNEL = "a convolution runs over it"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why some atoms stay.
+
+    Args:
+        atoms: which.
+        reason: one clause.
+        node: the node that needs them; None where no node does.
+    """
+
+    atoms: Ids
+    reason: str
+    node: Node | None
+
+
+@dataclass(frozen=True)
+class Read:
+    """Stored weights that read channels: one stays while any row that reads it does.
+
+    Args:
+        channels: the atoms that are read, shape (channels,).
+        harmful: which of them cannot be replaced by a constant, shape (channels,).
+        rows: the atoms of the outputs, shape (rows,); None where all of them stay.
+        weights: where the weights are not 0, shape (rows, channels, ...).
+        node: the operator.
+    """
+
+    channels: Ids
+    harmful: npt.NDArray[np.bool_]
+    rows: Ids | None
+    weights: npt.NDArray[np.bool_]
+    node: Node
+
+
+class Atoms:
+    """A growing set of atoms with ties between them.
+
+    Attributes:
+        count: how many there are.
+        pins: why some of them stay, in the order in which that was found.
+        reads: what stays as long as others do.
+        splits: atoms of parts that were split off others; of one channel alone, another part could
+            be cut.
+
+    Example:
+        >>> atoms = Atoms()
+        >>> first, second = atoms.fresh(3), atoms.fresh(3)
+        >>> atoms.tie(first, second)
+        >>> atoms.components().tolist()
+        [0, 1, 2, 0, 1, 2]
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.pins: list[Pin] = []
+        self.reads: list[Read] = []
+        self.splits: list[Ids] = []
+        self._left: list[Ids] = []
+        self._right: list[Ids] = []
+        self._touched: list[Ids] = []
+
+    def fresh(self, count: int) -> Ids:
+        """Return atoms that are tied to nothing."""
+        self.count += count
+        return np.arange(self.count - count, self.count, dtype=np.int64)
+
+    def tie(self, left: Ids, right: Ids) -> None:
+        """Let atoms go together, one by one.
+
+        Args:
+            left: any shape.
+            right: of a shape that broadcasts to it.
+        """
+        if left is right:
+            self.met(left)
+            return
+        a, b = np.broadcast_arrays(left, right)
+        self._left.append(a.reshape(-1))
+        self._right.append(b.reshape(-1))
+        self._touched += [left, right]
+
+    def pin(self, atoms: Ids | None, reason: str, node: Node | None) -> None:
+        """Let atoms stay."""
+        if atoms is None or not atoms.size:
+            return
+        self.pins.append(Pin(atoms.reshape(-1), reason, node))
+        self._touched.append(atoms)
+
+    def met(self, atoms: Ids) -> None:
+        """Note that an operator needs nothing of some atoms."""
+        self._touched.append(atoms)
+
+    def mark(self) -> int:
+        """Return a mark to ask `since` from."""
+        return len(self._touched)
+
+    def since(self, mark: int) -> Iterator[Ids]:
+        """Yield the atoms that were tied, pinned or met since a mark."""
+        yield from self._touched[mark:]
+
+    def components(self) -> Ids:
+        """Return, for each atom, the least atom that it is tied to, directly or through others.
+
+        Labels are hooked to smaller ones and shortened until no tie joins two of them (Shiloach
+        and Vishkin, 1982), whole arrays at a time.
+        """
+        labels = np.arange(self.count, dtype=np.int64)
+        if not self._left:
+            return labels
+        left, right = np.concatenate(self._left), np.concatenate(self._right)
+        while True:
+            a, b = labels[left], labels[right]
+            differ = a != b
+            if not differ.any():
+                return labels
+            # Ties within one component stay within it.
+            left, right, a, b = left[differ], right[differ], a[differ], b[differ]
+            least = np.minimum(a, b)
+            np.minimum.at(labels, a, least)
+            np.minimum.at(labels, b, least)
+            while not np.array_equal(labels, labels[labels]):
+                labels = labels[labels]

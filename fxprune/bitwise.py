@@ -1,0 +1,140 @@
+"""Magnitudes compared and cut as integers: numpy does both several times faster than torch.
+
+The magnitude of a floating-point number is its bits without the sign, its key. Keys are ordered as
+the magnitudes are, NaN last, so each comparison is one of integers, whatever the dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.room import Room
+
+__all__ = [
+    "INTEGERS",
+    "bounds_of",
+    "infinity_of",
+    "integers_of",
+    "keys_into",
+    "least_key",
+    "most_key",
+    "scan_keys",
+    "zero_bits",
+]
+
+_NUMPY: dict[int, Any] = {2: np.int16, 4: np.int32, 8: np.int64}
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def integers_of(dtype: torch.dtype) -> Any:
+    """Return numpy's integers of the size of a floating-point dtype of 2, 4 or 8 bytes."""
+    return _NUMPY[dtype.itemsize]
+
+
+@cache
+def infinity_of(dtype: torch.dtype) -> int:
+    """Return the key of infinity: those of NaN are larger."""
+    return least_key(math.inf, dtype)
+
+
+def least_key(bound: float, dtype: torch.dtype) -> int:
+    """Return the key of the least magnitude of a dtype that is not under a bound.
+
+    Example:
+        >>> least_key(1.0, torch.float32) == least_key(1.0 - 1e-12, torch.float32)
+        True
+    """
+    near = torch.tensor(bound, dtype=torch.float64).to(dtype)
+    return int(near.view(INTEGERS[dtype.itemsize])) + (float(near) < bound)
+
+
+def most_key(bound: float, dtype: torch.dtype) -> int:
+    """Return the key of the largest magnitude of a dtype that is not over a bound.
+
+    Example:
+        >>> most_key(1.0, torch.float32) - most_key(1.0 - 1e-12, torch.float32)
+        1
+    """
+    near = torch.tensor(bound, dtype=torch.float64).to(dtype)
+    return int(near.view(INTEGERS[dtype.itemsize])) - (float(near) > bound)
+
+
+def bounds_of(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the largest key under a threshold, and the largest one that is not over it.
+
+    Args:
+        threshold: a magnitude of any dtype; NaN is over all others and equals itself.
+        dtype: of the keys.
+
+    Example:
+        >>> under, upto = bounds_of(1.0, torch.float32)
+        >>> upto - under
+        1
+    """
+    if math.isnan(threshold):
+        return infinity_of(dtype), torch.iinfo(INTEGERS[dtype.itemsize]).max
+    return least_key(threshold, dtype) - 1, most_key(threshold, dtype)
+
+
+def keys_into(bits: Any, room: Room) -> Any:
+    """Return the keys of numbers given as integers, in a buffer."""
+    keys = room.array("keys", bits.size, bits.dtype)
+    return np.bitwise_and(bits, np.iinfo(bits.dtype).max, out=keys)
+
+
+def scan_keys(keys: Any, low: int, high: int, living: Any, room: Room) -> tuple[int, Any]:
+    """Count the keys under a bracket and collect those inside, in order.
+
+    Args:
+        keys: as integers.
+        low: the least key inside.
+        high: the largest key inside.
+        living: which of them count, an array of bool; None for all.
+        room: buffers.
+
+    Returns:
+        (count under, the keys inside).
+
+    Example:
+        >>> scan_keys(np.array([5, 9, 7, 3], np.int32), 5, 7, None, Room())
+        (1, array([5, 7], dtype=int32))
+    """
+    number = keys.dtype.type
+    below = np.less(keys, number(low), out=room.array("below", keys.size, np.bool_))
+    inside = np.less_equal(keys, number(high), out=room.array("inside", keys.size, np.bool_))
+    np.not_equal(below, inside, out=inside)
+    if living is not None:
+        np.logical_and(below, living, out=below)
+        np.logical_and(inside, living, out=inside)
+    # compress is up to twice as fast as an index of bool where few are inside.
+    return int(np.count_nonzero(below)), np.compress(inside, keys)
+
+
+def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
+    """Zero the finite numbers whose keys are under a level, as a product with a mask would.
+
+    Args:
+        bits: numbers as integers, changed in place.
+        keys: their keys; overwritten.
+        level: of 0 or more.
+        clean: whether zeros lose their sign.
+
+    Example:
+        >>> values = torch.tensor([0.5, -2.0, 1.0, -0.25])
+        >>> bits = values.view(torch.int32).numpy()
+        >>> zero_bits(bits, keys_into(bits, Room()), least_key(1.0, torch.float32), clean=False)
+        >>> values
+        tensor([ 0., -2.,  1., -0.])
+    """
+    number = bits.dtype.type
+    # All ones where the key is kept, else none: the sign of level - 1 - key, spread over its bits.
+    kept = np.subtract(number(level - 1), keys, out=keys)
+    np.right_shift(kept, number(bits.dtype.itemsize * 8 - 1), out=kept)
+    if not clean:
+        np.bitwise_or(kept, np.iinfo(bits.dtype).min, out=kept)
+    np.bitwise_and(bits, kept, out=bits)

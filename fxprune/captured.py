@@ -1,0 +1,58 @@
+"""What a Program knows beside its tensors and graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fxprune.inputs import InputSpec
+from fxprune.nesting import Nesting
+
+if TYPE_CHECKING:
+    from fxprune.facts import PassRecord, RuleRecord
+    from fxprune.shrink_record import ShrinkRecord
+
+__all__ = ["Captured"]
+
+
+@dataclass
+class Captured:
+    """What a Program knows beside its tensors and graphs.
+
+    Args:
+        inputs: names, shapes and dtypes of the arguments.
+        outputs: how the outputs are nested, by mode.
+        first: every parameter's name, aliases included, in the source's order, mapped to the
+            first name of the same parameter.
+        kind: the class name of the source.
+        frozen: by mode, the training flags that the source's own `train(mode)` sets otherwise.
+        deciders: the submodules whose training flags choose the graph, where there are two.
+        records: what each pruning rule did.
+        passes: what each pass that a recipe named did.
+        shrinks: what each shrink did.
+        notes: what a reader of the report must know, as where capture changes the source.
+        refused: parameters, by first name, that no mask can stand for in the graphs, and why.
+        replaced: (old, new) Parameter pairs of a fork, until it is committed.
+    """
+
+    inputs: InputSpec
+    outputs: dict[str, Nesting]
+    first: dict[str, str]
+    kind: str
+    frozen: dict[bool, dict[str, bool]]
+    deciders: tuple[str, ...] = ()
+    records: tuple[RuleRecord, ...] = ()
+    passes: tuple[PassRecord, ...] = ()
+    shrinks: tuple[ShrinkRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict[str, str])
+    replaced: list[tuple[nn.Parameter, nn.Parameter]] = field(
+        default_factory=list[tuple[nn.Parameter, nn.Parameter]]
+    )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Captured:
+        # All that it holds is replaced, never changed, but for the pairs of a fork.
+        return replace(self, replaced=[])

@@ -1,0 +1,181 @@
+"""Masks of a checkpoint's tensors as factors that are made again, chunk by chunk, when needed.
+
+A mask as large as the tensor is never held: what a rule pruned is told by its cut and the weights,
+by a bit an entry in a temporary file, or by the file of masks that the rule names.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.bitwise import bounds_of
+from fxprune.checkpoint_files import Shard
+from fxprune.checkpoint_header import Stored
+from fxprune.checkpoint_io import fill, put
+from fxprune.errors import FormatError
+from fxprune.room import Room
+
+__all__ = ["ByBits", "ByChannel", "ByCut", "Factor", "Given", "Ones", "Spill", "bytes_of"]
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor; writing to them changes it."""
+    data: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(data)
+
+
+class Factor(ABC):
+    """What one rule does to the mask of one tensor: it keeps an entry or not."""
+
+    @abstractmethod
+    def keep(self, keys: Any, start: int, room: Room) -> Any:
+        """Return which of some neighbouring entries stay, an array of bool; None for all.
+
+        Args:
+            keys: of the entries, see `fxprune.bitwise`.
+            start: the flat index of the first one.
+            room: buffers; the array may be one of them.
+        """
+
+
+class Ones(Factor):
+    """All stay; but NaN changes its bits, as a product with 1 does that."""
+
+    def keep(self, keys: Any, start: int, room: Room) -> Any:
+        """Return None."""
+        return None
+
+
+class ByCut(Factor):
+    """Entries whose magnitude is under a threshold go, and the first ones at it.
+
+    Args:
+        threshold: the largest magnitude that goes.
+        dtype: of the tensor.
+        upto: the flat index before which entries at the threshold go.
+    """
+
+    def __init__(self, threshold: float, dtype: torch.dtype, upto: int) -> None:
+        self.under, self.at = bounds_of(threshold, dtype)
+        self.upto = upto
+
+    def keep(self, keys: Any, start: int, room: Room) -> Any:
+        """Return whose magnitude is larger, or at the threshold and behind the index."""
+        kept, split = room.array("kept", keys.size, np.bool_), self.split(keys.size, start)
+        np.greater(keys[:split], self.at, out=kept[:split])
+        np.greater(keys[split:], self.under, out=kept[split:])
+        return kept
+
+    def split(self, count: int, start: int) -> int:
+        """Return how many of the next `count` entries are before the index."""
+        return min(max(self.upto - start, 0), count)
+
+
+class ByChannel(Factor):
+    """Whole channels go.
+
+    Args:
+        kept: which channels stay, a vector of bool.
+        inner: how many neighbouring entries belong to the same channel.
+    """
+
+    def __init__(self, kept: torch.Tensor, inner: int) -> None:
+        self._kept, self._inner = kept.numpy(), inner
+
+    def keep(self, keys: Any, start: int, room: Room) -> Any:
+        """Return whose channel stays."""
+        first, last = start // self._inner, -(-(start + keys.size) // self._inner)
+        channels = np.arange(first, last) % len(self._kept)
+        offset = start - first * self._inner
+        return np.repeat(self._kept[channels], self._inner)[offset : offset + keys.size]
+
+
+class ByBits(Factor):
+    """Entries go whose bit in a temporary file is 0.
+
+    Args:
+        spill: the file.
+        begin: the offset of the tensor's first bits.
+    """
+
+    def __init__(self, spill: Spill, begin: int) -> None:
+        self._spill, self._begin = spill, begin
+
+    def keep(self, keys: Any, start: int, room: Room) -> Any:
+        """Return whose bit is 1."""
+        first, last = start // 8, -(-(start + keys.size) // 8)
+        data = self._spill.read(self._begin + first, last - first)
+        bits = np.unpackbits(data, bitorder="little")
+        return bits[start % 8 :][: keys.size].view(np.bool_)
+
+
+class Given:
+    """A mask from a file, which may hold other numbers than 0 and 1.
+
+    Args:
+        shard: the file.
+        stored: the mask in it.
+    """
+
+    def __init__(self, shard: Shard, stored: Stored) -> None:
+        if stored.dtype is None:
+            raise FormatError(f"{shard.path}: torch has no tensors of dtype {stored.kind}")
+        self._shard, self._stored, self._dtype = shard, stored, stored.dtype
+
+    def multiply(self, mask: torch.Tensor, start: int) -> None:
+        """Multiply the mask of neighbouring entries, the first one's index given, in place."""
+        given = torch.empty(mask.shape, dtype=self._dtype)
+        at = self._stored.begin + start * self._dtype.itemsize
+        self._shard.read_into(bytes_of(given), at)
+        mask.mul_(given.to(mask))
+
+
+class Spill:
+    """A temporary file of bits, which is gone when it is closed, or when the process is killed.
+
+    Args:
+        folder: where there is room for it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: Any = None
+        self._end = 0
+
+    def write(self, chunks: Iterable[torch.Tensor]) -> ByBits:
+        """Write a tensor's mask, given as neighbouring vectors of bool, and return its factor."""
+        begin, rest = self._end, np.empty(0, np.bool_)
+        for kept in chunks:
+            bits = np.concatenate([rest, kept.numpy()])
+            whole = len(bits) // 8 * 8
+            self._append(np.packbits(bits[:whole], bitorder="little"))
+            rest = bits[whole:]
+        self._append(np.packbits(rest, bitorder="little"))
+        return ByBits(self, begin)
+
+    def read(self, at: int, count: int) -> Any:
+        """Return bytes as an array."""
+        found: Any = np.empty(count, np.uint8)
+        if count:
+            fill(self._file.fileno(), memoryview(found), at)
+        return found
+
+    def close(self) -> None:
+        """Drop the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _append(self, data: Any) -> None:
+        if not len(data):
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (close closes it)
+        put(self._file.fileno(), memoryview(data), self._end)
+        self._end += len(data)

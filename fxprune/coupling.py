@@ -1,0 +1,143 @@
+"""Coupled channels: those that can only be cut together, in layers of channels that are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd, lcm
+
+import numpy as np
+import torch
+
+from fxprune.factors import Ids, Value
+from fxprune.pattern import Refusal
+
+__all__ = ["Coupling", "Layer", "LayerRecord", "Place", "places_of"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A dimension of a parameter along which channels of units lie.
+
+    Args:
+        parameter: its first name.
+        dim: the dimension.
+        units: the unit of each index, counted over all layers; -1 where it is no unit's.
+        slice: how many entries the parameter has at each index.
+    """
+
+    parameter: str
+    dim: int
+    units: Ids
+    slice: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Units that lie along the same dimensions of the same parameters.
+
+    Args:
+        name: the first parameter that makes its channels.
+        makers: all parameters that do, in the order of the graphs.
+        start: the first of its units, counted over all layers.
+        units: how many units it has.
+        widths: how many channels a unit has, along each dimension that it lies in.
+    """
+
+    name: str
+    makers: tuple[str, ...]
+    start: int
+    units: int
+    widths: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """One after the last of its units."""
+        return self.start + self.units
+
+    def step(self, round_to: int) -> int:
+        """Return how many units hold multiples of some number of channels, everywhere."""
+        return lcm(*(round_to // gcd(round_to, width) for width in self.widths))
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one rule did to one layer of coupled channels.
+
+    Args:
+        name: the first parameter that makes its channels.
+        makers: all parameters that do.
+        units: how many channels it had, counted with all that goes with them.
+        alive: how many of these were alive before.
+        pruned: how many of these the rule pruned.
+        threshold: the largest pruned score.
+        tied: how many were at the threshold.
+        quota: how many of these went.
+    """
+
+    name: str
+    makers: tuple[str, ...]
+    units: int
+    alive: int
+    pruned: int
+    threshold: float | None = None
+    tied: int = 0
+    quota: int = 0
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The layers that a rule takes, and where their units lie.
+
+    Args:
+        layers: in parameter order.
+        places: every dimension in which a unit lies, in parameter order.
+        refused: (parameter, reason) for what was selected and has no unit.
+    """
+
+    layers: tuple[Layer, ...]
+    places: tuple[Place, ...]
+    refused: tuple[tuple[str, Refusal], ...] = ()
+
+    @property
+    def units(self) -> int:
+        """How many units all layers have."""
+        return self.layers[-1].stop if self.layers else 0
+
+    @cached_property
+    def by_parameter(self) -> Mapping[str, tuple[Place, ...]]:
+        """The places in each parameter, in parameter order."""
+        found: dict[str, tuple[Place, ...]] = {}
+        for place in self.places:
+            found[place.parameter] = (*found.get(place.parameter, ()), place)
+        return found
+
+    def layers_of(self, place: Place) -> tuple[int, ...]:
+        """Return which layers, by number, lie in a place."""
+        starts = np.array([layer.start for layer in self.layers])
+        units = np.unique(place.units[place.units >= 0])
+        found = np.unique(np.searchsorted(starts, units, side="right") - 1)
+        return tuple(found.tolist())
+
+    def layers_in(self, parameter: str) -> set[int]:
+        """Return which layers, by number, lie in a parameter."""
+        return {at for place in self.by_parameter[parameter] for at in self.layers_of(place)}
+
+    def spread(self, place: Place, units: torch.Tensor) -> torch.Tensor:
+        """Return a value of each unit at each index of a place; zero, or False, at no unit's.
+
+        Args:
+            place: of this coupling.
+            units: shape (units,).
+        """
+        index = torch.from_numpy(place.units)
+        padded = torch.cat([units, units.new_zeros(1)])
+        return padded[index]  # -1 is the last
+
+
+def places_of(value: Value) -> Iterator[tuple[int, Ids]]:
+    """Yield (dimension, atom of each index) of a stored tensor, where its channels may be cut."""
+    for dim, axis in enumerate(value.axes):
+        if len(axis) == 1 and axis[0].atoms is not None:
+            yield dim, axis[0].atoms

@@ -1,0 +1,78 @@
+"""Rankings as masks: which of a parameter's units go, a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from fxprune.facts import Cut, Ranking, Scores, ScoreSource
+from fxprune.scan import chunks_of, is_at, is_under, is_upto, joined, joined_dtype
+
+__all__ = ["Pruned", "pruned_of_group"]
+
+# (start, stop, which of the living units among start..stop are pruned)
+Pruned = Iterator[tuple[int, int, torch.Tensor]]
+
+
+def pruned_of_group(
+    scores: Scores, ranking: Ranking, group: Sequence[str]
+) -> Iterator[tuple[str, Pruned]]:
+    """Yield, for each parameter of a group, which of its living units the ranking prunes.
+
+    Args:
+        scores: what the ranking was made of.
+        ranking: cuts and the rule for ties.
+        group: names that were ranked together.
+
+    Yields:
+        (name, chunks in unit order), to be read before the next is asked for.
+    """
+    if ranking.is_replayed(tuple(group)) and not scores.prune_all_ties:
+        yield from _replayed(scores, ranking, group)
+        return
+    dtype = joined_dtype(scores.sources[name] for name in group)
+    for name in group:
+        yield name, _pruned(scores.sources[name], ranking.cuts[name], dtype)
+
+
+def _pruned(source: ScoreSource, cut: Cut, dtype: torch.dtype) -> Pruned:
+    left = cut.quota if cut.here is None else cut.here
+    for start, stop in chunks_of(source):
+        values = source.chunk(start, stop).to(dtype)
+        if cut.threshold is None:
+            yield start, stop, torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+            continue
+        level = torch.tensor(cut.threshold, dtype=dtype, device=values.device)
+        if cut.quota == cut.tied:  # all ties go, so none need be counted
+            yield start, stop, is_upto(values, level)
+            continue
+        pruned = is_under(values, level)
+        if left > 0:
+            tied = is_at(values, level)
+            there = int(tied.count_nonzero())
+            if there > left:
+                tied &= tied.cumsum(0) <= left
+            left -= min(there, left)
+            pruned |= tied
+        yield start, stop, pruned
+
+
+def _replayed(
+    scores: Scores, ranking: Ranking, group: Sequence[str]
+) -> Iterator[tuple[str, Pruned]]:
+    """Repeat torch.topk's choice among equal scores, which depends on every score's place."""
+    sources = [scores.sources[name] for name in group]
+    values = joined(sources)
+    k = sum(ranking.cuts[name].count for name in group)
+    # topk's sorting of what it found cannot change which these are, so it is left out.
+    if scores.keep_first:
+        kept = torch.topk(values, len(values) - k, largest=True, sorted=False).indices
+        pruned = torch.ones(values.shape, dtype=torch.bool, device=values.device)
+        pruned[kept] = False
+    else:
+        pruned = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+        pruned[torch.topk(values, k, largest=False, sorted=False).indices] = True
+    parts = pruned.split([source.alive for source in sources])
+    for name, source, part in zip(group, sources, parts, strict=True):
+        yield name, iter([(0, source.units, part)])

@@ -1,0 +1,158 @@
+"""The k-th smallest of many scores by their bit patterns: a histogram for each run of bits.
+
+Bit patterns of floating-point numbers, the sign folded in, are ordered as the numbers are. Each
+round counts one digit of the patterns that begin like the k-th one, and so learns its next digit.
+The counts of several processes add up, so a sum over processes gives all of them the same score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from fxprune.errors import PassError
+from fxprune.facts import ScoreSource
+from fxprune.scan import chunks_of
+
+__all__ = ["Search", "find_by_digits", "keys_of", "sortable", "value_of"]
+
+_BITS = 11  # of a digit: histograms of 16 KiB
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def keys_of(values: torch.Tensor) -> torch.Tensor:
+    """Return integers in the order of the values; equal values give equal ones, NaN the largest.
+
+    Args:
+        values: floating-point, of 2, 4 or 8 bytes.
+
+    Example:
+        >>> keys_of(torch.tensor([0.0, -0.0, 1.0, float("nan")])).tolist()
+        [0, 0, 1065353216, 2147483647]
+    """
+    kind = _INTEGERS[values.element_size()]
+    bits = (values + 0.0).view(kind)  # -0.0 becomes 0.0
+    most = torch.iinfo(kind).max
+    keys = torch.where(bits < 0, bits ^ most, bits)
+    return keys.masked_fill_(values.isnan(), most)
+
+
+def sortable(scores: torch.Tensor) -> torch.Tensor:
+    """Return integers in the order of scores of any dtype that can be ordered.
+
+    Raises:
+        PassError: their dtype has no such integers.
+    """
+    if scores.dtype.is_floating_point and scores.element_size() in _INTEGERS:
+        return keys_of(scores)
+    if scores.dtype.is_floating_point or scores.dtype.is_complex:
+        raise PassError(
+            f"scores of dtype {scores.dtype} cannot be compared over processes; take importance "
+            "scores of float16, bfloat16, float32 or float64"
+        )
+    return scores.to(torch.int64)
+
+
+def value_of(key: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the number that a key stands for, a tensor without dimensions.
+
+    Example:
+        >>> value_of(1065353216, torch.float32)
+        tensor(1.)
+    """
+    kind = _INTEGERS[dtype.itemsize]
+    bits = key ^ torch.iinfo(kind).max if key < 0 else key
+    return torch.tensor(bits, dtype=kind).view(dtype)
+
+
+class Search:
+    """A search for the k-th smallest of many keys, a digit a round.
+
+    Args:
+        k: from 1 to the number of keys.
+        bits: how many bits the keys have, the sign included.
+
+    Example:
+        >>> search = Search(2, bits=16)
+        >>> while not search.done:
+        ...     search.take(search.count([torch.tensor([7, -3]), torch.tensor([5])]))
+        >>> search.key
+        5
+    """
+
+    def __init__(self, k: int, bits: int) -> None:
+        self._left, self._bits = k, bits
+        self._prefix = self._known = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all digits are known."""
+        return self._known == self._bits
+
+    @property
+    def key(self) -> int:
+        """The k-th smallest key, once all digits are known."""
+        return self._prefix - 2 ** (self._bits - 1)
+
+    def count(self, chunks: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Return how often each next digit occurs among keys that begin like the k-th one.
+
+        Args:
+            chunks: integers; those of one process.
+
+        Returns:
+            int64 on the CPU, of the same length in every round; counts of processes add up.
+        """
+        counts = torch.zeros(2**_BITS, dtype=torch.int64)
+        for keys in chunks:
+            found = self._digits(keys).cpu()
+            counts[: len(found)] += found
+        return counts
+
+    def take(self, counts: torch.Tensor) -> None:
+        """Take the counts of all keys, and go on to the next digit."""
+        totals = counts.cumsum(0)
+        digit = int(torch.searchsorted(totals, self._left))
+        self._left -= int(totals[digit] - counts[digit])
+        size = self._size
+        self._prefix, self._known = (self._prefix << size) | digit, self._known + size
+
+    @property
+    def _size(self) -> int:
+        return min(_BITS, self._bits - self._known)
+
+    def _digits(self, keys: torch.Tensor) -> torch.Tensor:
+        """Count the next digit of the keys that begin with the known ones."""
+        known, size = self._known, self._size
+        digits = (keys >> (self._bits - known - size)).to(torch.int64)
+        if known:
+            begins = self._prefix - 2 ** (known - 1)
+            digits = digits[digits >> size == begins] & (2**size - 1)
+        else:
+            digits += 2 ** (size - 1)
+        return torch.bincount(digits, minlength=2**size)
+
+
+def find_by_digits(sources: Iterable[ScoreSource], k: int, dtype: torch.dtype) -> torch.Tensor:
+    """Find the k-th smallest living score.
+
+    Args:
+        sources: score sources.
+        k: from 1 to the number of living scores.
+        dtype: in which scores are compared; floating-point.
+
+    Returns:
+        The score, a tensor without dimensions, on the CPU.
+    """
+    sources = tuple(sources)
+    search = Search(k, dtype.itemsize * 8)
+    while not search.done:
+        search.take(
+            search.count(
+                keys_of(source.chunk(start, stop).to(dtype))
+                for source in sources
+                for start, stop in chunks_of(source)
+            )
+        )
+    return value_of(search.key, dtype)

@@ -1,0 +1,112 @@
+"""Axes as products of factors, and what may be cut of each: the values that channels flow through.
+
+A view regroups factors and loses nothing: [C, H, W] flattened is one axis with three factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Array",
+    "Axis",
+    "Bools",
+    "Factor",
+    "Ids",
+    "Value",
+    "opaque",
+    "sizes_of",
+    "unknown",
+    "with_axis",
+]
+
+Ids = npt.NDArray[np.int64]
+Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A part of an axis.
+
+    Args:
+        size: how many indices it has; a large prime stands for a symbolic size.
+        atoms: the atom of each index, shape (size,); None where nothing may be cut.
+    """
+
+    size: int
+    atoms: Ids | None = None
+
+
+Axis = tuple[Factor, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the graph, as channels see it.
+
+    Args:
+        axes: its axes, outermost first, each a product of factors, outermost first.
+        const: the value that holds everywhere in eval mode, float64, one dimension a factor, of
+            size 1 where it does not depend on that factor; NaN where it is not known.
+    """
+
+    axes: tuple[Axis, ...]
+    const: Array
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """All factors in row-major order."""
+        return tuple(factor for axis in self.axes for factor in axis)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of each axis."""
+        return tuple(sizes_of(axis) for axis in self.axes)
+
+    def known(self) -> bool:
+        """Tell whether anything is known of the value."""
+        return not bool(np.isnan(self.const).all())
+
+    def first_factor(self, axis: int) -> int:
+        """Return where an axis's factors begin among all factors."""
+        return sum(len(part) for part in self.axes[:axis])
+
+
+def sizes_of(axis: Sequence[Factor]) -> int:
+    """Return the size of an axis."""
+    return math.prod(factor.size for factor in axis)
+
+
+def unknown(axes: Sequence[Axis]) -> Value:
+    """Return a value of which only the axes are known."""
+    rank = sum(len(axis) for axis in axes)
+    return Value(tuple(axes), np.full((1,) * rank, np.nan))
+
+
+def opaque(shape: Sequence[int]) -> Value:
+    """Return a value of which nothing may be cut."""
+    return unknown([(Factor(size),) for size in shape])
+
+
+def with_axis(value: Value, dim: int, axis: Axis, const: Array) -> Value:
+    """Return a value with another axis in one's place, along which alone it is known.
+
+    Args:
+        value: the value.
+        dim: which of its axes.
+        axis: what stands there instead.
+        const: the constant at each index of the new axis, shape (size,) or (1,).
+    """
+    axes = (*value.axes[:dim], axis, *value.axes[dim + 1 :])
+    sizes = [1] * sum(map(len, axes))
+    if const.size > 1:
+        first = sum(map(len, axes[:dim]))
+        sizes[first : first + len(axis)] = [factor.size for factor in axis]
+    return Value(axes, const.reshape(sizes))

@@ -1,0 +1,296 @@
+"""What a forward costs: floating-point operations and activations, from the shapes in the graph.
+
+Two operations are counted for each multiply-add of products: convolutions, linear and bilinear
+layers, matrix products, einsum, attention, and recurrent layers, at every step, layer and
+direction. Norms count as two for each entry that they scale and shift, and as five more where they
+also take its mean and variance. All else (activations, pooling, sums, softmax) is not counted.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx.node import Node
+
+from fxprune import ops, tensors
+from fxprune.importing import VALUE
+from fxprune.program import EVAL, Program
+from fxprune.reads import parameter_of
+
+__all__ = ["Cost", "Costs", "Shapes", "costs_of"]
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one operator costs.
+
+    Args:
+        node: its name in the graph.
+        op: its canonical name.
+        flops: floating-point operations.
+        activations: entries of its output; 0 for norms.
+        parameters: first names of the parameters that it reads.
+    """
+
+    node: str
+    op: str
+    flops: int
+    activations: int
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one forward costs.
+
+    Args:
+        batch: the size of every symbolic dimension.
+        rows: one for each operator that is counted, in graph order.
+        unknown: nodes that would be counted, but whose shapes are not noted.
+    """
+
+    batch: int
+    rows: tuple[Cost, ...]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all rows."""
+        return sum(row.flops for row in self.rows)
+
+    @property
+    def activations(self) -> int:
+        """Entries of the outputs of all products."""
+        return sum(row.activations for row in self.rows)
+
+    def of(self, *names: str) -> int:
+        """Return the operations of operators of some names.
+
+        Example:
+            >>> Costs(1, (Cost("fc", "linear", 12, 2, ("fc.weight",)),)).of("linear")
+            12
+        """
+        return sum(row.flops for row in self.rows if row.op in names)
+
+
+class Shapes:
+    """The shapes of a Program's nodes, for one size of all symbolic dimensions.
+
+    Args:
+        program: the Program.
+        batch: the size.
+    """
+
+    def __init__(self, program: Program, batch: int) -> None:
+        self.program, self.batch = program, batch
+
+    def __call__(self, node: Any) -> tuple[int, ...]:
+        """Return a node's shape.
+
+        Raises:
+            LookupError: it is not known.
+        """
+        if not isinstance(node, Node):
+            raise LookupError("it is no tensor of the graph")
+        name = parameter_of(self.program, node)
+        if name is not None:
+            return tuple(tensors.parameter(self.program, name).shape)
+        if node.op == "get_attr":
+            owner, _, attribute = str(node.target).rpartition(".")
+            return tuple(getattr(self.program.get_submodule(owner), attribute).shape)
+        noted = node.meta.get(VALUE)
+        if noted is None:
+            raise LookupError(f"the shape of {node.name} is not noted")
+        return tuple(size_at(size, self.batch) for size in noted[0])
+
+
+def size_at(size: int | str, batch: int) -> int:
+    """Return a noted size where every symbol has one size.
+
+    Raises:
+        LookupError: it is no arithmetic.
+
+    Example:
+        >>> size_at("3*s77 + 1", 4)
+        13
+    """
+    if isinstance(size, int):
+        return size
+    try:
+        return _value(ast.parse(size, mode="eval").body, batch)
+    except SyntaxError as error:
+        raise LookupError(f"the size {size!r} cannot be read") from error
+
+
+def _value(part: ast.expr, batch: int) -> int:
+    match part:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Name():
+            return batch
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, batch)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+            return _ARITHMETIC[type(op)](_value(left, batch), _value(right, batch))
+        case _:
+            raise LookupError(f"the size {ast.unparse(part)!r} is no arithmetic")
+
+
+def costs_of(program: Program, *, batch: int = 1) -> Costs:
+    """Count what a forward in eval mode costs.
+
+    Args:
+        program: not changed.
+        batch: the size of every symbolic dimension.
+
+    Example:
+        >>> import torch
+        >>> from fxprune.compiler import capture
+        >>> costs_of(capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))).flops
+        12
+    """
+    graphs = program.graphs
+    chosen = [graphs[EVAL]] if EVAL in graphs else list(graphs.values())
+    shapes, rows, unknown = Shapes(program, batch), list[Cost](), list[str]()
+    for node in (node for graph in chosen for node in graph.nodes):
+        rule = _RULES.get(ops.canonical_name(node.target)) if node.op == "call_function" else None
+        if rule is None:
+            continue
+        try:
+            rows.append(_cost(program, node, rule, shapes))
+        except LookupError:
+            unknown.append(node.name)
+    return Costs(batch, tuple(rows), tuple(unknown))
+
+
+def _cost(program: Program, node: Node, rule: Rule, shapes: Shapes) -> Cost:
+    name = ops.canonical_name(node.target)
+    flops = rule(node, shapes)
+    active = 0 if name in _NORMS else math.prod(_output(node, shapes))
+    return Cost(node.name, name, flops, active, tuple(dict.fromkeys(_parameters(program, node))))
+
+
+def _parameters(program: Program, node: Node) -> Iterator[str]:
+    """Yield the parameters that a node reads, through masks and views perhaps."""
+    for read in node.all_input_nodes:
+        name = parameter_of(program, read)
+        if name is not None:
+            yield name
+        elif read.op == "call_function" and ops.canonical_name(read.target) in _VIEWS:
+            yield from _parameters(program, read)
+
+
+def _output(node: Node, shapes: Shapes) -> tuple[int, ...]:
+    """Return the shape of a node's output; of several outputs, the first one's."""
+    if VALUE in node.meta:
+        return shapes(node)
+    for user in node.users:
+        if user.target is operator.getitem and user.args[1] == 0:
+            return shapes(user)
+    raise LookupError(f"the shape of {node.name} is not noted")
+
+
+# How operators are counted
+
+Rule = Callable[[Node, Shapes], int]
+
+
+def _convolution(node: Node, shapes: Shapes) -> int:
+    weight = shapes(ops.argument(node, "weight"))
+    name = ops.canonical_name(node.target)
+    backwards = "transpose" in name
+    if name == "convolution":
+        backwards = bool(ops.argument(node, "transposed"))
+    # Each entry of the output is a sum over a filter; transposed, each of the input is spread.
+    entries = math.prod(shapes(node.args[0]) if backwards else shapes(node))
+    return 2 * entries * math.prod(weight[1:])
+
+
+def _product(node: Node, shapes: Shapes) -> int:
+    return 2 * math.prod(shapes(node)) * shapes(node.args[0])[-1]
+
+
+def _product_and_sum(node: Node, shapes: Shapes) -> int:
+    return 2 * math.prod(shapes(node)) * shapes(node.args[1])[-1]
+
+
+def _bilinear(node: Node, shapes: Shapes) -> int:
+    left, right = shapes(node.args[0])[-1], shapes(node.args[1])[-1]
+    return 2 * math.prod(shapes(node)) * (left * right + left)
+
+
+def _einsum(node: Node, shapes: Shapes) -> int:
+    equation: Any = node.args[0]
+    operands: Any = node.args[1]
+    if not isinstance(equation, str) or "..." in equation:
+        raise LookupError("its equation has an ellipsis")
+    sizes: dict[str, int] = {}
+    parts = equation.partition("->")[0].replace(" ", "").split(",")
+    for letters, operand in zip(parts, operands, strict=True):
+        sizes.update(zip(letters, shapes(operand), strict=True))
+    return 2 * math.prod(sizes.values()) if len(parts) > 1 else 0
+
+
+def _attention(node: Node, shapes: Shapes) -> int:
+    query, key, value = (shapes(arg) for arg in node.args[:3])
+    # Every query meets every key, and every score every value.
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _recurrent(node: Node, shapes: Shapes) -> int:
+    entering = shapes(node.args[0])
+    steps = math.prod(entering[:-1])
+    weights = [read for role, read in ops.roles(node) if role.startswith("weight_")]
+    return 2 * steps * sum(math.prod(shapes(read)) for read in weights)
+
+
+def _scaled(node: Node, shapes: Shapes) -> int:
+    return 2 * math.prod(shapes(node.args[0]))
+
+
+def _normed(node: Node, shapes: Shapes) -> int:
+    return 7 * math.prod(shapes(node.args[0]))
+
+
+_NORMS: Mapping[str, Rule] = {
+    "batch_norm": _scaled,
+    "instance_norm": _normed,
+    "group_norm": _normed,
+    "layer_norm": _normed,
+    "native_layer_norm": _normed,
+    "rms_norm": _normed,
+}
+_VIEWS = frozenset({"t", "transpose", "permute", "view", "reshape", "numpy_T", "mT", "to", "slice"})
+_CONVOLUTIONS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "convolution",
+)
+_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm"), _product),
+    **dict.fromkeys(("addmm", "baddbmm"), _product_and_sum),
+    **dict.fromkeys(ops.RECURRENT, _recurrent),
+    **_NORMS,
+    "bilinear": _bilinear,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+}

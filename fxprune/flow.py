@@ -1,0 +1,265 @@
+"""How channels flow through a graph: a value for each node, by a rule per operator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.fx.node import Node
+
+from fxprune import ops
+from fxprune.aliasing import Aliases
+from fxprune.atoms import Atoms
+from fxprune.axes import Flat, flat_of, joined_axis
+from fxprune.factors import Axis, Bools, Ids, Value, opaque, unknown
+from fxprune.importing import VALUE
+from fxprune.pattern import Refusal
+from fxprune.program import Program
+from fxprune.reads import parameter_read
+from fxprune.sizes import Sizes
+from fxprune.stored_values import StoredValues
+
+__all__ = ["Edit", "Flow", "Found", "Transfer", "parts_of", "transfer"]
+
+# What a rule finds: a value, one a part of a tuple, why it cannot tell, or nothing for no tensor.
+Found = Value | tuple[Value, ...] | Refusal | None
+Transfer = Callable[["Flow", Node], Found]
+# Called when the channels are cut, with the Surgery.
+Edit = Callable[[Any], None]
+
+_RULES: dict[str, Transfer] = {}
+
+
+def transfer(names: str) -> Callable[[Transfer], Transfer]:
+    """Add a transfer rule to the table.
+
+    A rule accounts for every axis of every input: it passes it to its value, ties it (`Flow.tie`),
+    meets it (`fxprune.sinks.meet`) or pins it (`Flow.pin`). What it leaves open is pinned.
+
+    Args:
+        names: canonical operator names, joined by `|`.
+    """
+
+    def add(rule: Transfer) -> Transfer:
+        _RULES.update(dict.fromkeys(re.split(r"[\s|]+", names.strip()), rule))
+        return rule
+
+    return add
+
+
+class Flow:
+    """The channels of one graph.
+
+    Args:
+        program: whose graph it is.
+        mode: which of the program's graphs.
+        atoms: shared by all graphs of the program.
+        stored: the tensors that graphs read; shared, too.
+        aliases: what shares memory in the graph.
+
+    Attributes:
+        values: by node; a tuple for operators with several outputs.
+        edits: what has to change at a node beside the tensors, when channels are cut.
+        unknown: operators without a rule, and rules that refused, in graph order.
+        sinks: where constants are absorbed (`fxprune.sinks.Sink`).
+        shifts: (node, atoms) where channels are another constant in train than in eval mode.
+    """
+
+    def __init__(
+        self, program: Program, mode: str, atoms: Atoms, stored: StoredValues, aliases: Aliases
+    ) -> None:
+        self.program, self.mode, self.atoms, self.stored = program, mode, atoms, stored
+        self.graph: fx.Graph = program.graphs[mode]
+        self.values: dict[Node, Value | tuple[Value, ...]] = {}
+        self.edits: list[Edit] = []
+        self.unknown: list[tuple[Node, str]] = []
+        self.shifts: list[tuple[Node, Ids]] = []
+        self.sinks: list[Any] = []
+        self._numbers: dict[Node, Any] = {}  # what is no tensor, with its value in eval mode
+        self._sizes = Sizes()
+        self._aliases = aliases
+
+    def run(self) -> None:
+        """Follow the channels from the inputs to the outputs."""
+        for node in self.graph.nodes:
+            if node.op == "output":
+                self._pin_inputs(node, "it is an output of the program")
+            elif node.op == "get_attr":
+                if node.users:
+                    self._read(node)
+            else:
+                self._call(node)
+
+    # What rules ask
+
+    def value(self, node: Any) -> Value:
+        """Return a node's value; of one that is no tensor, a value without axes."""
+        found = self.values.get(node) if isinstance(node, Node) else None
+        return found if isinstance(found, Value) else opaque(())
+
+    def is_number(self, arg: Any) -> bool:
+        """Tell whether an argument is a number, given or computed, and no tensor."""
+        return arg in self._numbers if isinstance(arg, Node) else isinstance(arg, (int, float))
+
+    def number(self, arg: Any) -> Any:
+        """Return what a number or a training flag is in eval mode; None where it is not known."""
+        return self._numbers.get(arg) if isinstance(arg, Node) else arg
+
+    def argument(self, node: Node, role: str, default: Any = None) -> Any:
+        """Return an argument by its role; `default` where the operator has no such role."""
+        return ops.argument(node, role) if ops.has_role(node, role) else default
+
+    def shape(self, node: Any) -> tuple[int, ...] | None:
+        """Return the shape of a node's output, symbols as primes; None where it is not noted."""
+        noted = node.meta.get(VALUE) if isinstance(node, Node) else None
+        return None if noted is None else self._sizes.of(noted[0])
+
+    def concrete(self, node: Any) -> torch.Tensor | None:
+        """Return the tensor that a node reads: stored, masked or viewed; None if it is computed."""
+        return self.stored.concrete(node)
+
+    # What rules do
+
+    def pin(self, axis: Axis, reason: str, node: Node) -> None:
+        """Let the channels of an axis stay."""
+        for factor in axis:
+            self.atoms.pin(factor.atoms, reason, node)
+
+    def pin_value(self, value: Value, reason: str, node: Node) -> None:
+        """Let all channels of a value stay."""
+        for axis in value.axes:
+            self.pin(axis, reason, node)
+
+    def tie(self, left: Axis, right: Axis, node: Node) -> Axis | None:
+        """Tie two axes of one size; return the axis that stands for both, None if they differ."""
+        return joined_axis(self.atoms, left, right, node)
+
+    def shift(self, node: Node, value: Value, there: Bools) -> None:
+        """Note where a value is a known constant in eval mode, but another one in train mode."""
+        known = ~np.isnan(value.const) & there
+        if not known.any():
+            return
+        for at, factor in enumerate(value.factors):
+            others = tuple(d for d in range(known.ndim) if d != at)
+            here = np.broadcast_to(known.any(axis=others), (factor.size,))
+            if factor.atoms is not None:
+                self.shifts.append((node, factor.atoms[here]))
+
+    def flat(self, value: Value, axis: int, node: Node) -> Flat:
+        """Return an axis as one factor; what cannot be told apart is pinned."""
+        return flat_of(self.atoms, value, axis, node)
+
+    # How the graph is followed
+
+    def _call(self, node: Node) -> None:
+        name = ops.canonical_name(node.target) if node.op == "call_function" else node.op
+        rule = _RULES.get(name)
+        mark = self.atoms.mark()
+        stale = self._aliases.stale(node)
+        found: Found = Refusal(f"channels are not followed through {name}", node)
+        if stale:
+            found = Refusal("it writes to a tensor that is read by other names", node)
+        elif rule is not None:
+            found = self._checked(node, rule(self, node))
+        if found is None:
+            self._numbers[node] = self._computed(node)
+        elif isinstance(found, Refusal):
+            self._refuse(node, found)
+        else:
+            self.values[node] = _finite(found)
+        self._pin_open(node, mark)
+        for other in stale:
+            self._forget(other, node)
+
+    def _computed(self, node: Node) -> Any:
+        """Return a number in eval mode; None where it depends on sizes."""
+        args = [self.number(arg) for arg in node.args]
+        plain = getattr(node.target, "__module__", "") == "_operator" and not node.kwargs
+        return node.target(*args) if plain and None not in args else None  # pyright: ignore
+
+    def _checked(self, node: Node, found: Found) -> Found:
+        """Hold a value to the shape that was noted at capture."""
+        shape = self.shape(node)
+        if isinstance(found, Value) and shape is not None and found.shape != shape:
+            return Refusal("its channels cannot be followed", node)
+        return found
+
+    def _refuse(self, node: Node, refusal: Refusal) -> None:
+        shape = self.shape(node)
+        if shape is not None:
+            self.values[node] = opaque(shape)
+        if node.op == "placeholder":
+            return
+        self._pin_inputs(node, refusal.reason)
+        if any(factor.atoms is not None for v in self._inputs(node) for factor in v.factors):
+            self.unknown.append((node, refusal.reason))
+
+    def _pin_inputs(self, node: Node, reason: str) -> None:
+        for value in self._inputs(node):
+            self.pin_value(value, reason, node)
+
+    def _inputs(self, node: Node) -> Iterator[Value]:
+        for read in node.all_input_nodes:
+            yield from parts_of(self.values.get(read, ()))
+
+    def _pin_open(self, node: Node, mark: int) -> None:
+        """Pin what a rule was given and neither passed on, tied, met nor pinned."""
+        if ops.canonical_name(node.target) == "getitem" and node in self.values:
+            return
+        passed = {id(f.atoms) for v in parts_of(self.values.get(node, ())) for f in v.factors}
+        given = [f.atoms for v in self._inputs(node) for f in v.factors if f.atoms is not None]
+        left = [ids for ids in given if id(ids) not in passed]
+        if not left:
+            return
+        seen = np.zeros(self.atoms.count, dtype=np.bool_)
+        for ids in self.atoms.since(mark):
+            seen[ids] = True
+        for value in parts_of(self.values.get(node, ())):
+            for factor in value.factors:
+                if factor.atoms is not None:
+                    seen[factor.atoms] = True
+        for ids in left:
+            self.atoms.pin(ids[~seen[ids]], "it reads them in a way that is not followed", node)
+
+    def _forget(self, node: Node, by: Node) -> None:
+        """Know nothing of a tensor any more that was written to under another name."""
+        parts = parts_of(self.values.get(node, ()))
+        for value in parts:
+            self.pin_value(value, "it is written to under another name", by)
+        blank = tuple(unknown(value.axes) for value in parts)
+        if parts:
+            self.values[node] = blank if isinstance(self.values[node], tuple) else blank[0]
+
+    def _read(self, node: Node) -> None:
+        target = str(node.target)
+        name = self.program.captured.first.get(target)
+        name = name or parameter_read(self.program, node) or target
+        value = self.stored.value(node, name)
+        path, _, attribute = str(node.target).rpartition(".")
+        if value is not None:
+            self.values[node] = value
+        elif attribute == "training":
+            self._numbers[node] = self.program.captured.frozen[False].get(path, False)
+
+
+def parts_of(found: Value | tuple[Value, ...]) -> tuple[Value, ...]:
+    """Return what a node gives as a tuple of values."""
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _finite(found: Value | tuple[Value, ...]) -> Value | tuple[Value, ...]:
+    """Know nothing where a constant is infinite: times a zero weight it would be NaN."""
+    if isinstance(found, tuple):
+        return tuple(_without_infinity(value) for value in found)
+    return _without_infinity(found)
+
+
+def _without_infinity(value: Value) -> Value:
+    infinite = np.isinf(value.const)
+    if not infinite.any():
+        return value
+    return Value(value.axes, np.where(infinite, np.nan, value.const))

@@ -1,0 +1,86 @@
+"""The pass over magnitudes on the CPU, by their bits: counted and collected by several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.bitwise import INTEGERS, keys_into, least_key, most_key, scan_keys
+from fxprune.room import Room
+
+__all__ = ["can_scan", "scan_magnitudes"]
+
+_PIECE = 2**18  # entries: a piece and its buffers stay in the cache
+_ROOM = Room()
+
+
+def can_scan(tensor: torch.Tensor) -> bool:
+    """Tell whether the bits of a tensor can be read in flat order, as numpy's integers."""
+    kind = tensor.dtype
+    return (
+        tensor.is_cpu
+        and tensor.is_contiguous()
+        and kind.is_floating_point
+        and kind.itemsize in INTEGERS
+    )
+
+
+def scan_magnitudes(
+    tensor: torch.Tensor,
+    living: Callable[[int, int], torch.Tensor | None],
+    low: float | None,
+    high: float | None,
+    most: int,
+) -> tuple[int, torch.Tensor | None]:
+    """Count the magnitudes under a bracket and collect those inside, in flat order.
+
+    Args:
+        tensor: one that can be scanned.
+        living: which of the entries start..stop count; None: all.
+        low: the least magnitude inside; None for no bound.
+        high: the largest magnitude inside; None for no bound, so that NaN is inside.
+        most: how many may be inside.
+
+    Returns:
+        (count under, those inside); no tensor where more are inside.
+
+    Example:
+        >>> scan_magnitudes(
+        ...     torch.tensor([0.5, -2.0, 1.0, -0.25]), lambda start, stop: None, 0.5, 1.0, 4
+        ... )
+        (1, tensor([0.5000, 1.0000]))
+    """
+    kind = tensor.dtype
+    bits = tensor.detach().view(-1).view(INTEGERS[kind.itemsize]).numpy()
+    first = 0 if low is None else least_key(low, kind)
+    last = int(np.iinfo(bits.dtype).max) if high is None else most_key(high, kind)
+    counts = [0]
+
+    def piece(start: int) -> tuple[int, Any]:
+        if sum(counts) > most:
+            return 0, bits[:0]
+        stop = min(start + _PIECE, bits.size)
+        alive = living(start, stop)
+        keys = keys_into(bits[start:stop], _ROOM)
+        kept = None if alive is None else alive.numpy()
+        under, inside = scan_keys(keys, first, last, kept, _ROOM)
+        counts.append(inside.size)
+        return under, inside
+
+    parts = _mapped(piece, range(0, bits.size, _PIECE))
+    if sum(counts) > most:
+        return 0, None
+    inside = np.concatenate([bits[:0], *(inside for _, inside in parts)])
+    return sum(under for under, _ in parts), torch.from_numpy(inside).view(kind)
+
+
+def _mapped(work: Callable[[int], tuple[int, Any]], jobs: range) -> list[tuple[int, Any]]:
+    threads = min(torch.get_num_threads(), len(jobs))
+    if threads <= 1:
+        return [work(job) for job in jobs]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, jobs))

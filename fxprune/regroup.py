@@ -1,0 +1,166 @@
+"""Views: the same factors in other axes, split where an axis takes only a part of one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fxprune.atoms import Atoms
+from fxprune.factors import Array, Axis, Factor, Value
+
+__all__ = ["Choice", "match_axes", "reshape", "split_factor"]
+
+# Takes the sizes of a factor's parts; returns the part that stays cuttable.
+Choice = Callable[[tuple[int, ...]], int]
+
+
+def split_factor(atoms: Atoms, factor: Factor, parts: Sequence[int], tracked: int) -> list[Factor]:
+    """Split a factor; indices that are equal in the tracked part go together.
+
+    Args:
+        atoms: where ties are noted.
+        factor: what is split.
+        parts: sizes, outermost first; their product is the factor's size.
+        tracked: the part of which channels may still be cut.
+    """
+    made = [Factor(size) for size in parts]
+    if factor.atoms is None:
+        return made
+    grid = np.moveaxis(factor.atoms.reshape(tuple(parts)), tracked, 0).reshape(parts[tracked], -1)
+    atoms.tie(grid[:, 1:], grid[:, :1])
+    made[tracked] = Factor(parts[tracked], np.ascontiguousarray(grid[:, 0]))
+    if grid.shape[1] > 1:
+        atoms.splits.append(grid[:, 0])
+    return made
+
+
+def reshape(
+    atoms: Atoms, value: Value, shape: Sequence[int], choose: Callable[[int, int], Choice]
+) -> Value | None:
+    """View a value in another shape.
+
+    Args:
+        atoms: where ties are noted.
+        value: what is viewed.
+        shape: the new sizes.
+        choose: takes the first new axis that a split factor's parts lie in, and how many parts
+            it has; returns the choice of the tracked one.
+
+    Returns:
+        The view; None where an axis would take a part of a factor that no size divides.
+    """
+    cut = _boundaries([f.size for f in value.factors], shape)
+    if cut is None:
+        return None
+    made: list[Factor] = []
+    sizes: list[int] = []
+    position = 1
+    for at, (factor, parts) in enumerate(zip(value.factors, cut, strict=True)):
+        if factor.size == 1:  # as an axis of its own it is made where the shape asks for it
+            continue
+        axis = _axis_at(shape, position)
+        position *= factor.size
+        if len(parts) <= 1:
+            made.append(factor)
+            sizes.append(value.const.shape[at])
+            continue
+        made += split_factor(atoms, factor, parts, choose(axis, len(parts))(tuple(parts)))
+        whole = value.const.shape[at] > 1
+        sizes += list(parts) if whole else [1] * len(parts)
+    return _regrouped(made, value.const.reshape(sizes), shape)
+
+
+def _boundaries(factors: Sequence[int], shape: Sequence[int]) -> list[list[int]] | None:
+    """Return into which parts each factor falls where the new axes' boundaries cross it."""
+    ends = {math.prod(shape[: i + 1]) for i in range(len(shape))}
+    if math.prod(factors) != math.prod(shape) or math.prod(shape) == 0:
+        return None
+    parts: list[list[int]] = []
+    before = 1
+    for size in factors:
+        inside = sorted(end for end in ends if before < end < before * size)
+        steps, last = list[int](), before
+        for end in [*inside, before * size]:
+            if end % last:
+                return None
+            steps.append(end // last)
+            last = end
+        parts.append(steps)
+        before *= size
+    return parts
+
+
+def _axis_at(shape: Sequence[int], position: int) -> int:
+    """Return the axis in which the product of outer sizes reaches a position."""
+    product = 1
+    for axis, size in enumerate(shape):
+        product *= size
+        if product > position:
+            return axis
+    return len(shape) - 1
+
+
+def _regrouped(factors: list[Factor], const: Array, shape: Sequence[int]) -> Value | None:
+    axes: list[Axis] = []
+    dims: list[int] = []
+    at = 0
+    for size in shape:
+        start, product = at, 1
+        while at < len(factors) and product < size:
+            product *= factors[at].size
+            at += 1
+        if product != size:
+            return None
+        axes.append(tuple(factors[start:at]) or (Factor(1),))
+        dims += list(const.shape[start:at]) or [1]
+    if any(factor.size != 1 for factor in factors[at:]):
+        return None
+    return Value(tuple(axes), const.reshape(dims))
+
+
+def match_axes(atoms: Atoms, left: Axis, right: Axis) -> tuple[Axis, Axis] | None:
+    """Split two axes of one size into equal factors, tracked in the same places.
+
+    Returns:
+        The two axes, factor by factor of equal sizes; None where their sizes cannot be matched.
+    """
+    cut = _boundaries_of_both([f.size for f in left], [f.size for f in right])
+    if cut is None:
+        return None
+    a = _split_axis(atoms, left, cut[0], right, cut[1])
+    b = _split_axis(atoms, right, cut[1], left, cut[0])
+    return (a, b) if [f.size for f in a] == [f.size for f in b] else None
+
+
+def _boundaries_of_both(
+    left: list[int], right: list[int]
+) -> tuple[list[list[int]], list[list[int]]] | None:
+    a, b = _boundaries(left, right), _boundaries(right, left)
+    return None if a is None or b is None else (a, b)
+
+
+def _split_axis(
+    atoms: Atoms, axis: Axis, cut: list[list[int]], other: Axis, other_cut: list[list[int]]
+) -> Axis:
+    # Which parts the other axis tracks: a split of this one should keep the same.
+    tracked = [
+        factor.atoms is not None and len(parts) <= 1
+        for factor, parts in zip(other, other_cut, strict=True)
+        for _ in (parts or [1])
+        if factor.size > 1
+    ]
+    made: list[Factor] = []
+    at = 0
+    for factor, parts in zip(axis, cut, strict=True):
+        if factor.size == 1:
+            continue
+        span = tracked[at : at + len(parts)]
+        at += len(parts)
+        if len(parts) <= 1:
+            made.append(factor)
+        else:
+            keep = span.index(True) if True in span else 0
+            made += split_factor(atoms, factor, parts, keep)
+    return tuple(made) or (Factor(1),)

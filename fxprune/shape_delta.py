@@ -1,0 +1,265 @@
+"""The shapes of a shrunk Program as data, so that its weights load into the source's class.
+
+delta = shape_delta(small)             # JSON can hold it
+model = apply_delta(Net(), delta)      # an instance of the source's class, resized
+model.load_state_dict(small.state_dict())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from fxprune import ops, tensors
+from fxprune.errors import FormatError, PassError, PassTypeError
+from fxprune.program import Program
+from fxprune.reads import parameter_of
+from fxprune.shell import raw_parameter
+
+__all__ = ["apply_delta", "shape_delta"]
+
+_VERSION = 1
+# Arguments that count channels, and that a module keeps beside its weights.
+_COUNTS = {"groups": "groups", "num_groups": "num_groups"}
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Cut(_Table):
+    """A tensor that was cut: its shapes, and the old indices that stayed along each axis cut."""
+
+    before: list[int]
+    after: list[int]
+    kept: dict[str, list[int]] = Field(default_factory=dict[str, list[int]])
+
+
+class _Axis(NamedTuple):
+    before: int
+    kept: tuple[int, ...]
+
+
+class _Delta(_Table):
+    """What changed between the source and the shrunk Program."""
+
+    version: int
+    cut: dict[str, _Cut]
+    added: dict[str, list[int]]
+    removed: list[str]
+    settings: dict[str, dict[str, int]]
+
+
+def shape_delta(program: Program) -> dict[str, Any]:
+    """Return what shrinks changed of a Program's tensors, as data that JSON can hold.
+
+    Args:
+        program: a shrunk Program; of one that was not shrunk, nothing changed.
+
+    Returns:
+        "cut": by name, the shapes before and after, and the old indices that stayed, by axis;
+        "added": biases that there were none of, with their shapes; "removed": names that are gone;
+        "settings": by module, arguments as `groups` that count channels.
+
+    Raises:
+        PassTypeError: no Program was given.
+        PassError: the Program has masks; its keys are not the source's until it is finalized.
+
+    Example:
+        >>> from fxprune.compiler import capture
+        >>> shape_delta(capture(nn.Linear(3, 2), (torch.zeros(2, 3),)))["cut"]
+        {}
+    """
+    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(f"shape_delta takes a Program, not {type(program).__name__}")
+    if program.masks:
+        raise PassError("the program has masks; finalize it, so that its keys are the source's")
+    kept, names = _composed(program), tensors.aliases(program)
+    added = {name for record in program.captured.shrinks for name in record.added}
+    cut = {
+        alias: _cut_of(tensor.shape, axes)
+        for name, axes in kept.items()
+        if name not in added
+        for alias in names.get(name, (name,))
+        if (tensor := _tensor(program, alias)) is not None
+    }
+    removed = [name for record in program.captured.shrinks for name in record.removed]
+    there = {name: list(_shape(program, name)) for name in sorted(added - set(removed))}
+    settings = _settings(program) if program.captured.shrinks else {}
+    delta = _Delta(version=_VERSION, cut=cut, added=there, removed=removed, settings=settings)
+    return delta.model_dump()
+
+
+def _composed(program: Program) -> dict[str, dict[int, _Axis]]:
+    """Return what stays of each axis after all shrinks, by name."""
+    found: dict[str, dict[int, _Axis]] = {}
+    for record in program.captured.shrinks:
+        for each in record.maps:
+            axes = found.setdefault(each.tensor, {})
+            old = axes.get(each.axis)
+            kept = each.kept if old is None else tuple(old.kept[at] for at in each.kept)
+            axes[each.axis] = _Axis(each.before if old is None else old.before, kept)
+    return found
+
+
+def _tensor(program: Program, name: str) -> torch.Tensor | None:
+    if name in program.captured.first:
+        return raw_parameter(*tensors.owner(program, name))
+    path, _, attribute = name.rpartition(".")
+    return program.get_submodule(path)._buffers.get(attribute)
+
+
+def _shape(program: Program, name: str) -> torch.Size:
+    tensor = _tensor(program, name)
+    return torch.Size() if tensor is None else tensor.shape
+
+
+def _cut_of(after: torch.Size, axes: Mapping[int, _Axis]) -> _Cut:
+    before = [axes[at].before if at in axes else size for at, size in enumerate(after)]
+    kept = {str(at): list(axis.kept) for at, axis in axes.items()}
+    return _Cut(before=before, after=list(after), kept=kept)
+
+
+def _settings(program: Program) -> dict[str, dict[str, int]]:
+    """Return the arguments that count channels, by the module whose parameter is read there."""
+    found: dict[str, dict[str, int]] = {}
+    for graph in program.graphs.values():
+        for node in graph.nodes:
+            weight = ops.argument(node, "weight") if ops.has_role(node, "weight") else None
+            name = parameter_of(program, weight)
+            for role, setting in _COUNTS.items():
+                if name is None or not ops.has_role(node, role):
+                    continue
+                count = ops.argument(node, role)
+                if isinstance(count, int) and count > 1:
+                    for alias in tensors.aliases(program)[name]:
+                        found.setdefault(alias.rpartition(".")[0], {})[setting] = count
+    return found
+
+
+# Into the source's class
+
+
+def apply_delta(model: nn.Module, delta: Mapping[str, Any]) -> nn.Module:
+    """Resize an instance of the source's class, in place, so that shrunk weights load into it.
+
+    Tensors keep the values of the channels that stayed. Modules of torch.nn are told their new
+    sizes (`out_channels`, `num_features`, `groups`, ...). The model runs where its forward does
+    not itself name sizes that changed, as `view(-1, 400)` does.
+
+    Args:
+        model: an instance of the class that was captured, of the sizes that were captured.
+        delta: what `shape_delta` returned, perhaps read from JSON.
+
+    Raises:
+        FormatError: the delta is none, or it is of another class's shapes; the model is as it was.
+
+    Example:
+        >>> from fxprune.compiler import capture
+        >>> delta = shape_delta(capture(nn.Linear(3, 2), (torch.zeros(2, 3),)))
+        >>> apply_delta(nn.Linear(3, 2), delta)
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    found = _read(delta)
+    if found.removed:
+        raise FormatError(
+            f"the shrink folded {tensors.quoted(found.removed)} away, and the class's forward "
+            "still reads it; export the Program instead"
+        )
+    resized = {name: _resized(model, name, cut) for name, cut in found.cut.items()}
+    owners = {name: _owner(model, name) for name in found.added}
+    made: dict[int, nn.Parameter] = {}
+    for name, tensor in resized.items():
+        owner, attribute = _owner(model, name)
+        old = owner._parameters.get(attribute)
+        if old is None:
+            owner._buffers[attribute] = tensor
+        else:  # tied parameters stay one
+            new = made.setdefault(id(old), nn.Parameter(tensor, requires_grad=old.requires_grad))
+            owner._parameters[attribute] = new
+    for name, (owner, attribute) in owners.items():
+        like = next(owner.parameters(recurse=False), torch.zeros(0))
+        bias = torch.zeros(found.added[name], dtype=like.dtype, device=like.device)
+        owner._parameters[attribute] = nn.Parameter(bias)
+    changed = {name.rpartition(".")[0] for name in (*resized, *owners)}
+    for path in changed:
+        _tell_sizes(model.get_submodule(path), found.settings.get(path, {}))
+    return model
+
+
+def _read(delta: Any) -> _Delta:
+    try:
+        found = _Delta.model_validate(delta)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the delta"
+        raise FormatError(f"{place}: {first['msg']}; give what shape_delta returned") from None
+    if found.version != _VERSION:
+        raise FormatError(f"version {found.version} of shape deltas is not known; it is {_VERSION}")
+    return found
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    try:
+        return model.get_submodule(path), attribute
+    except AttributeError as error:
+        raise FormatError(f"the model has no {path!r}; give the class that was captured") from error
+
+
+def _resized(model: nn.Module, name: str, cut: _Cut) -> torch.Tensor:
+    owner, attribute = _owner(model, name)
+    held = {**owner._parameters, **owner._buffers}.get(attribute)
+    if held is None:
+        raise FormatError(f"the model has no tensor {name!r}; give the class that was captured")
+    if list(held.shape) != cut.before:
+        raise FormatError(
+            f"{name!r} has shape {tuple(held.shape)}, and the source's was {tuple(cut.before)}; "
+            "give an instance of the sizes that were captured"
+        )
+    tensor = held.detach()
+    for axis, kept in cut.kept.items():
+        index = torch.tensor(kept, dtype=torch.long, device=tensor.device)
+        tensor = tensor.index_select(int(axis), index)
+    if list(tensor.shape) != cut.after:
+        raise FormatError(f"the indices kept of {name!r} do not give its shape {cut.after}")
+    return tensor.clone()
+
+
+def _tell_sizes(module: nn.Module, settings: Mapping[str, int]) -> None:
+    """Tell a module of torch.nn how large it is."""
+    for key, value in settings.items():
+        if hasattr(module, key):
+            setattr(module, key, value)
+    for key, value in _sizes_of(module):
+        setattr(module, key, value)
+
+
+def _sizes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    weight = module._parameters.get("weight")
+    mean = module._buffers.get("running_mean")
+    vector = weight if weight is not None else mean
+    if vector is None:
+        return
+    shape = vector.shape
+    if isinstance(module, nn.Linear):
+        yield from zip(("out_features", "in_features"), shape, strict=True)
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        groups = module.groups
+        first, second = shape[0], shape[1] * groups
+        into, out = (first, second) if module.transposed else (second, first)
+        yield from (("in_channels", into), ("out_channels", out))
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        yield "num_features", shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        yield "num_channels", shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        yield "normalized_shape", tuple(shape)
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        yield from zip(("num_embeddings", "embedding_dim"), shape, strict=True)
+    elif isinstance(module, nn.PReLU):
+        yield "num_parameters", shape[0]

@@ -1,0 +1,97 @@
+"""Masks of parameters that are spread over processes: spread alike, or whole under FSDP2."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from fxprune import shards, tensors
+from fxprune.peers import Peers
+from fxprune.program import Program
+
+__all__ = ["given_mask", "pruned_mask", "whole", "whole_ones"]
+
+
+def _placing() -> Any:
+    return importlib.import_module("fxprune.placing")
+
+
+def pruned_mask(
+    peers: Peers, program: Program, name: str, gone: torch.Tensor, *, part: bool
+) -> torch.Tensor:
+    """Return a spread parameter's mask, once some of its entries have gone.
+
+    Args:
+        peers: the processes.
+        program: the Program.
+        name: the parameter.
+        gone: bool; of this process's part, in flat order, or of the parameter's shape.
+        part: which of these.
+    """
+    parameter = tensors.parameter(program, name)
+    if not peers.whole_masks:
+        here = gone if part else _placing().piece(gone, parameter)
+        return _placing().placed(_kept(_old(program, name), here), parameter)
+    if part:
+        gone = _gathered(peers, gone, parameter, name)
+    old = tensors.masks(program).get(name)
+    if old is None:
+        old = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    return _kept(old.detach(), gone)
+
+
+def _kept(old: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
+    old = old.contiguous()
+    return old * gone.view(old.shape).logical_not().to(old.dtype)
+
+
+def _old(program: Program, name: str) -> torch.Tensor:
+    """Return this process's part of a spread parameter's mask, of ones where it has none."""
+    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
+    if old is not None:
+        return shards.part_like(old, parameter)
+    return torch.ones_like(shards.part(parameter), memory_format=torch.contiguous_format)
+
+
+def given_mask(
+    peers: Peers, program: Program, name: str, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Return a spread parameter's mask times one that the caller gives.
+
+    Args:
+        peers: the processes.
+        program: the Program.
+        name: the parameter.
+        mask: whole, or spread; None for ones.
+    """
+    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
+    if not peers.whole_masks:
+        new = _old(program, name)
+        new = new if mask is None else new * shards.part_like(mask, parameter).to(new)
+        return _placing().placed(new.contiguous().clone(), parameter)
+    ones = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    new = ones if old is None else old.detach().clone(memory_format=torch.contiguous_format)
+    if mask is None:
+        return new
+    return new * whole(peers, mask.detach(), name).to(new)
+
+
+def whole_ones(peers: Peers, mask: torch.Tensor, name: str) -> torch.Tensor:
+    """Return where the mask of a parameter is exactly 1, whole, bool."""
+    if not shards.is_sharded(mask):
+        return mask == 1
+    return _gathered(peers, shards.part(mask) == 1, mask, name)
+
+
+def whole(peers: Peers, tensor: Any, name: str) -> torch.Tensor:
+    """Return a tensor that is or is not spread as one whole; its name is for messages."""
+    if not shards.is_sharded(tensor):
+        return tensor
+    return peers.gather(tensor, f"gathering {name!r}")
+
+
+def _gathered(peers: Peers, bits: torch.Tensor, like: Any, name: str) -> torch.Tensor:
+    step = f"gathering the mask of {name!r}"
+    return _placing().gathered_bits(bits, like, lambda packed: peers.gather(packed, step))

@@ -1,0 +1,112 @@
+"""Find the channels that can be cut: dead ones, whose cut changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fxprune.aliasing import Aliases
+from fxprune.atoms import Atoms
+from fxprune.flow import Flow, parts_of
+from fxprune.pipeline import Analysis, Facts
+from fxprune.program import Program
+from fxprune.removal import Removal, removal_of
+from fxprune.sinks import Sink
+from fxprune.stored_values import StoredValues
+
+from . import flow_rules
+
+__all__ = ["Channels", "FindChannels", "followed"]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a Program.
+
+    Args:
+        stored: the tensors that graphs read, as channels see them.
+        flows: one a graph.
+        removal: which channels go, and why others stay.
+        round_to: what was asked for.
+    """
+
+    stored: StoredValues
+    flows: tuple[Flow, ...]
+    removal: Removal
+    round_to: int = 1
+
+
+@dataclass(frozen=True)
+class FindChannels(Analysis):
+    """Follow all channels through all graphs.
+
+    Args:
+        round_to: what is left of an axis that loses channels is a multiple of this.
+    """
+
+    name: ClassVar[str] = "channels"
+    gives: ClassVar = (Channels,)
+
+    round_to: int = 1
+
+    def run(self, program: Program, facts: Facts) -> Channels:
+        """Return what can be cut."""
+        atoms, stored, flows = followed(program)
+        _pin_differing(atoms, [sink for flow in flows for sink in flow.sinks])
+        computed = [v for flow in flows for found in flow.values.values() for v in parts_of(found)]
+        own = [value for _, value in stored]
+        removal = removal_of(atoms, own, computed, round_to=self.round_to)
+        return Channels(stored, flows, removal, self.round_to)
+
+
+def followed(
+    program: Program, kind: type[StoredValues] = StoredValues
+) -> tuple[Atoms, StoredValues, tuple[Flow, ...]]:
+    """Follow channels through all graphs of a Program, and pin those that something else reads.
+
+    Args:
+        program: not changed.
+        kind: what stored tensors are read as.
+    """
+    flow_rules.load()
+    atoms = Atoms()
+    aliases = {mode: Aliases(graph) for mode, graph in program.graphs.items()}
+    mutated = {name for each in aliases.values() for name in each.mutated}
+    stored = kind(program, atoms, mutated)
+    flows = tuple(Flow(program, mode, atoms, stored, aliases[mode]) for mode in aliases)
+    for flow in flows:
+        flow.run()
+    _pin_read_elsewhere(program, atoms, stored)
+    return atoms, stored, flows
+
+
+def _pin_read_elsewhere(program: Program, atoms: Atoms, stored: StoredValues) -> None:
+    """Pin parameters that Python code, or a layer that stays a module, reads as well."""
+    first = program.captured.first
+    inside = {
+        first[f"{node.target}.{name}"]
+        for graph in program.graphs.values()
+        for node in graph.nodes
+        if node.op == "call_module"
+        for name, _ in program.get_submodule(str(node.target)).named_parameters()
+        if f"{node.target}.{name}" in first
+    }
+    for name, value in stored:
+        reason = program.captured.refused.get(name)
+        if reason is not None or name in inside:
+            for factor in value.factors:
+                atoms.pin(factor.atoms, reason or "a layer that stays a module reads it", None)
+
+
+def _pin_differing(atoms: Atoms, sinks: Iterable[Sink]) -> None:
+    """Pin constants that one bias cannot take over, as they differ between the modes."""
+    seen: dict[str, Sink] = {}
+    for sink in sinks:
+        other = seen.setdefault(sink.key, sink)
+        same = np.array_equal(sink.atoms, other.atoms) and np.array_equal(sink.const, other.const)
+        if not same:
+            for each in (sink, other):
+                atoms.pin(each.atoms, "it is another constant in the other mode", each.node)

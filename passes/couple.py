@@ -1,0 +1,253 @@
+"""Find the channels that a rule prunes together: what is tied, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.fx.node import Node
+
+from fxprune import tensors
+from fxprune.coupling import Coupling, Layer, Place, places_of
+from fxprune.errors import PassError
+from fxprune.factors import Ids, Value
+from fxprune.facts import Selection
+from fxprune.flow import Flow
+from fxprune.pattern import Refusal
+from fxprune.pipeline import Analysis, Facts
+from fxprune.program import Program
+from fxprune.reads import parameter_read
+from fxprune.stored_values import StoredValues
+from fxprune.tracing import source_line
+
+from .channels import followed
+
+__all__ = ["CoupleChannels"]
+
+Bools = npt.NDArray[np.bool_]
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CoupleChannels(Analysis):
+    """Find the layers whose channels the selected parameters make.
+
+    Every parameter that can be masked is read as zeros, so that what stays pinned stays for
+    reasons of structure, not for what lives: an output, an operator without a rule, a norm.
+
+    Args:
+        rule: the rule's name, for messages.
+        optional: whether no layer at all is fine.
+    """
+
+    name: ClassVar[str] = "couple"
+    needs: ClassVar = (Selection,)
+    gives: ClassVar = (Coupling,)
+
+    rule: str = ""
+    optional: bool = False
+
+    def run(self, program: Program, facts: Facts) -> Coupling:
+        """Return the layers, with everything that their channels touch.
+
+        Raises:
+            PassError: no selected parameter makes channels that can be cut.
+        """
+        selected = [site.name for site in facts[Selection].sites]
+        found = _Finder(program).coupling(selected)
+        if not found.layers and not (self.optional or not selected):
+            raise PassError(self._nothing(found))
+        return found
+
+    def _nothing(self, found: Coupling) -> str:
+        shown = [f"{name}: {refusal}" for name, refusal in found.refused[:_SHOWN]]
+        if len(found.refused) > _SHOWN:
+            shown.append(f"... and {len(found.refused) - _SHOWN} more")
+        text = f"rule {self.rule!r} selects no channels that can be cut together"
+        return "\n  ".join([f"{text}; change what it selects, or say optional = true", *shown])
+
+
+class _Zeroed(StoredValues):
+    """Stored tensors of which all that can be masked reads as zeros."""
+
+    def _found(self, node: Node) -> torch.Tensor | None:
+        found = super()._found(node)
+        if node.op != "get_attr" or found is None:
+            return found
+        name = parameter_read(self._program, node)
+        if name is None or name in self._program.captured.refused:
+            return found
+        return found.new_zeros(()).expand(found.shape)
+
+
+class _Finder:
+    """Partitions the channels of one Program into units and layers."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.atoms, stored, self.flows = followed(program, _Zeroed)
+        self.labels = self.atoms.components()
+        values = dict(stored)
+        self.places = {
+            name: list(places_of(values[name]))
+            for name in tensors.aliases(program)
+            if name in values
+        }
+        self.free = np.ones(self.atoms.count, dtype=np.bool_)
+        for pin in self.atoms.pins:
+            self.free[self.labels[pin.atoms]] = False
+        self.made = self._made()
+
+    def coupling(self, selected: Sequence[str]) -> Coupling:
+        """Return the layers all of whose makers are selected."""
+        chosen = set(selected)
+        taken = [(makers, roots) for makers, roots in self._layers() if chosen.issuperset(makers)]
+        unit_of = np.full(self.atoms.count, -1, dtype=np.int64)
+        counts = np.cumsum([0, *(len(roots) for _, roots in taken)])
+        for (_, roots), start, stop in zip(taken, counts[:-1], counts[1:], strict=True):
+            unit_of[roots] = np.arange(start, stop)
+        places = tuple(self._placed(unit_of))
+        widths = _widths(places, counts)
+        layers: list[Layer] = []
+        for at, (makers, roots) in enumerate(taken):
+            name = _unused(makers[0], layers)
+            layers.append(Layer(name, makers, int(counts[at]), len(roots), widths[at]))
+        return Coupling(tuple(layers), places, tuple(self._refused(selected, unit_of, places)))
+
+    def _made(self) -> dict[str, Ids]:
+        """Return the channels that each parameter makes: they leave an operator that it enters.
+
+        A parameter that meets channels which are there already, as that of a norm does, makes none.
+        """
+        made: dict[str, list[Ids]] = {}
+        scratch = np.zeros(self.atoms.count, dtype=np.bool_)
+        for flow in self.flows:
+            for node, found in flow.values.items():
+                if node.op == "call_function" and flow.concrete(node) is None:
+                    out = self._touched(found if isinstance(found, tuple) else (found,))
+                    scratch[out] = True
+                    for name, roots in self._made_at(flow, node, scratch):
+                        made.setdefault(name, []).append(roots)
+                    scratch[out] = False
+        return {name: np.unique(np.concatenate(parts)) for name, parts in made.items()}
+
+    def _made_at(self, flow: Flow, node: Node, leaves: Bools) -> Iterator[tuple[str, Ids]]:
+        given = [n for n in node.all_input_nodes if isinstance(flow.values.get(n), Value)]
+        own = [(n, name) for n in given if (name := self._parameter(flow, n)) is not None]
+        if own:
+            stored = {n for n, _ in own}
+            leaves[self._touched([flow.value(n) for n in given if n not in stored])] = False
+        for read, name in own:
+            roots = self._touched([flow.value(read)])
+            roots = roots[leaves[roots]]
+            if len(roots) and tensors.parameter(self.program, name).dim() > 1:
+                yield name, roots
+
+    def _parameter(self, flow: Flow, node: Node) -> str | None:
+        """Return the parameter that a node reads, through its mask and views perhaps."""
+        return None if flow.concrete(node) is None else _parameter_behind(self.program, node)
+
+    def _touched(self, values: Sequence[Value]) -> Ids:
+        """Return the components of all channels of some values."""
+        parts = [f.atoms for value in values for f in value.factors if f.atoms is not None]
+        return self.labels[np.concatenate(parts)] if parts else np.empty(0, np.int64)
+
+    def _kinds(self) -> Ids:
+        """Return a number for each component: equal where they lie in the same dimensions."""
+        kinds = np.zeros(self.atoms.count, dtype=np.int64)
+        last = 0
+        for places in self.places.values():
+            for _, ids in places:
+                roots = np.unique(self.labels[ids])
+                old, index = np.unique(kinds[roots], return_inverse=True)
+                kinds[roots] = last + 1 + index
+                last += len(old)
+        return kinds
+
+    def _layers(self) -> Iterator[tuple[tuple[str, ...], Ids]]:
+        """Yield (makers, components) of each layer that can be cut, in parameter order."""
+        kinds = self._kinds()
+        makers: dict[int, list[str]] = {}
+        for name, roots in self.made.items():
+            for kind in np.unique(kinds[roots]).tolist():
+                makers.setdefault(kind, []).append(name)
+        for name, places in self.places.items():
+            for _, ids in places if name in self.made else ():
+                roots = _firsts(self.labels[ids])
+                roots = roots[np.isin(roots, self.made[name]) & self.free[roots]]
+                for kind in dict.fromkeys(kinds[roots].tolist()):
+                    if kind in makers:  # each once
+                        yield tuple(makers.pop(kind)), roots[kinds[roots] == kind]
+
+    def _placed(self, unit_of: Ids) -> Iterator[Place]:
+        for name, places in self.places.items():
+            shape = tensors.parameter(self.program, name).shape
+            for dim, ids in places:
+                units = unit_of[self.labels[ids]]
+                if (units >= 0).any():
+                    yield Place(name, dim, units, shape.numel() // shape[dim])
+
+    # Why others stay
+
+    def _refused(
+        self, selected: Sequence[str], unit_of: Ids, places: Sequence[Place]
+    ) -> Iterator[tuple[str, Refusal]]:
+        touched = {place.parameter for place in places}
+        for name in selected:
+            made = self.made.get(name)
+            taken = name in touched if made is None else bool((unit_of[made] >= 0).any())
+            if not taken:
+                yield name, self._reason(name, set(selected))
+
+    def _reason(self, name: str, selected: set[str]) -> Refusal:
+        if name not in self.made:
+            return Refusal("it makes no channels of its own", None)
+        roots = self.made[name]
+        for pin in self.atoms.pins if not self.free[roots].any() else ():
+            if np.isin(roots, self.labels[pin.atoms]).any():
+                return Refusal(_told(pin.reason, pin.node), pin.node)
+        others = [n for n, made in self.made.items() if np.isin(roots, made).any()]
+        others = [n for n in others if n not in selected]
+        return Refusal(
+            f"its channels are also those of {tensors.quoted(others)}; select all of them", None
+        )
+
+
+def _widths(places: Sequence[Place], counts: Ids) -> list[tuple[int, ...]]:
+    """Return how many channels a unit of each layer has, along each dimension that it lies in."""
+    found: list[set[int]] = [set() for _ in counts[1:]]
+    for place in places:
+        units = place.units[place.units >= 0]
+        layer = np.searchsorted(counts, units, side="right") - 1
+        for at, channels in zip(*np.unique(layer, return_counts=True), strict=True):
+            found[at].add(int(channels) // int(counts[at + 1] - counts[at]))
+    return [tuple(sorted(widths)) for widths in found]
+
+
+def _firsts(roots: Ids) -> Ids:
+    """Return components in the order in which they first occur."""
+    _, index = np.unique(roots, return_index=True)
+    return roots[np.sort(index)]
+
+
+def _told(reason: str, node: Node | None) -> str:
+    line = "" if node is None else source_line(node)
+    return f"its channels stay: {reason}" + (f" ({line})" if line else "")
+
+
+def _unused(name: str, layers: Sequence[Layer]) -> str:
+    taken = sum(layer.makers[0] == name for layer in layers)
+    return f"{name}:{taken + 1}" if taken else name
+
+
+def _parameter_behind(program: Program, node: Node) -> str | None:
+    """Return the parameter that a node reads, through its mask and views perhaps."""
+    name = parameter_read(program, node)
+    if name is not None or node.op == "get_attr":
+        return name
+    found = (_parameter_behind(program, read) for read in node.all_input_nodes)
+    return next((n for n in found if n is not None), None)

@@ -1,0 +1,143 @@
+"""Transfer rules of convolutions: plain, transposed, depthwise and grouped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx.node import Node
+
+from fxprune import ops
+from fxprune.atoms import KERNEL
+from fxprune.axes import Flat
+from fxprune.factors import Array, Axis, Factor, Ids, Value
+from fxprune.flow import Flow, transfer
+from fxprune.pattern import Refusal
+from fxprune.regroup import split_factor
+from fxprune.sinks import meet, nonzero, row_constants
+
+from .flow_sums import Layer, outputs
+
+_TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
+
+
+@transfer(f"conv1d conv2d conv3d {_TRANSPOSED} convolution")
+def convolution(flow: Flow, node: Node) -> Value | Refusal:
+    """Axis 1 is summed over, within groups."""
+    layer = Layer(flow, node)
+    value, rows = flow.value(node.args[0]), flow.value(layer.weight)
+    weight, shape = flow.concrete(layer.weight), flow.shape(node)
+    if weight is None or shape is None:
+        return Refusal("its weight is computed", node)
+    if len(value.axes) != weight.dim() or any(len(axis) != 1 for axis in rows.axes):
+        return Refusal("its input has no batch axis, or its weight is a view", node)
+    for axis in (*value.axes[2:], *rows.axes[2:]):
+        flow.pin(axis, KERNEL, node)
+    places = tuple((Factor(size),) for size in shape[2:])
+    turned = _is_transposed(flow, node)
+    if int(flow.argument(node, "groups", 1)) > 1:
+        found = _grouped(layer, value, rows, weight, turned=turned)
+    else:
+        found = _plain(layer, value, rows, weight, turned=turned)
+    if isinstance(found, Refusal):
+        return found
+    out, const = found
+    return outputs(value.axes[:1], layer.with_bias(out), places, const)
+
+
+def _plain(
+    layer: Layer, value: Value, rows: Value, weight: torch.Tensor, *, turned: bool
+) -> tuple[Axis, Array] | Refusal:
+    flow, node = layer.flow, layer.node
+    into, out = (0, 1) if turned else (1, 0)
+    if flow.tie(value.axes[1], rows.axes[into], node) is None:
+        return Refusal("its input is made of parts that its weight cannot have", node)
+    weight = weight.transpose(0, 1) if turned else weight
+    entering = flow.flat(value, 1, node)
+    uniform = not turned and not _pads(flow, node)
+    return rows.axes[out], layer.sum_over(entering, weight, rows.axes[out], absorbs=uniform)
+
+
+def _grouped(
+    layer: Layer, value: Value, rows: Value, weight: torch.Tensor, *, turned: bool
+) -> tuple[Axis, Array] | Refusal:
+    """Follow a convolution in groups.
+
+    With one channel a group, groups go; else the same places go from all groups, so that all keep
+    as many.
+    """
+    flow, node = layer.flow, layer.node
+    groups = int(flow.argument(node, "groups"))
+    entering = flow.flat(value, 1, node)
+    ids = rows.axes[0][0].atoms
+    if entering.atoms is None or ids is None:
+        return Refusal("its groups read an input that cannot be cut", node)
+    per_in = entering.size // groups
+    per_out = weight.shape[1] if turned else weight.shape[0] // groups
+    if turned and per_in > 1:
+        # The weight's axis 0 runs over groups and inputs, its axis 1 over the outputs of each.
+        return Refusal("a transposed convolution in groups reads it", node)
+    tracked = 0 if per_in == 1 else 1
+    into = split_factor(flow.atoms, entering.factor, (groups, per_in), tracked)
+    if turned:
+        flow.tie((into[0],), rows.axes[0], node)
+        flow.pin(rows.axes[1], "each group has outputs of its own", node)
+        out = [into[0], Factor(per_out)]
+    else:
+        out = split_factor(flow.atoms, rows.axes[0][0], (groups, per_out), tracked)
+        flow.tie((into[tracked],), (out[0],) if tracked == 0 else rows.axes[1], node)
+    uniform = not turned and not _pads(flow, node)
+    if per_in == 1:
+        flow.edits.append(lambda cut: cut.set_count(node, "groups", entering.atoms))
+        const = _each_alone(layer, entering, weight, per_out, uniform=uniform)
+    else:
+        const = _by_group(layer, entering, weight, ids, groups, uniform=uniform)
+    return tuple(factor for factor in out if factor.size > 1) or (Factor(1),), const
+
+
+def _each_alone(
+    layer: Layer, entering: Flat, weight: torch.Tensor, per_out: int, *, uniform: bool
+) -> Array:
+    """Return the outputs' constants where each channel is read by its own weights alone."""
+    own = weight.reshape(entering.size * per_out, -1)
+    given = np.repeat(entering.spread, per_out)
+    sums = own.detach().to("cpu", torch.float64).sum(-1).numpy()
+    empty = ~nonzero(own).any(-1)
+    known = given * sums if uniform else np.full(1, np.nan)
+    if entering.atoms is not None:
+        layer.flow.atoms.met(entering.atoms)
+    return layer.plus_bias(np.where((empty & np.isfinite(sums)) | (given == 0), 0.0, known))
+
+
+def _by_group(
+    layer: Layer, entering: Flat, weight: torch.Tensor, rows: Ids, groups: int, *, uniform: bool
+) -> Array:
+    """Meet each group's channels, and return the outputs' constants."""
+    per_in = weight.shape[1]
+    spread = entering.spread.reshape(groups, per_in)
+    read = nonzero(weight)
+    own = read.reshape(groups, -1, *read.shape[1:])
+    if entering.atoms is not None:
+        triples = zip(
+            entering.atoms.reshape(groups, -1), rows.reshape(groups, -1), own, strict=True
+        )
+        for at, (ids, outs, reads) in enumerate(triples):
+            # A bias could take over constants other than 0 as well: kept simple.
+            meet(layer.flow, layer.node, Flat(per_in, ids, spread[at]), reads, outs)
+    parts = zip(weight.chunk(groups), own, spread, strict=True)
+    found = [row_constants(w, r, c, None, absorbs=uniform) for w, r, c in parts]
+    return layer.plus_bias(np.concatenate(found))
+
+
+def _is_transposed(flow: Flow, node: Node) -> bool:
+    return "transpose" in ops.canonical_name(node.target) or bool(
+        flow.argument(node, "transposed", False)
+    )
+
+
+def _pads(flow: Flow, node: Node) -> bool:
+    padding: Any = flow.argument(node, "padding", 0)
+    if isinstance(padding, str):
+        return padding != "valid"
+    return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)

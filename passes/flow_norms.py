@@ -1,0 +1,108 @@
+"""Transfer rules of norms."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch.fx.node import Node
+
+from fxprune.factors import Array, Axis, Factor, Value, unknown, with_axis
+from fxprune.flow import Flow, transfer
+from fxprune.pattern import Refusal
+from fxprune.regroup import split_factor
+
+from .flow_sums import numbers
+
+_COUNTS = "a norm counts all channels"
+
+
+@transfer("batch_norm instance_norm")
+def per_channel(flow: Flow, node: Node) -> Value | Refusal:
+    """Each channel of axis 1 alone; with stored statistics affine, else a constant is the bias."""
+    value = flow.value(node.args[0])
+    if len(value.axes) < 2:
+        return Refusal("its input has no channels", node)
+    axis = value.axes[1]
+    for role in ("weight", "bias", "running_mean", "running_var"):
+        read = flow.argument(node, role)
+        if not isinstance(read, Node):
+            continue
+        tied = flow.tie(axis, flow.value(read).axes[0], node)
+        if tied is None:
+            return Refusal("its channels are made of different parts", node)
+        axis = tied
+    given = flow.flat(value, 1, node).spread
+    alone = _affine(flow, node, np.where(np.isnan(given), np.nan, 0.0))
+    const = _affine(flow, node, _normed(flow, node, given))
+    found = with_axis(unknown(value.axes), 1, axis, const)
+    with np.errstate(invalid="ignore"):
+        away = ~(np.abs(const - alone) <= 1e-12)
+    flow.shift(node, found, away.reshape(found.const.shape))
+    return found
+
+
+def _normed(flow: Flow, node: Node, given: Array) -> Array:
+    """Return the constants of channels before weight and bias, in eval mode."""
+    mean, spread = (_vector(flow, node, role) for role in ("running_mean", "running_var"))
+    batch = flow.argument(node, "training", flow.argument(node, "use_input_stats", True))
+    uses = flow.number(batch)
+    if uses is None:
+        return np.full(given.shape, np.nan)
+    if uses or mean is None or spread is None:  # its own mean
+        own = flow.argument(node, "running_mean") is None or uses
+        return np.where(np.isnan(given) | (not own), np.nan, 0.0)
+    return (given - mean) / np.sqrt(spread + float(flow.argument(node, "eps", 1e-5)))
+
+
+def _affine(flow: Flow, node: Node, normed: Array) -> Array:
+    """Return constants times the weight, plus the bias; a zero weight makes any finite one 0."""
+    for role, absent in (("weight", 1.0), ("bias", 0.0)):
+        read = flow.argument(node, role)
+        vector = np.full(1, absent) if read is None else _vector(flow, node, role)
+        if vector is None:
+            return np.full(normed.shape, np.nan)
+        if role == "weight":
+            normed = np.where(vector == 0, 0.0, normed * vector)
+        else:
+            normed = normed + vector
+    return normed
+
+
+def _vector(flow: Flow, node: Node, role: str) -> Array | None:
+    found = flow.concrete(flow.argument(node, role))
+    return None if found is None else numbers(found)
+
+
+@transfer("group_norm")
+def group_norm(flow: Flow, node: Node) -> Value | Refusal:
+    """Whole groups may go; within one all channels count."""
+    value = flow.value(node.args[0])
+    groups = int(flow.argument(node, "num_groups"))
+    entering = flow.flat(value, 1, node)
+    parts = split_factor(flow.atoms, entering.factor, (groups, entering.size // groups), 0)
+    if groups == 1:
+        flow.atoms.pin(parts[0].atoms, _COUNTS, node)
+    axis: Axis = tuple(part for part in parts if part.size > 1) or (Factor(1),)
+    for role in ("weight", "bias"):
+        read = flow.argument(node, role)
+        tied = flow.tie(axis, flow.value(read).axes[0], node) if isinstance(read, Node) else axis
+        if tied is None:
+            return Refusal("its channels are made of different parts", node)
+        axis = tied
+    flow.edits.append(lambda cut: cut.set_count(node, "num_groups", parts[0].atoms))
+    rows = entering.spread.reshape(groups, -1)
+    away = rows - rows.mean(1, keepdims=True)
+    eps = float(flow.argument(node, "eps", 1e-5))
+    normed = (away / np.sqrt(rows.var(1, keepdims=True) + eps)).reshape(-1)
+    return with_axis(unknown(value.axes), 1, axis, _affine(flow, node, normed))
+
+
+@transfer("layer_norm rms_norm")
+def layer_norm(flow: Flow, node: Node) -> Value | Refusal:
+    """The last axes are counted whole, so their channels stay."""
+    value = flow.value(node.args[0])
+    count = len(flow.argument(node, "normalized_shape"))
+    for axis in value.axes[len(value.axes) - count :]:
+        flow.pin(axis, _COUNTS, node)
+    for role in ("weight", "bias"):
+        flow.pin_value(flow.value(flow.argument(node, role)), _COUNTS, node)
+    return unknown(value.axes)

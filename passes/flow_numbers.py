@@ -1,0 +1,86 @@
+"""Transfer rules of what is no tensor, or owes nothing to the channels of its inputs."""
+
+from __future__ import annotations
+
+from torch.fx.node import Node
+
+from fxprune.factors import Value, opaque, unknown
+from fxprune.flow import Flow, transfer
+from fxprune.pattern import Refusal
+from fxprune.program import TRAIN
+
+
+@transfer(
+    "sym_size sym_numel sym_stride sym_float sym_max sym_min sym_sum floordiv truediv mod "
+    "sym_not sym_ite sym_sqrt numel size"
+)
+def number(flow: Flow, node: Node) -> Refusal | None:
+    """A number; one that counts channels must not change."""
+    for read in node.all_input_nodes:
+        value = flow.value(read)
+        dim = flow.argument(node, "dim")
+        if isinstance(dim, int) and value.axes:
+            flow.pin(value.axes[dim % len(value.axes)], "they are counted", node)
+            for at, axis in enumerate(value.axes):
+                for factor in axis:
+                    if at != dim % len(value.axes) and factor.atoms is not None:
+                        flow.atoms.met(factor.atoms)
+        else:
+            flow.pin_value(value, "they are counted", node)
+    return None if flow.shape(node) is None else Refusal("it counts channels", node)
+
+
+@transfer(
+    "count_batch _set_grad_enabled is_grad_enabled enter_autocast exit_autocast _enter_autocast "
+    "_exit_autocast device dtype"
+)
+def nothing(flow: Flow, node: Node) -> None:
+    """No channels: batches are counted, a mode of torch is set."""
+    for read in node.all_input_nodes:
+        for axis in flow.value(read).axes:
+            flow.pin(axis, "they are counted", node)
+
+
+@transfer(
+    "zeros ones full empty arange linspace eye tril_indices triu_indices rand randn scalar_tensor "
+    "randint randperm"
+)
+def made(flow: Flow, node: Node) -> Value | Refusal:
+    """A tensor of given sizes."""
+    shape = flow.shape(node)
+    return Refusal("its output has no noted shape", node) if shape is None else opaque(shape)
+
+
+@transfer("new_empty new_zeros new_ones new_full new_tensor new_empty_strided")
+def made_like(flow: Flow, node: Node) -> Value | Refusal:
+    """A tensor of given sizes; of its input, the kind alone counts."""
+    shape = flow.shape(node)
+    if shape is None:
+        return Refusal("its output has no noted shape", node)
+    for factor in flow.value(node.args[0]).factors:
+        if factor.atoms is not None:
+            flow.atoms.met(factor.atoms)
+    return opaque(shape)
+
+
+@transfer("zeros_like ones_like full_like empty_like")
+def shaped_like(flow: Flow, node: Node) -> Value | Refusal:
+    """A tensor of its input's shape."""
+    value = flow.value(node.args[0])
+    return unknown(value.axes) if value.axes else Refusal("its input is no tensor", node)
+
+
+@transfer("rand_like randn_like randint_like bernoulli uniform normal exponential random")
+def drawn_like(flow: Flow, node: Node) -> Value | Refusal:
+    """A tensor of its input's shape, with random numbers."""
+    value = flow.value(node.args[0])
+    if not value.axes:
+        return Refusal("its input is no tensor", node)
+    pin_random(flow, node, value)
+    return unknown(value.axes)
+
+
+def pin_random(flow: Flow, node: Node, value: Value) -> None:
+    """Let channels stay for which random numbers are drawn in eval mode: others would be."""
+    if flow.mode != TRAIN:
+        flow.pin_value(value, "a random number is drawn for each", node)

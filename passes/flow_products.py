@@ -1,0 +1,113 @@
+"""Transfer rules of products of two tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch.fx.node import Node
+
+from fxprune.axes import Flat
+from fxprune.broadcasting import broadcast
+from fxprune.factors import Axis, Bools, Value, unknown
+from fxprune.flow import Flow, transfer
+from fxprune.pattern import Refusal
+from fxprune.sinks import nonzero
+
+from .flow_mixing import mixed, sums_to_one
+
+_LIVE = "a live channel is summed over"
+
+
+@transfer("matmul bmm mm")
+def product(flow: Flow, node: Node) -> Value | Refusal:
+    """The last axis of one and the last but one of the other are summed over."""
+    return multiplied(flow, node, node.args[0], node.args[1])
+
+
+@transfer("baddbmm")
+def product_and_sum(flow: Flow, node: Node) -> Value | Refusal:
+    """A product added to a tensor."""
+    found = multiplied(flow, node, node.args[1], node.args[2])
+    if isinstance(found, Refusal):
+        return found
+    joined = broadcast(flow, node, [unknown(flow.value(node.args[0]).axes), unknown(found.axes)])
+    return joined if isinstance(joined, Refusal) else unknown(joined[0])
+
+
+def multiplied(flow: Flow, node: Node, first: object, second: object) -> Value | Refusal:
+    """Return the product of two nodes' values.
+
+    Args:
+        flow: whose nodes they are.
+        node: the operator.
+        first: the node whose last axis is summed over.
+        second: the node whose last but one axis is.
+    """
+    left, right = flow.value(first), flow.value(second)
+    if len(left.axes) < 2 or len(right.axes) < 2:
+        return Refusal("it multiplies a vector", node)
+    if flow.tie(left.axes[-1], right.axes[-2], node) is None:
+        return Refusal("its operands' axes are made of different parts", node)
+    a = flow.flat(left, len(left.axes) - 1, node)
+    b = flow.flat(right, len(right.axes) - 2, node)
+    zero = (a.const == 0) | (b.const == 0)
+    for part, axis in ((first, -1), (second, -2)):
+        zero = zero | _unread(flow, part, axis)
+    for part in (a, b):
+        _meet(flow, node, part, zero)
+    batch = broadcast(flow, node, [unknown(left.axes[:-2]), unknown(right.axes[:-2])])
+    if isinstance(batch, Refusal):
+        return batch
+    axes = (*batch[0], left.axes[-2], right.axes[-1])
+    if bool(zero.all()):
+        return Value(axes, np.zeros((1,) * sum(map(len, axes))))
+    return mixed(axes, right) if sums_to_one(flow, first) else unknown(axes)
+
+
+def _meet(flow: Flow, node: Node, part: Flat, zero: Bools) -> None:
+    if part.atoms is not None:
+        flow.atoms.met(part.atoms)
+        flow.atoms.pin(part.atoms[~np.broadcast_to(zero, (part.size,))], _LIVE, node)
+
+
+def _unread(flow: Flow, part: object, axis: int) -> Bools:
+    """Return where a stored operand is all 0 along an axis."""
+    weight = flow.concrete(part)
+    if weight is None:
+        return np.zeros(1, dtype=np.bool_)
+    places = tuple(d for d in range(weight.dim()) if d != weight.dim() + axis)
+    return ~nonzero(weight).any(axis=places, keepdims=True).reshape(-1)
+
+
+@transfer("einsum")
+def summed(flow: Flow, node: Node) -> Value | Refusal:
+    """Axes of one letter are tied; letters that the result lacks are summed over."""
+    reads = list(node.args[1]) if isinstance(node.args[1], (list, tuple)) else []
+    inputs, _, output = str(node.args[0]).replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    values = [flow.value(read) for read in reads]
+    named = len(terms) == len(values) and "->" in str(node.args[0]) and "." not in inputs
+    if not named or any(len(set(t)) != len(v.axes) for t, v in zip(terms, values, strict=True)):
+        return Refusal("its axes have no letters of their own", node)
+    axes: dict[str, Axis] = {}
+    for term, value in zip(terms, values, strict=True):
+        for letter, axis in zip(term, value.axes, strict=True):
+            tied = flow.tie(axes[letter], axis, node) if letter in axes else axis
+            if tied is None:
+                return Refusal("its operands' axes are made of different parts", node)
+            axes[letter] = tied
+    for letter in set(inputs) - {*output, ","}:
+        _sum_letter(flow, node, letter, list(zip(terms, reads, strict=True)))
+    return unknown([axes[letter] for letter in output])
+
+
+def _sum_letter(flow: Flow, node: Node, letter: str, terms: list[tuple[str, Any]]) -> None:
+    """Let the channels of a letter stay that are not 0 in any of the operands."""
+    have = [(term.index(letter), read) for term, read in terms if letter in term]
+    parts = [flow.flat(flow.value(read), at, node) for at, read in have]
+    zero = np.zeros(1, dtype=np.bool_)
+    for (at, read), part in zip(have, parts, strict=True):
+        zero = zero | (part.const == 0) | _unread(flow, read, at - len(flow.value(read).axes))
+    for part in parts:
+        _meet(flow, node, part, zero)

@@ -1,0 +1,175 @@
+"""Transfer rules of views and permutations: the same factors in other axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx.node import Node
+
+from fxprune import ops
+from fxprune.broadcasting import broadcast
+from fxprune.factors import Axis, Factor, Value, sizes_of, unknown
+from fxprune.flow import Flow, transfer
+from fxprune.pattern import Refusal
+from fxprune.regroup import Choice, reshape
+
+from .flow_orders import order_of, swapped, taken_apart
+
+
+@transfer("view reshape flatten unflatten _unsafe_view view_as reshape_as unsqueeze ravel")
+def viewed(flow: Flow, node: Node) -> Value | Refusal:
+    """The same entries in other axes."""
+    value, shape = flow.value(node.args[0]), _shape(flow, node)
+    if shape is None:
+        return Refusal("its output has no noted shape", node)
+    if isinstance(flow.argument(node, "dtype"), type(None)) is False:
+        return Refusal("it reads the bits in another dtype", node)
+    found = reshape(flow.atoms, value, shape, lambda axis, count: _choice(flow, node, axis))
+    if found is None:
+        return Refusal("it takes channels apart in a way that is not followed", node)
+    name = ops.canonical_name(node.target)
+    role = next((r for r in ("size", "shape", "sizes") if ops.has_role(node, r)), None)
+    if role is not None:
+        start = int(flow.argument(node, "dim", 0)) % max(len(value.axes), 1)
+        axes = found.axes[start:] if name == "unflatten" else found.axes
+        count = len(flow.argument(node, role))
+        flow.edits.append(lambda cut: cut.set_sizes(node, role, axes[:count]))
+    return found
+
+
+def _shape(flow: Flow, node: Node) -> tuple[int, ...] | None:
+    if ops.canonical_name(node.target) != "unsqueeze":
+        return flow.shape(node)
+    shape = flow.value(node.args[0]).shape
+    at = int(flow.argument(node, "dim")) % (len(shape) + 1)
+    return (*shape[:at], 1, *shape[at:])
+
+
+def _choice(flow: Flow, node: Node, axis: int) -> Choice:
+    """Choose which part of a split factor stays cuttable: the first that is not taken apart.
+
+    (heads, size) keeps heads; (3, heads, size), of which the 3 are selected one by one, heads, too;
+    (groups, size) that are swapped, as channels are shuffled, keeps the size.
+    """
+
+    def choose(parts: tuple[int, ...]) -> int:
+        if len(parts) == 2 and swapped(flow, node, axis):
+            return 1
+        for at in range(len(parts)):
+            if parts[at] > 1 and not taken_apart(flow, node, axis + at):
+                return at
+        return 0
+
+    return choose
+
+
+@transfer("squeeze")
+def squeezed(flow: Flow, node: Node) -> Value | Refusal:
+    """Axes of size 1 go; one that is cut to size 1 must not."""
+    value, shape = flow.value(node.args[0]), flow.shape(node)
+    dims: Any = flow.argument(node, "dim")
+    rank = len(value.axes)
+    if dims is None:
+        given = [at for at in range(rank) if value.shape[at] == 1]
+    else:
+        listed: Sequence[int] = dims if isinstance(dims, (list, tuple)) else [dims]
+        given = [dim % max(rank, 1) for dim in listed]
+    gone = [at for at in given if rank and value.shape[at] == 1]
+    axes = [axis for at, axis in enumerate(value.axes) if at not in gone]
+    if shape is not None and len(shape) != len(axes):
+        return Refusal("it drops axes that may have size 1", node)
+    if dims is None:
+        flow.edits.append(lambda cut: cut.set_squeeze(node, gone, axes))
+    for at in set(given) - set(gone):
+        flow.pin(value.axes[at], "it would drop an axis with one channel left", node)
+    wanted = tuple(sizes_of(axis) for axis in axes)
+    found = reshape(flow.atoms, value, wanted, lambda axis, count: lambda parts: 0)
+    return Refusal("its axes are not followed", node) if found is None else found
+
+
+@transfer("permute transpose t numpy_T mT mH adjoint movedim moveaxis swapaxes swapdims")
+def permuted(flow: Flow, node: Node) -> Value | Refusal:
+    """The axes in another order."""
+    value = flow.value(node.args[0])
+    order = order_of(flow, node, len(value.axes))
+    starts = [value.first_factor(axis) for axis in range(len(value.axes))]
+    dims = [starts[axis] + i for axis in order for i in range(len(value.axes[axis]))]
+    return Value(tuple(value.axes[axis] for axis in order), value.const.transpose(dims))
+
+
+@transfer("expand_as")
+def expanded_as(flow: Flow, node: Node) -> Value | Refusal:
+    """Axes of size 1 are repeated as often as another tensor has channels there."""
+    value, other = flow.value(node.args[0]), flow.value(node.args[1])
+    found = broadcast(flow, node, [value, unknown(other.axes)])
+    return found if isinstance(found, Refusal) else Value(found[0], found[1][0])
+
+
+@transfer("expand broadcast_to")
+def expanded(flow: Flow, node: Node) -> Value | Refusal:
+    """Axes of size 1 are repeated."""
+    value, shape = flow.value(node.args[0]), flow.shape(node)
+    if shape is None:
+        return Refusal("its output has no noted shape", node)
+    missing = len(shape) - len(value.axes)
+    axes: list[Axis] = []
+    dims: list[int] = []
+    for at, size in enumerate(shape):
+        old = value.axes[at - missing] if at >= missing else ()
+        if at < missing or sizes_of(old) != size:
+            flow.pin(old, "one channel is repeated", node)
+            axes.append((Factor(size),))
+            dims.append(1)
+            continue
+        first = value.first_factor(at - missing)
+        axes.append(old)
+        dims += value.const.shape[first : first + len(old)]
+    found = Value(tuple(axes), value.const.reshape(dims))
+    if ops.has_role(node, "size"):
+        flow.edits.append(lambda cut: cut.set_sizes(node, "size", found.axes))
+    return found
+
+
+@transfer("repeat tile")
+def repeated(flow: Flow, node: Node) -> Value | Refusal:
+    """Whole axes again and again, behind each other."""
+    value = flow.value(node.args[0])
+    times: Any = flow.argument(node, "repeats", flow.argument(node, "dims"))
+    if not isinstance(times, (list, tuple)) or len(times) < len(value.axes):
+        return Refusal("its counts are computed", node)
+    shape = flow.shape(node)
+    missing = len(times) - len(value.axes)
+    axes: list[Axis] = []
+    dims: list[int] = []
+    for at, count in enumerate(times):
+        old = value.axes[at - missing] if at >= missing else ()
+        tracked = any(factor.atoms is not None for factor in old)
+        if not tracked and shape is not None:
+            axes.append((Factor(shape[at]),))
+            dims.append(1)
+            if any(
+                value.const.shape[value.first_factor(at - missing) + i] > 1 for i in range(len(old))
+            ):
+                return Refusal("it repeats an axis of several constants", node)
+            continue
+        if not isinstance(count, int):
+            return Refusal("its counts are computed", node)
+        first = value.first_factor(at - missing)
+        axes.append(old if count == 1 else (Factor(count), *old))
+        dims += [*([] if count == 1 else [1]), *value.const.shape[first : first + len(old)]]
+    return Value(tuple(axes), value.const.reshape(dims))
+
+
+@transfer("repeat_interleave")
+def interleaved(flow: Flow, node: Node) -> Value | Refusal:
+    """Each index of an axis several times."""
+    value, times = flow.value(node.args[0]), flow.argument(node, "repeats")
+    dim = flow.argument(node, "dim")
+    if not isinstance(times, int) or not isinstance(dim, int) or not value.axes:
+        return Refusal("its counts are computed", node)
+    at = dim % len(value.axes)
+    place = value.first_factor(at) + len(value.axes[at])
+    axes = (*value.axes[:at], (*value.axes[at], Factor(times)), *value.axes[at + 1 :])
+    shape = value.const.shape
+    return Value(axes, value.const.reshape([*shape[:place], 1, *shape[place:]]))

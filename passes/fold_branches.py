@@ -1,0 +1,177 @@
+"""Fold branches that are constant: what joins them to the rest reads a constant instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.fx.node import Node
+
+from fxprune import ops, tensors
+from fxprune.aliasing import written
+from fxprune.factors import Value
+from fxprune.flow import Flow
+from fxprune.importing import VALUE
+from fxprune.modes import count_batch
+from fxprune.pipeline import Facts, Rewrite
+from fxprune.rewriter import Rewriter
+from fxprune.shrink_record import ShrinkRecord
+from fxprune.shrink_telling import shift_note
+from fxprune.sizes import OPEN
+
+from .channels import Channels
+
+__all__ = ["FoldBranches"]
+
+_JOINS = frozenset(("add", "sub", "mul", "div", "maximum", "minimum"))
+
+
+@dataclass(frozen=True)
+class FoldBranches(Rewrite):
+    """Fold constant branches; it must run between `channels` and `shrink`, which needs new facts.
+
+    A branch is folded where an operator joins it, entry by entry, to a tensor of the whole shape.
+    """
+
+    name: ClassVar[str] = "fold-branches"
+    edits: ClassVar[str] = "constants"
+    needs: ClassVar = (Channels,)
+
+    def run(self, rewriter: Rewriter, facts: Facts) -> None:
+        """Fold them in every graph, and drop the tensors that nothing reads any more."""
+        folded: list[str] = []
+        notes: dict[str, None] = {}
+        before = _tensors(rewriter)
+        for flow in facts[Channels].flows:
+            for node, user in _joins(flow):
+                _fold(rewriter, flow, node, user)
+                folded.append(node.name)
+            gone = _erase_dead(rewriter, flow) if folded else set[Node]()
+            shifted = {node for node, _ in flow.shifts if node in gone}
+            notes.update((shift_note(node), None) for node in shifted)
+        if not folded:
+            return
+        masks = {f"{name}_mask" for name in tensors.masks(rewriter.program)}
+        left = _tensors(rewriter)
+        dropped = [name for name in before if name not in left]
+        removed = [_plain(rewriter, name) for name in dropped if name not in masks]
+        for name in dropped:
+            rewriter.drop_tensor(name)
+        record = ShrinkRecord(folded=tuple(folded), removed=tuple(removed), notes=tuple(notes))
+        rewriter.record_shrink(record)
+
+
+def _plain(rewriter: Rewriter, name: str) -> str:
+    """Return a parameter's own name, without the suffix of one that is masked."""
+    first = rewriter.program.captured.first
+    plain = name.removesuffix("_orig")
+    return plain if name not in first and plain in first else name
+
+
+def _joins(flow: Flow) -> list[tuple[Node, Node]]:
+    """Return constant nodes with the users that join them to what is no constant."""
+    return [
+        (node, user)
+        for node, value in flow.values.items()
+        if isinstance(value, Value) and node.op == "call_function" and value.axes
+        if not np.isnan(value.const).any() and _reads_parameters(flow, node)
+        for user in list(node.users)
+        if _is_join(flow, node, user)
+    ]
+
+
+def _is_join(flow: Flow, node: Node, user: Node) -> bool:
+    others = [arg for arg in user.args if isinstance(arg, Node) and arg is not node]
+    value = flow.values.get(user)
+    if user.op != "call_function" or len(others) != 1 or not isinstance(value, Value):
+        return False
+    if ops.canonical_name(user.target) not in _JOINS or written(user) is not None:
+        return False
+    same = others[0].meta.get(VALUE) == user.meta.get(VALUE)
+    return same and user.args.count(node) == 1 and bool(np.isnan(value.const).any())
+
+
+def _reads_parameters(flow: Flow, node: Node) -> bool:
+    """Tell whether a node is made of inputs, and of parameters that nothing else reads."""
+    seen: set[Node] = set()
+    todo = [node]
+    while todo:
+        each = todo.pop()
+        if each not in seen:
+            seen.add(each)
+            todo += each.all_input_nodes
+    own = any(
+        each.op == "get_attr" and each in flow.values and all(user in seen for user in each.users)
+        for each in seen
+    )
+    return own and any(each.op == "placeholder" for each in seen)
+
+
+def _fold(rewriter: Rewriter, flow: Flow, node: Node, user: Node) -> None:
+    value, name = flow.value(node), ops.canonical_name(user.target)
+    other = next(arg for arg in user.args if isinstance(arg, Node) and arg is not node)
+    adds_nothing = name == "add" or (name == "sub" and user.args[1] is node)
+    if adds_nothing and not user.kwargs and not value.const.any():
+        rewriter.replace_uses(user, other)
+        return
+    made = rewriter.add_constant(f"{node.name}_constant", _tensor(node, value), persistent=True)
+    rewriter.replace_argument(user, node, rewriter.read(made, before=user))
+
+
+def _tensor(node: Node, value: Value) -> torch.Tensor:
+    """Return a constant value as a tensor, of size 1 along axes on which it does not depend."""
+    const, at = value.const, 0
+    sizes: list[int] = []
+    whole: list[int] = []
+    for axis in value.axes:
+        dims = const.shape[at : at + len(axis)]
+        at += len(axis)
+        varies = any(dim > 1 for dim in dims)
+        whole += [factor.size if varies and factor.size < OPEN else 1 for factor in axis]
+        sizes.append(int(np.prod(whole[len(whole) - len(axis) :])))
+    cells = np.broadcast_to(const, whole).reshape(sizes)
+    return torch.from_numpy(np.array(cells)).to(node.meta[VALUE][1])
+
+
+def _erase_dead(rewriter: Rewriter, flow: Flow) -> set[Node]:
+    """Erase what nothing reads any more, and the counts of batch norms that are gone."""
+    gone: set[Node] = set()
+    again = True
+    while again:
+        dead = list(_dead(flow))
+        again = bool(dead)
+        for node in dead:
+            rewriter.erase(node)
+        gone.update(dead)
+    return gone
+
+
+def _dead(flow: Flow) -> Iterator[Node]:
+    reads = {str(node.target) for node in flow.graph.nodes if node.op == "get_attr" and node.users}
+    for node in reversed(flow.graph.nodes):
+        if node.users or node.op not in ("call_function", "get_attr"):
+            continue
+        counts = node.target is count_batch and not _has_norm(node, reads)
+        pure = (
+            node in flow.values or node.op == "get_attr" or ops.canonical_name(node.target) == "mul"
+        )
+        if counts or (pure and written(node) is None):
+            yield node
+
+
+def _has_norm(node: Node, reads: set[str]) -> bool:
+    counted: Any = node.args[0]
+    return f"{str(counted.target).rpartition('.')[0]}.running_mean" in reads
+
+
+def _tensors(rewriter: Rewriter) -> dict[str, None]:
+    """Return the names of the tensors that graphs read."""
+    return {
+        str(node.target): None
+        for graph in rewriter.program.graphs.values()
+        for node in graph.nodes
+        if node.op == "get_attr" and rewriter.holds(str(node.target))
+    }

@@ -1,0 +1,116 @@
+"""Coupled pruning of architectures from outside: all that is masked is cut, and nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.shrinking import shrink
+from tests.bench.models_vision import densenet121, mobilenet_v2, resnet18
+from tests.coupled_nets import coupled
+
+transformers: Any = pytest.importorskip("transformers")
+
+IDS = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+WIDTHS: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+}
+
+
+class Of(nn.Module):
+    """A model, and what is taken of its output."""
+
+    def __init__(self, model: nn.Module, take: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self.take = model, take
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.take(self.model(x))
+
+
+class UNet(nn.Module):
+    """Down, up by a transposed convolution, and a join with what was before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.up, self.norm = nn.ConvTranspose2d(16, 8, 2, 2), nn.BatchNorm2d(8)
+        self.last, self.out = nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.down1(x))
+        second = F.relu(self.down2(F.max_pool2d(first, 2)))
+        joined = torch.cat([first, self.norm(self.up(second))], 1)
+        return self.out(F.relu(self.last(joined)))
+
+
+def llama(heads: int) -> nn.Module:
+    config = transformers.LlamaConfig(**WIDTHS, num_key_value_heads=heads, use_cache=False)
+    return Of(transformers.LlamaForCausalLM(config), lambda found: found.logits)
+
+
+def bert() -> nn.Module:
+    model = transformers.BertModel(transformers.BertConfig(**WIDTHS), add_pooling_layer=False)
+    return Of(model, lambda found: found.last_hidden_state)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor, tuple[int, ...]]] = {
+    "unet": (UNet, torch.randn(2, 3, 8, 8), (8, 16, 8, 8)),
+    "encoder": (
+        lambda: nn.TransformerEncoderLayer(32, 4, 24, batch_first=True),
+        torch.randn(2, 5, 32),
+        (4, 24),
+    ),
+    "bert": (bert, IDS, (4, 24)),
+    "llama": (lambda: llama(4), IDS, (4, 24)),
+    "llama with shared keys": (lambda: llama(2), IDS, (2, 24)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_half_of_each_layer_goes_and_the_function_stays(name: str):
+    torch.manual_seed(0)
+    build, x, units = MODELS[name]
+    x = x.double() if x.is_floating_point() else x
+    program = fxprune.capture(build().double(), (x,)).eval()
+    select = {"op": ["conv2d", "conv_transpose2d", "linear"], "role": "weight"}
+    masked = fxprune.prune(program, coupled(select=select))
+    found = masked.records[-1].layers
+    assert tuple(layer.units for layer in found) == units
+    assert all(layer.pruned == layer.units // 2 for layer in found)
+    small = shrink(fxprune.finalize(masked))
+    zeros = sum(int((mask == 0).sum()) for mask in masked.masks.values())
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (program, small))
+    assert after == before - zeros
+    # Fewer addends are summed in another order.
+    torch.testing.assert_close(small(x), masked(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "share"), [(resnet18, 0.251), (mobilenet_v2, 0.26), (densenet121, 0.251)]
+)
+def test_half_of_the_channels_is_a_quarter_of_the_convolutions(
+    build: Callable[[], nn.Module], share: float
+):
+    torch.manual_seed(0)
+    program = fxprune.capture(build().double(), (torch.randn(2, 3, 32, 32).double(),)).eval()
+    masked = fxprune.prune(program, coupled())
+    small = shrink(fxprune.finalize(masked))
+    before, after = (
+        sum(p.numel() for p in net.parameters() if p.dim() == 4) for net in (program, small)
+    )
+    assert after / before < share
+    x = torch.randn(1, 3, 32, 32).double()
+    # Fewer addends are summed in another order.
+    torch.testing.assert_close(small(x), masked(x), rtol=0, atol=1e-9)

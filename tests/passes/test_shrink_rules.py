@@ -1,0 +1,87 @@
+"""Transfer rules: a network with each operator behind a half dead convolution, and shrunk."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+import fxprune
+from fxprune.program import Program
+from tests.conftest import Golden
+from tests.shrink_checks import BOUND, gap, record_text, shrunk
+from tests.shrink_nets import Drawn, Net
+from tests.shrink_steps import STEPS
+
+# Whole groups must be dead where groups go; else the same places of both halves are.
+_LAST_HALF = {"pixel_shuffle", "group_norm", "attention"}
+each_kind = pytest.mark.parametrize("kind", sorted(STEPS))
+
+# What stays where the operator is in the way: the node, and a part of the reason.
+REFUSED = {
+    "layer_norm": ("layer_norm", "a norm counts all channels"),
+    "softmax": ("softmax", "runs over all channels"),
+    "cumsum": ("cumsum", "runs over all channels"),
+    "normalize": ("linalg_vector_norm", "all channels are joined"),
+    "amax": ("amax", "all channels are joined"),
+    "roll": ("roll", "it is rolled"),
+    "sort": ("sort", "runs over all channels"),
+    "unbind": ("unbind", "read one by one"),
+    "in_place_view": ("fill_", "other names"),
+    "gram": ("mean", "all channels are joined"),
+    "pad": ("linear", "a live channel is read with weights"),
+}
+
+
+@cache
+def program_with(kind: str, head: str = "mean", *, bias: bool = False) -> Program:
+    """Capture an operator behind a convolution of which half the channels are dead.
+
+    Args:
+        kind: of the step.
+        head: what follows.
+        bias: whether the dead channels have a bias that is alive.
+    """
+    net = Net(Drawn(((kind, 3),), head=head, stem=8)).double()
+    dead = [4, 5, 6, 7] if kind in _LAST_HALF else [1, 3, 5, 7]
+    with torch.no_grad():
+        net.stem.weight[dead] = 0
+        if not bias:
+            assert net.stem.bias is not None
+            net.stem.bias[dead] = 0
+    return fxprune.capture(net, (torch.randn(2, 3, 6, 6, dtype=torch.float64),)).eval()
+
+
+@each_kind
+def test_what_is_cut_behind_an_operator(kind: str, golden: Golden):
+    _, record = shrunk(program_with(kind))
+    golden("shrink", kind, record_text(record))
+
+
+@each_kind
+@pytest.mark.parametrize("head", ["mean", "flat", "images"])
+def test_the_function_is_kept(kind: str, head: str):
+    program = program_with(kind, head, bias=True)
+    small, _ = shrunk(program)
+    assert gap(program, small, (1, 3)) < BOUND
+
+
+@each_kind
+def test_a_second_shrink_cuts_nothing(kind: str):
+    small, _ = shrunk(program_with(kind))
+    again, record = shrunk(small)
+    assert record.maps == ()
+    assert record.folded == ()
+    assert str(again.graph) == str(small.graph)
+
+
+@pytest.mark.parametrize("kind", sorted(REFUSED))
+def test_what_is_in_the_way_is_named(kind: str):
+    node, reason = REFUSED[kind]
+    _, record = shrunk(program_with(kind))
+    told = [(stay.node or "", stay.reason, stay.line) for stay in record.stays if stay.count == 8]
+    told += [(block.node, block.reason, block.line) for block in record.blocked]
+    lines = [line for name, why, line in told if node in name and reason in why]
+    assert lines != []
+    assert all(line is not None and ".py:" in line for line in lines)
