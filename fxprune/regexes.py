@@ -14,7 +14,7 @@ from typing import Any
 
 from fxprune.errors import SelectError
 
-__all__ = ["LONGEST", "UnboundedError", "check_regex", "found_in"]
+__all__ = ["LONGEST", "UnboundedError", "check_regex", "fits_at_start", "found_in"]
 
 LONGEST = 2000  # characters of a pattern
 _MOST_PLACES = 5000
@@ -73,6 +73,24 @@ def found_in(pattern: str, text: str) -> bool:
     places, start = _compiled(pattern)
     searched = _Search(places, text)
     return any(searched.fits(start, at) for at in range(len(text) + 1))
+
+
+def fits_at_start(pattern: str, text: str) -> bool:
+    """Tell whether a regular expression fits at the start of a text, as `re.match` does.
+
+    Args:
+        pattern: one that `check_regex` lets through.
+        text: a name.
+
+    Raises:
+        SelectError: text and pattern are too long for each other.
+
+    Example:
+        >>> fits_at_start("conv|fc", "fc1"), fits_at_start("conv|fc", "block.fc1")
+        (True, False)
+    """
+    places, start = _compiled(pattern)
+    return _Search(places, text).fits(start, 0)
 
 
 def check_regex(pattern: str) -> None:

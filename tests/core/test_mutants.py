@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from tests.mutants import removing, rewriting, selecting
+from tests.mutants import coupling, removing, rewriting, selecting
 from tests.mutants.hunting import Pool, alarm_on, hunt
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.programs import drawn
 
-MUTANTS = (*selecting.MUTANTS, *rewriting.MUTANTS, *removing.MUTANTS)
+MUTANTS = (*selecting.MUTANTS, *rewriting.MUTANTS, *removing.MUTANTS, *coupling.MUTANTS)
 
 
 def test_there_are_forty_of_different_names():
@@ -32,7 +32,7 @@ def test_a_crash_catches_nothing():
 
         return fail
 
-    found = hunt(Mutant("crash", "fxprune.passes.cut:_mask", crash), Pool(drawn(3, 5)))
+    found = hunt(Mutant("crash", "fxprune.passes.cut:_of_entries", crash), Pool(drawn(3, 5)))
     assert found.by is None
     assert found.programs == 3
     assert found.crash in (None, "ArithmeticError: no")

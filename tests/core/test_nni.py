@@ -225,6 +225,14 @@ FAULTS: list[tuple[Entries, str]] = [
         [{"op_names_re": ["fc("], "sparse_ratio": 0.5}],
         "[0]: op_names_re has 'fc(', which is no reg",
     ),
+    (
+        [{"op_names_re": [r"(fc)\1"], "sparse_ratio": 0.5}],
+        r"[0]: op_names_re has '(fc)\1', which refers back to a group; make it simpler",
+    ),
+    (
+        [{"op_partial_names": ["a" * 3000], "sparse_ratio": 0.5}],
+        "which has 3002 characters; at most 2000 are read; make it simpler",
+    ),
     ([{"op_types": ["A"], "sparse_threshold": 0.1}], "[0]: sparse_threshold has no counterpart"),
     ([{"op_types": ["A"], "quant_bits": 8}], "this is for quantization, not for pruning"),
     (

@@ -33,6 +33,25 @@ class Net(nn.Module):
     def forward(self, ids):
         return self.out(torch.relu(self.norm(self.emb(ids))))
 
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(torch.sigmoid(self.first(x)))
+
+def wide():
+    return Wide(), (torch.ones(2, 4),)
+
+def wider():
+    net = Wide()
+    with torch.no_grad():
+        net.first.bias[0] += 1.0
+        net.first.weight[:4] *= 9.0
+    return net, (torch.ones(2, 4),)
+
 def make():
     return Net(), (torch.arange(6),)
 
@@ -58,6 +77,20 @@ amount = 0.5
 formats = ["fxp", "pt2", "safetensors"]
 """
 
+CUT = """
+version = 1
+[[rule]]
+select = "first.weight"
+{rule}
+dim = 0
+amount = 3
+{finalize}
+[shrink]
+[export]
+formats = ["fxp", "pt2", "safetensors"]
+"""
+NORMS = 'method = "ln_structured"\nn = 2'
+
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +110,13 @@ def compiled(method: str = "l1_unstructured", finalize: str = "[finalize]", net:
     assert result.exit_code == 0, result.output
 
 
+def shrunk(rule: str = NORMS, finalize: str = "[finalize]") -> None:
+    Path("recipe.toml").write_text(CUT.format(rule=rule, finalize=finalize))
+    result = command("compile", "nets.py:wide", "--recipe", "recipe.toml", "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert load_file("out/model.safetensors")["last.weight"].shape == (3, 5)
+
+
 def recheck(artifact: str = "out", model: str = "nets.py:make", *options: str) -> Result:
     return command("verify", artifact, "--against", model, *options)
 
@@ -93,6 +133,43 @@ def test_what_compile_wrote_holds(finalize: str, artifact: str):
     assert found["ok"]
     assert "recipe: run again, equal weights" in found["inputs"]
     assert {text[:4] for text in found["inputs"]} == {"eval", "trai", "reci"}
+
+
+@pytest.mark.parametrize(
+    "artifact", ["out", "out/model.fxp", "out/model.pt2", "out/model.safetensors"]
+)
+@pytest.mark.parametrize("finalize", ["[finalize]", ""])
+def test_what_a_shrink_left_holds(finalize: str, artifact: str):
+    shrunk(finalize=finalize)
+    result = recheck(artifact, "nets.py:wide", "--json")
+    assert result.exit_code == 0, result.output
+    assert "recipe: run again, equal weights" in json.loads(result.stdout)["inputs"]
+
+
+def test_a_shrunk_artifact_of_another_model_is_told():
+    shrunk()
+    result = recheck(model="nets.py:wider")
+    assert result.exit_code == 1
+    assert "the model's weights are not those that were compiled" in result.stdout
+    assert "the recipe, run again, gives 'first.weight' other values" in result.stdout
+
+
+def test_a_bias_of_a_shrunk_artifact_that_was_changed_is_told():
+    shrunk()
+    state = load_file("out/model.safetensors")
+    state["last.bias"][0] += 1e-3
+    save_file(state, "out/model.safetensors")
+    result = recheck("out/model.safetensors", "nets.py:wide")
+    assert result.exit_code == 1
+    assert "the weights are not those that were certified" in result.stdout
+    assert "the recipe, run again, gives 'last.bias' other values" in result.stdout
+
+
+def test_a_shrunk_artifact_that_cannot_be_made_again_is_told():
+    shrunk('method = "random_structured"')
+    result = recheck(model="nets.py:wide")
+    assert result.exit_code == 1
+    assert "draws without a seed; without that a shrunk artifact cannot be held" in result.stdout
 
 
 def test_it_holds_elsewhere_without_the_program():

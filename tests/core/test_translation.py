@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import os
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fxprune
-from fxprune import tensors
 from fxprune.auditing import Auditor
 from fxprune.build import compile
 from fxprune.certificate import Certificate
-from fxprune.compiler import edit
+from fxprune.compiler import edit, finalize
 from fxprune.digests import Digests, digest_of, graphs_digest, state_digest
 from fxprune.errors import InvariantError
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource, Selection
@@ -29,10 +27,12 @@ from fxprune.program import Program
 from fxprune.recipe import Rule
 from fxprune.recounting import Masked, recounted
 from fxprune.rewriter import Rewriter
+from fxprune.shrinking import shrink_certified
 from fxprune.sites import sites_of
 from fxprune.verify import verify
 from tests.helpers import inputs, model, program
-from tests.mutants import rewriting, selecting
+from tests.mutants import coupling, rewriting, selecting
+from tests.mutants.cutting import Coupled, Cutting
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.programs import Modes
 from tests.zoo import ZOO
@@ -315,28 +315,81 @@ def test_a_pass_that_edits_more_than_it_says_is_refused():
     assert "neg" not in str(p.graph)
 
 
-# Close, in float64
+# Shrink: the cut, and runs in float64
+
+CUT = Cutting("cut", None, 0)  # pyright: ignore[reportArgumentType]
 
 
-def test_close_is_held_in_float64():
-    p = program("mlp")
-    auditor = Auditor()
-
-    def rescaled(by: float) -> Callable[[Program], Program]:
-        def make(wide: Program) -> Program:
-            made = copy.deepcopy(wide)
-            with torch.no_grad():
-                tensors.parameter(made, "0.weight").mul_(by)
-            return made
-
-        return make
-
-    certificate = auditor.close("step", p, rescaled(1 + 1e-14), verify)
-    assert isinstance(certificate, Certificate)
+def test_a_shrink_has_evidence_of_each_pass_and_of_runs_in_float64():
+    net, args, kwargs = CUT.model()
+    certificate = compile(net, CUT.recipe(), args, kwargs).certificate
+    assert certificate.ok
     assert certificate.promise == "close"
-    with pytest.raises(InvariantError, match=r"(?s)step promised close outputs.*node that differs"):
-        auditor.close("step", p, rescaled(1 + 1e-6), verify)
-    assert tensors.parameter(p, "0.weight").dtype == torch.float32
+    steps = [(step.name, step.promise) for step in certificate.passes]
+    assert steps[:2] == [("mask", "masks"), ("finalize", "same")]
+    assert set(steps[2:]) == {("fold-branches", "close"), ("shrink", "close")}
+    assert re.match(r"float64 outputs of shrink differ by \S+ at most", last_check(certificate))
+
+
+def last_check(certificate: Certificate) -> str:
+    return certificate.passes[-1].checks[-1]
+
+
+def test_a_shrink_without_certificate_is_not_run():
+    net, args, kwargs = CUT.model()
+    result = compile(net, CUT.recipe(), args, kwargs, certify=False)
+    assert not result.certificate
+    assert result.program.captured.shrinks[0].checked == "not checked"
+    checked = compile(net, CUT.recipe(), args, kwargs).program
+    assert state_digest(checked.state_dict()) == state_digest(result.program.state_dict())
+
+
+SPOILT: list[tuple[str, Any, str]] = [
+    ("activation dropped", rewriting.drop_activation, "node relu: went in the both graph"),
+    ("constant changed", rewriting.change_constant, r"node batch_norm: takes .*, and took"),
+    ("flag flipped", rewriting.flip_flag, "has another class or training flag"),
+    ("other statistics", lambda p: setattr(p.norm, "running_var", p.norm.running_var + 1), "norm"),
+    ("another bias", lambda p: p.last.bias.detach().add_(1), "'last.bias' was written to"),
+    ("name lost", lambda p: p.captured.first.pop("last.bias"), "the parameters have other names"),
+    ("buffer came", lambda p: p.last.register_buffer("more", torch.ones(1)), "'last.more' came"),
+    ("module came", lambda p: p.add_module("more", nn.ReLU()), "the module 'more' came"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"), [each[1:] for each in SPOILT], ids=[e[0] for e in SPOILT]
+)
+def test_a_cut_that_does_more_than_it_says_is_refused(change: Any, text: str):
+    p = finalize(fxprune.prune(fxprune.capture(*CUT.model()[:2]), {"rule": CUT.recipe()["rule"]}))
+    finish = Rewriter.finish
+
+    def spoilt(self: Rewriter) -> None:
+        if self.by == "shrink":
+            change(self.program)
+        finish(self)
+
+    mutant = Mutant("spoilt", "fxprune.rewriter:Rewriter.finish", lambda _: spoilt)
+    told = pytest.raises(InvariantError, match=f"(?s)shrink broke its promise.*({text})")
+    with planted(mutant), told:
+        shrink_certified(p, watch=Auditor())
+
+
+# Coupled channels
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_coupled_channels_raise_no_alarm(number: int):
+    drawn = Coupled("coupled", None, number)  # pyright: ignore[reportArgumentType]
+    net, args, kwargs = drawn.model()
+    passes = compile(net, drawn.recipe() | {"shrink": {}}, args, kwargs).certificate.passes
+    assert "masks of coupled channels, found again from the scores and limits" in passes[0].checks
+
+
+@pytest.mark.parametrize("mutant", coupling.MUTANTS, ids=[m.name for m in coupling.MUTANTS])
+def test_a_fault_in_coupled_channels_is_told(mutant: Mutant):
+    found = coupling.hunt_one(mutant)
+    assert found.by is not None, found.crash
+    assert found.by.startswith("rule 'rule-")
 
 
 # Hashes

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from tests.mutants import removing, rewriting, selecting
+from tests.mutants import coupling, removing, rewriting, selecting
 from tests.mutants.hunting import Hunt
 from tests.mutants.workers import alarmed, hunted
 
@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutants whose name contains this")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    mutants = [*selecting.MUTANTS, *rewriting.MUTANTS, *removing.MUTANTS]
+    mutants = [m for kind in (selecting, rewriting, removing, coupling) for m in kind.MUTANTS]
     names = [m.name for m in mutants if options.only in m.name]
     start = time.perf_counter()
     n, each = options.processes, 50
@@ -36,8 +36,6 @@ def main() -> int:
     programs, false = sum(done for done, _ in clean), [text for _, part in clean for text in part]
     for text in false:
         print(f"false alarm: {text}")
-    if removing.SKIPPED is not None:
-        print(removing.SKIPPED)
     print(f"{caught} of {len(names)} mutants caught")
     print(f"{len(false)} false alarms on {programs} Programs without a fault")
     print(f"{time.perf_counter() - start:.0f} s")

@@ -1,71 +1,21 @@
-"""Faults in how channels are cut out."""
+"""Faults in how channels are cut out, and how constant branches are folded."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fxprune.program import Program
+from tests.mutants.cutting import Cutting
 from tests.mutants.hunting import Hunt, Pool, hunt
 from tests.mutants.mutant import Mutant
-from tests.mutants.programs import Drawn
 
-__all__ = ["MUTANTS", "SKIPPED", "hunt_one"]
+__all__ = ["MUTANTS", "hunt_one"]
 
-PROGRAMS = 8
-
-
-class Channels(nn.Module):
-    """Has each operator whose arguments count or place channels, and constants to absorb."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(2, 8, 3)
-        self.norm = nn.BatchNorm2d(8)
-        self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.skip = nn.Conv2d(8, 8, 1)
-        self.other = nn.Conv2d(2, 6, 3)
-        self.after = nn.Conv2d(14, 9, 1)
-        self.mixed = nn.Linear(9 * 4, 8)
-        self.halves = nn.Linear(8, 8)
-        self.last = nn.Linear(14, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.norm(self.first(x)))
-        y = self.skip(y) + torch.sigmoid(self.depth(y))
-        y = self.after(torch.cat([y, self.other(x)], dim=1))
-        y = torch.sigmoid(self.mixed(torch.tanh(y).reshape(-1, 36)))
-        left, right = torch.chunk(torch.tanh(self.halves(y)), 2, dim=1)
-        return self.last(torch.cat([right, left, left[:, 1:3], y[:, 2:5], y[:, 5:6]], dim=1))
-
-
-class Cutting(Drawn):
-    """A network whose channels are pruned, finalized and cut."""
-
-    def model(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.number)
-            net = Channels().eval()
-            with torch.no_grad():
-                for norm in (part for part in net.modules() if isinstance(part, nn.BatchNorm2d)):
-                    norm.weight.normal_()
-                    norm.bias.normal_()
-                    norm.running_mean = torch.randn(8)
-            return net, (torch.randn(3, 2, 4, 4),), {}
-
-    def recipe(self) -> dict[str, Any]:
-        rule = {"method": "ln_structured", "n": 2, "dim": 0, "amount": 0.4}
-        names = ["first", "depth", "skip", "other", "after", "mixed", "halves"]
-        return {
-            "rule": [{**rule, "select": [f"{name}.weight" for name in names]}],
-            "finalize": {},
-        }
+PROGRAMS = 6
 
 
 def not_done(original: Any) -> Any:
@@ -120,19 +70,6 @@ def first_only(original: Any) -> Any:
     return run
 
 
-def without_reason(text: str) -> Callable[[Any], Any]:
-    """Let no atom stay for one reason."""
-
-    def mutate(original: Any) -> Any:
-        def pin(self: Any, atoms: Any, reason: str, node: Any) -> None:
-            if text not in reason:
-                original(self, atoms, reason, node)
-
-        return pin
-
-    return mutate
-
-
 def off_by_one(original: Any) -> Any:
     def moved(self: Any, whole: Any, places: Any) -> Any:
         found = original(self, whole, places)
@@ -141,8 +78,33 @@ def off_by_one(original: Any) -> Any:
     return moved
 
 
+def nothing_read(original: Any) -> Any:
+    return lambda read, labels, stays: np.zeros(len(read.channels), dtype=np.bool_)
+
+
+def twofold(original: Any) -> Any:
+    return lambda node, value: original(node, value) * 2
+
+
+def joined_by_nothing(original: Any) -> Any:
+    def fold(rewriter: Any, flow: Any, node: Any, user: Any) -> None:
+        other = next(arg for arg in user.args if arg is not node)
+        rewriter.replace_uses(user, other)
+
+    return fold
+
+
+def weights_alone(original: Any) -> Any:
+    def cut(self: Any, name: str, value: Any) -> None:
+        if not name.endswith("bias"):
+            original(self, name, value)
+
+    return cut
+
+
 SURGERY = "fxprune.surgery:Surgery."
-_ALL = (
+FOLD = "fxprune.passes.fold_branches:"
+MUTANTS = (
     Mutant("bias not absorbed", f"{SURGERY}absorb", not_done),
     Mutant("bias absorbed twice", f"{SURGERY}absorb", twice),
     Mutant("wrong group count", f"{SURGERY}set_role", counting(lambda n: 1)),
@@ -152,23 +114,21 @@ _ALL = (
     Mutant("parts of the uncut", f"{SURGERY}set_parts", not_done),
     Mutant("slice off by one", f"{SURGERY}_moved", off_by_one),
     Mutant("kept channels off by one", f"{SURGERY}index", shifted),
-    Mutant("live channels cut", "fxprune.atoms:Atoms.pin", without_reason("read with weights")),
+    Mutant("live channels cut", "fxprune.removal:_is_read", nothing_read),
     Mutant("sums not tied", "fxprune.atoms:Atoms.tie", not_done),
     Mutant("one operator told", f"{SURGERY}run", first_only),
+    Mutant("branch folded to another constant", f"{FOLD}_tensor", twofold),
+    Mutant("branch folded to nothing", f"{FOLD}_fold", joined_by_nothing),
+    Mutant("cut channels of a bias kept", f"{SURGERY}_cut_tensor", weights_alone),
 )
-_THERE = importlib.util.find_spec("fxprune.surgery") is not None
-MUTANTS: tuple[Mutant, ...] = _ALL if _THERE else ()
-SKIPPED = None if _THERE else f"{len(_ALL)} faults in how channels are cut: skipped, nothing cuts"
 
 
-class Cuts(Pool):
-    """Compiles Programs, and cuts what is dead in them."""
-
-    def compiled(self, draw: Drawn) -> Program:
-        shrinking: Any = importlib.import_module("fxprune.shrinking")
-        return shrinking.shrink(super().compiled(draw))
+@cache
+def _pool() -> Pool:
+    """Programs to cut, captured once a process."""
+    return Pool([Cutting("cut", None, number) for number in range(PROGRAMS)])  # pyright: ignore[reportArgumentType]
 
 
 def hunt_one(mutant: Mutant) -> Hunt:
-    """Plant one fault, and cut channels until the checker says so."""
-    return hunt(mutant, Cuts([Cutting("cut", None, number) for number in range(PROGRAMS)]))  # pyright: ignore[reportArgumentType]
+    """Plant one fault, and compile with channels cut until the checker says so."""
+    return hunt(mutant, _pool())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from fxprune.errors import AmountError
 from fxprune.passes.magnitude import MagnitudeScores
-from fxprune.ranking import _compare
 from tests.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS"]
@@ -18,15 +17,22 @@ __all__ = ["MUTANTS"]
 
 def latest_tie_first(original: Callable[..., Any]) -> Callable[..., Any]:
     def pruned(scores: Any, ranking: Any, group: Any) -> Iterator[Any]:
-        for name, gone in original(scores, ranking, group):
-            source, cut = scores.sources[name], ranking.cuts[name]
+        for name, chunks in original(scores, ranking, group):
+            source, cut, parts = scores.sources[name], ranking.cuts[name], list(chunks)
             if cut.is_ambiguous:
-                _, tied = _compare(source.chunk(0, source.units), cut.threshold)
-                gone = gone & ~tied
+                values = source.chunk(0, source.units)
+                tied = values.isnan() if math.isnan(cut.threshold) else values == cut.threshold
+                gone = joined(parts) & ~tied
                 gone[tied.nonzero().view(-1)[-cut.quota :]] = True
-            yield name, gone
+                parts = [(0, source.units, gone)]
+            yield name, iter(parts)
 
     return pruned
+
+
+def joined(parts: Iterable[Any]) -> torch.Tensor:
+    """Which of the living units go, of what comes in chunks."""
+    return torch.cat([gone for _, _, gone in parts])
 
 
 def counting(rounding: Callable[[float], int]) -> Callable[[Any], Any]:
@@ -99,54 +105,43 @@ def with_field(**values: Any) -> Callable[[Any], Any]:
     return change
 
 
-def shifted(original: Any) -> Any:
+def rolled(by: int) -> Callable[[Any], Any]:
     """Let the neighbours of the units go that rank."""
 
-    def mask(program: Any, scores: Any, name: str, pruned: Any) -> Any:
-        return original(program, scores, name, pruned.roll(1))
+    def change(original: Any) -> Any:
+        def mask(program: Any, source: Any, name: str, pruned: Any, *dim: int) -> Any:
+            gone = joined(pruned).roll(by)
+            return original(program, source, name, iter([(0, source.units, gone)]), *dim)
 
-    return mask
+        return mask
 
-
-def shifted_channels(original: Any) -> Any:
-    def mask(program: Any, scores: Any, name: str, pruned: Any) -> Any:
-        return original(program, scores, name, pruned if scores.dim is None else pruned.roll(-1))
-
-    return mask
+    return change
 
 
-def inverted(original: Any) -> Any:
-    return lambda program, scores, name, pruned: 1 - original(program, scores, name, pruned)
+def made(change: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Change a mask that was made."""
+
+    def mutate(original: Any) -> Any:
+        def mask(program: Any, source: Any, name: str, pruned: Any, *dim: int) -> Any:
+            return change(original(program, source, name, pruned, *dim), source, *dim)
+
+        return mask
+
+    return mutate
 
 
-def revived(original: Any) -> Any:
+def revived(mask: torch.Tensor, source: Any) -> torch.Tensor:
     """Forget what earlier rules pruned."""
-
-    def mask(program: Any, scores: Any, name: str, pruned: Any) -> Any:
-        made = original(program, scores, name, pruned)
-        living = scores.sources[name].living(0, scores.sources[name].units)
-        if living is not None and scores.dim is None:
-            made.view(-1)[~living] = 1
-        return made
-
+    living = source.living(0, source.units)
+    if living is not None:
+        mask.view(-1)[~living] = 1
     return mask
 
 
-def half_channels(original: Any) -> Any:
+def half_channels(mask: torch.Tensor, source: Any, dim: int) -> torch.Tensor:
     """Leave the last entry of each channel alive."""
-
-    def mask(program: Any, scores: Any, name: str, pruned: Any) -> Any:
-        made = original(program, scores, name, pruned)
-        if scores.dim is not None:
-            other = 1 if scores.dim % made.ndim == 0 else 0
-            made.select(other, -1).fill_(1)
-        return made
-
+    mask.select(1 if dim % mask.ndim == 0 else 0, -1).fill_(1)
     return mask
-
-
-def scaled(original: Any) -> Any:
-    return lambda program, scores, name, pruned: 2 * original(program, scores, name, pruned)
 
 
 def drawn_anew(original: Any) -> Any:
@@ -184,11 +179,11 @@ MUTANTS = (
     Mutant("norm of other values", "fxprune.passes.norm:masked_value", unmasked_norms),
     Mutant("global ranked locally", f"{RANK}Rank.run", with_field(scope=lambda scope: "local")),
     Mutant("local ranked globally", f"{RANK}Rank.run", with_field(scope=lambda scope: "global")),
-    Mutant("entries off by one", f"{CUT}_mask", shifted),
-    Mutant("channels off by one", f"{CUT}_mask", shifted_channels),
-    Mutant("mask inverted", f"{CUT}_mask", inverted),
-    Mutant("earlier masks forgotten", f"{CUT}_mask", revived),
-    Mutant("channel half masked", f"{CUT}_mask", half_channels),
-    Mutant("mask scales what it keeps", f"{CUT}_mask", scaled),
-    Mutant("random scores drawn anew", "fxprune.passes.random:Draw.read", drawn_anew),
+    Mutant("entries off by one", f"{CUT}_of_entries", rolled(1)),
+    Mutant("channels off by one", f"{CUT}_of_channels", rolled(-1)),
+    Mutant("mask inverted", f"{CUT}_of_entries", made(lambda mask, source: 1 - mask)),
+    Mutant("earlier masks forgotten", f"{CUT}_of_entries", made(revived)),
+    Mutant("channel half masked", f"{CUT}_of_channels", made(half_channels)),
+    Mutant("mask scales what it keeps", f"{CUT}_of_entries", made(lambda mask, source: 2 * mask)),
+    Mutant("random scores drawn anew", "fxprune.draws:Draw.read", drawn_anew),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fxprune.errors import FxpruneError
-from tests.mutants import removing, rewriting, selecting
+from tests.mutants import coupling, removing, rewriting, selecting
 from tests.mutants.hunting import Hunt, Pool, alarm_on, hunt
 from tests.mutants.programs import drawn
 
@@ -20,8 +20,9 @@ def hunted(names: list[str]) -> list[Hunt]:
     pool = Pool(drawn(MOST, POOL_SEED))
     core = {m.name: m for m in (*selecting.MUTANTS, *rewriting.MUTANTS)}
     done = [hunt(core[name], pool) for name in names if name in core]
-    late = [m for m in removing.MUTANTS if m.name in names]
-    return [*done, *(removing.hunt_one(mutant) for mutant in late)]
+    for kind in (removing, coupling):
+        done += [kind.hunt_one(mutant) for mutant in kind.MUTANTS if mutant.name in names]
+    return done
 
 
 def alarmed(span: tuple[int, int]) -> tuple[int, list[str]]:
