@@ -7,7 +7,7 @@ import io
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ __all__ = ["sink", "write_tensor_file"]
 
 
 @contextmanager
-def sink(path: Path) -> Generator[io.BufferedIOBase]:
+def sink(path: Path) -> Generator[IO[bytes]]:
     """Open a file for torch's zip writer, and raise at the end what went wrong in writing it.
 
     That writer ends the process if writing fails again while it cleans up after a failure.
@@ -31,7 +31,7 @@ def sink(path: Path) -> Generator[io.BufferedIOBase]:
     with path.open("wb", buffering=0) as file:
         opened = _Sink(file)
         try:
-            yield opened
+            yield cast("IO[bytes]", opened)
         except Exception as error:
             if opened.error is not None:
                 raise opened.error from error

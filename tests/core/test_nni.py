@@ -227,7 +227,7 @@ FAULTS: list[tuple[Entries, str]] = [
     ),
     (
         [{"op_names_re": [r"(fc)\1"], "sparse_ratio": 0.5}],
-        r"[0]: op_names_re has '(fc)\1', which refers back to a group; make it simpler",
+        "which refers back to a group; make it simpler",
     ),
     (
         [{"op_partial_names": ["a" * 3000], "sparse_ratio": 0.5}],
