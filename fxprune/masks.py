@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
@@ -148,7 +148,7 @@ def write_masks(program: Program, path: PathLike, *, format: str = "plain") -> P
             write_tensors(content, temporary)
         else:
             with sink(temporary) as file:
-                torch.save(content, cast("IO[bytes]", file))
+                torch.save(content, file)
     return target
 
 

@@ -58,7 +58,7 @@ class Cutting(Drawn):
             return net, (torch.randn(3, 2, 4, 4),), {}
 
     def recipe(self) -> dict[str, Any]:
-        rule = {"method": "ln_structured", "n": 2, "dim": 0, "amount": 0.4}
+        rule: dict[str, Any] = {"method": "ln_structured", "n": 2, "dim": 0, "amount": 0.4}
         rule["select"] = [f"{name}.weight" for name in NAMES]
         return {"rule": [rule], "finalize": {}, "shrink": {}}
 
