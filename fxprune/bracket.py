@@ -19,14 +19,15 @@ from fxprune.scan import CHUNK, Scan, is_at, is_under, scan
 
 __all__ = ["Bracket", "bracket_of", "find_in_bracket"]
 
-_SAMPLE = 2**17  # scores, or
-_SHARE = 2**9  # one in so many, which makes the bracket of a large parameter narrower, up to
+_SAMPLE = 2**17  # scores, but
+_MOST_SHARE = 2**5  # one in so many at the most, and
+_SHARE = 2**9  # one in so many at the least, which makes the bracket of many scores narrower, up to
 _MOST_SAMPLE = 2**19
 _DEVIATIONS = 4  # half the width of a bracket, in standard deviations of the sampled rank
 _SLACK = 64  # and in ranks, for samples whose neighbours are alike
 _WIDER = 8
 _TRIES = 3
-_MOST_INSIDE = 32  # one score in so many may be inside: what is collected stays under a byte each
+_MOST_INSIDE = 16  # one score in so many may be inside: what is collected stays under a byte each
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def find_in_bracket(
         to be collected, or no bracket held.
     """
     alive = sum(source.alive for source in sources.values())
-    wanted = max(_SAMPLE, min(alive // _SHARE, _MOST_SAMPLE))
+    wanted = max(min(_SAMPLE, alive // _MOST_SHARE), min(alive // _SHARE, _MOST_SAMPLE), 1)
     step = max(alive // wanted, 1)
     drawn = [source.sample(step).to(dtype) for source in sources.values()]
     sample = torch.cat(drawn)

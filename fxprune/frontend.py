@@ -32,6 +32,8 @@ from fxprune.source import HookedMask, copy_model, training_flags, unhook, with_
 
 __all__ = ["capture_module", "capture_source", "examples_of", "obstacle_in"]
 
+_UNKNOWN_OUTPUT = "in output, which is not a known type"  # as torch.export says it
+
 
 def capture_module(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Any
@@ -145,11 +147,14 @@ def obstacle_in(model: nn.Module, error: CaptureError) -> Obstacle:
 def _explain(source: nn.Module, error: Exception) -> str:
     found = obstacle_of(source, error)
     at = f'\n  at File "{found.file}", line {found.line}: {found.code}' if found.file else ""
-    return (
-        f"torch.export cannot take {type(source).__name__} whole: {found.reason}{at}\n"
-        "  rewrite the line without control flow that depends on values, or give args, kwargs and "
-        "batch= that fit"
+    advice = (
+        "let forward return tensors in tuples, lists and dicts; to a model of Hugging Face give "
+        'kwargs={"use_cache": False}'
+        if _UNKNOWN_OUTPUT in found.reason
+        else "rewrite the line without control flow that depends on values, or give args, kwargs "
+        "and batch= that fit"
     )
+    return f"torch.export cannot take {type(source).__name__} whole: {found.reason}{at}\n  {advice}"
 
 
 def _assemble(

@@ -19,7 +19,7 @@ from fxprune.scan import joined, joined_dtype, sides_of
 
 __all__ = ["check_amount", "check_values", "count_of", "cut_group"]
 
-SMALL = 1_500_000  # living scores up to which joining all of them is faster than passes over them
+SMALL = 300_000  # living scores up to which joining all of them is faster than passes over them
 
 
 def check_amount(amount: float | int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import PassTypeError
 from fxprune.exported import capture_exported
@@ -41,7 +42,7 @@ def enter(
         CaptureError: it cannot be captured.
     """
     inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    keywords = dict(kwargs or {})
+    inputs, keywords = _apart(inputs, dict(kwargs or {}))
     if isinstance(model, ExportedProgram):
         return capture_exported(model, inputs, keywords, batch), ()
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -52,3 +53,16 @@ def enter(
     if is_traced(model) and not inputs and not keywords:
         return capture_traced(model)
     return capture_any(model, inputs, keywords, batch)
+
+
+def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give each argument a tensor of its own: torch.export takes one given twice for one input."""
+    seen = set[int]()
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in seen:
+            return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        seen.add(id(tensor))
+        return tensor
+
+    return pytree.tree_map_only(torch.Tensor, own, (args, kwargs))

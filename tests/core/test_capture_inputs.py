@@ -287,3 +287,20 @@ def test_the_spec_tells_names_shapes_dtypes_and_ranges() -> None:
     assert ids.shape == keep.shape == (5, 2)
     assert ids.max() <= 8
     check_same(program.example(batch=5), program.example(batch=5))
+
+
+class Difference(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.fc(a) - b
+
+
+def test_a_tensor_that_is_given_twice_stands_for_two_arguments() -> None:
+    model, x = Difference(), torch.randn(2, 4)
+    program = fxprune.capture(model, (x,), {"b": x})
+    both = torch.randn(3, 4), torch.randn(3, 4)
+    assert torch.equal(program(*both), model(*both))
+    assert torch.equal(program(x, x), model(x, x))

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 import fxprune
+from fxprune.errors import CaptureError
 from fxprune.program import Program
 from tests.capture_helpers import check_same, run, state_of
 
@@ -214,3 +215,13 @@ def test_compile_certifies_a_model(name: str) -> None:
     result = fxprune.compile(model, {**recipe(name), "finalize": {}}, (), MODELS[name][1](4))
     assert result.certificate
     assert result.report.zeros > 0
+
+
+def test_an_output_that_is_no_tensor_is_refused_with_what_to_do() -> None:
+    small = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 16, "n_positions": 8}
+    config = transformers.GPT2Config(**small, bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2Model(config)
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    with pytest.raises(CaptureError, match=r'give kwargs=\{"use_cache": False\}'):
+        fxprune.capture(model, (tokens,))
+    assert fxprune.capture(model, (tokens,), {"use_cache": False})

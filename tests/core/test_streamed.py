@@ -109,6 +109,7 @@ def sized(sizes: Sizes) -> Generator[None]:
         patch.object(ranking, "SMALL", 0),
         patch.object(scan, "CHUNK", sizes.chunk),
         patch.object(bracket, "_SAMPLE", sizes.sample),
+        patch.object(bracket, "_MOST_SHARE", 1),
         patch.object(bracket, "_MOST_INSIDE", sizes.most),
         patch.object(bracket, "_SLACK", 1),
         patch.object(magnitude_scan, "_PIECE", sizes.chunk),
