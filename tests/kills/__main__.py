@@ -24,7 +24,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         outcome = kill_writers(given.count, Path(folder), seed=given.seed)
     for target, count in outcome.kills.items():
-        print(f"{target:20} {count:5} kills")
+        print(f"{target:24} {count:5} kills")
     for fault in outcome.torn:
         print(fault)
     print(

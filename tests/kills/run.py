@@ -102,7 +102,7 @@ def _swept(writer: Writer, place: Path, outcome: Outcome) -> None:
     folders = [place, place / writer.target] if (place / writer.target).is_dir() else [place]
     for folder in folders:
         for path in folder.iterdir():
-            if path.name.startswith(_LEFT):
+            if path.name.startswith(_LEFT) or _LEFT[0] in path.name:
                 outcome.leftovers += 1
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif folder == place and path.name not in own and path.name != "__pycache__":

@@ -153,6 +153,21 @@ def _exported(version: Version, path: Path) -> None:
     fxprune.export(version.program, path)
 
 
+def _pruned_checkpoint(version: Version, path: Path) -> None:
+    source = path.parent.parent / f"source{version.number}.safetensors"
+    if not source.exists():
+        fxprune.export(fxprune.unmask(version.program), source)
+    fxprune.prune_checkpoint(source, {"rule": _recipe(version.number)["rule"]}, path)
+
+
+def _of_checkpoint(path: Path) -> int:
+    state = read_weights(path)
+    zeros = [int((x == 0).sum()) for key, x in state.items() if key.endswith("weight")]
+    found = _of_state(state)  # by the biases
+    assert _number(zeros) == found, f"torn: {zeros}"
+    return found
+
+
 WRITERS = (
     Writer("net.fxp", lambda v, p: fxprune.save(v.program, p),
            lambda p: _of_state(dict(fxprune.load(p).state_dict()))),
@@ -160,6 +175,7 @@ WRITERS = (
     Writer("net.safetensors", _exported, lambda p: _of_state(read_weights(p))),
     Writer("net.onnx", _exported, _of_onnx),
     Writer("net.py", _exported, _of_source),
+    Writer("checkpoint.safetensors", _pruned_checkpoint, _of_checkpoint),
     Writer("plan.json", lambda v, p: plan(fxprune.unmask(v.program), _recipe(v.number)).save(p),
            _of_plan),
     Writer("masks.pt", lambda v, p: write_masks(v.program, p), lambda p: _of_masks(read_masks(p))),
