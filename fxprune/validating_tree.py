@@ -103,12 +103,18 @@ class Tree:
         if (was.kind, was.training) != (now.kind, now.training):
             yield Fault(f"the module {path!r} has another class or training flag")
         wanted = _KEYS[self.said.edits](self, path, was)
+        # Where a key without a tensor stands is of no concern: no state dict has it.
+        empty = {key for key, tensor in was.parameters.items() if tensor is None}
         for what, keys, found in (
             ("parameters", wanted[0], list(now.parameters)),
             ("buffers", wanted[1], list(now.buffers)),
         ):
+            keys, found = ([key for key in some if key not in empty] for some in (keys, found))
             if keys != found:
                 yield Fault(f"the {what} of {path!r} are {found}, and were to be {keys}")
+        for key in empty:
+            if now.parameters.get(key) is not None:
+                yield Fault(f"the tensor {_joined(path, key)!r} came")
         masks = {f"{n.rpartition('.')[2]}_mask" for n in self._masked_at(path)}
         for key, buffer in now.buffers.items():
             if key in was.buffers and was.buffers[key] is not buffer and key not in masks:

@@ -101,6 +101,13 @@ def test_the_zoo_raises_no_alarm(name: str):
     assert [p.name for p in certificate.passes] == ["mask", "mask", "finalize"]
 
 
+def test_where_a_key_without_a_tensor_stands_is_no_alarm():
+    net = nn.MultiheadAttention(4, 2, bias=False, batch_first=True)  # q_proj_weight is None
+    x = torch.ones(2, 3, 4)
+    rule = {**RULE, "select": "*bias*", "optional": True}
+    assert compile(net, {"rule": [rule], "finalize": {}}, (x, x, x)).certificate.ok
+
+
 # Broken promises
 
 

@@ -27,11 +27,19 @@ def main() -> int:
     with multiprocessing.get_context("spawn").Pool(n) as workers:
         # Mutants first, dealt out in turn: what is slow is spread.
         hunts = workers.map_async(hunted, [names[i :: 4 * n] for i in range(4 * n)], chunksize=1)
-        alarms = workers.map_async(alarmed, spans, chunksize=1)
+        alarms = workers.imap_unordered(alarmed, spans)
         found = {done.name: done for part in hunts.get() for done in part}
         for name in names:
             _tell(found[name])
-        clean = alarms.get()
+        clean = list[tuple[int, list[str]]]()
+        for done in alarms:
+            clean.append(done)
+            print(
+                f"{sum(n for n, _ in clean)} Programs without a fault, "
+                f"{sum(len(told) for _, told in clean)} false alarms, "
+                f"{time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
     caught = sum(1 for done in found.values() if done.by is not None)
     programs, false = sum(done for done, _ in clean), [text for _, part in clean for text in part]
     for text in false:

@@ -55,7 +55,7 @@ class Drawn:
         return made, args, kwargs
 
     def recipe(self) -> dict[str, Any]:
-        """One to three rules of all kinds, and often [finalize]."""
+        """One to three rules of all kinds, often [finalize], and at times [shrink]."""
         rng = random.Random(self.number)
         rules = [_rule(rng) for _ in range(rng.choice([1, 1, 2, 3]))]
         recipe: dict[str, Any] = {"rule": rules}
@@ -63,6 +63,7 @@ class Drawn:
             recipe["pass"] = [{"name": "unmask"}]
         elif rng.random() < 0.7:
             recipe["finalize"] = {"zeros": rng.choice(["keep", "keep", "clean"])}
+            recipe |= {"shrink": {}} if rng.random() < 0.3 else {}
         return recipe
 
 
