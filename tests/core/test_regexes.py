@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fxprune
 from fxprune.errors import RecipeError, SelectError
-from fxprune.regexes import UnboundedError, check_regex, found_in
+from fxprune.regexes import UnboundedError, check_regex, fits_at_start, found_in
 from tests.capture_helpers import net
 
 TEXTS = st.text("abAB01._\n", max_size=8)
@@ -44,6 +44,7 @@ def joined(parts: Any) -> Any:
        pattern=st.recursive(ATOMS, joined, max_leaves=8), text=TEXTS)  # fmt: skip
 def test_a_regex_fits_where_pythons_own_does(flags: str, pattern: str, text: str) -> None:
     assert found_in(flags + pattern, text) == bool(re.search(flags + pattern, text))
+    assert fits_at_start(flags + pattern, text) == bool(re.match(flags + pattern, text))
 
 
 @pytest.mark.parametrize(
