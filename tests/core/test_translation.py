@@ -101,6 +101,15 @@ def test_the_zoo_raises_no_alarm(name: str):
     assert [p.name for p in certificate.passes] == ["mask", "mask", "finalize"]
 
 
+def test_which_of_equal_scores_torch_takes_over_several_parameters_is_no_alarm():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1.0)
+    rule = {**RULE, "select": "*", "scope": "global", "amount": 0.3, "ties": "torch"}
+    assert compile(net, {"rule": [rule]}, (torch.ones(2, 4),)).certificate.ok
+
+
 def test_where_a_key_without_a_tensor_stands_is_no_alarm():
     net = nn.MultiheadAttention(4, 2, bias=False, batch_first=True)  # q_proj_weight is None
     x = torch.ones(2, 3, 4)
