@@ -3,7 +3,7 @@ N ?= 2000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help format lint type test test-fast coverage golden parity bench bench-checkpoint bench-ranking bench-shrink check
+.PHONY: help format lint type test test-fast coverage golden parity fuzz kills mutants bench bench-checkpoint bench-ranking bench-shrink check
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,15 @@ golden: ## rewrite the golden files; read the diff before committing it
 
 parity: ## compare N random pruning sequences with torch.nn.utils.prune, bit for bit
 	$(PYTHON) -m tests.parity.run --count $(N)
+
+fuzz: ## hand N broken inputs of every kind to what reads them; N=100000 takes about half an hour
+	$(PYTHON) -W ignore -m tests.fuzz --count $(N)
+
+kills: ## kill N processes that write, at random moments; N=500 takes about five minutes
+	$(PYTHON) -W ignore -m tests.kills --count $(N)
+
+mutants: ## plant faults in the compiler and see that its checker catches each, with no false alarm
+	$(PYTHON) -m tests.mutants
 
 bench: ## measure time and memory against hooked and dense models
 	$(PYTHON) -m tests.bench

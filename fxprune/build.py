@@ -13,11 +13,13 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune import tensors
-from fxprune.certificate import Certificate
+from fxprune.auditing import Auditor
+from fxprune.certificate import UNCHECKED, Certificate
 from fxprune.compiler import OnPass, RecipeLike, capture, finalize, prune, unmask
 from fxprune.errors import InvariantError
 from fxprune.exporting import check_format
 from fxprune.files import check_writable, export
+from fxprune.pipeline import Watch
 from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.recipe import Recipe
@@ -56,6 +58,7 @@ def compile(
     out: PathLike | None = None,
     allow_imports: bool = False,
     on_pass: OnPass | None = None,
+    certify: bool = True,
 ) -> Result:
     """Do all that a recipe declares: capture, prune, finalize, verify, report, export.
 
@@ -69,6 +72,9 @@ def compile(
 
     Where the recipe has `[shrink]`, that is checked before channels are cut, and the certificate
     says that in float64 and in eval mode the result is close to the masked program.
+
+    After each pass, its graphs, tensors and keys are held to what it says it edits, and masks to
+    the scores that ranked them; the certificate has hashes and evidence by pass.
 
     A pass that the recipe names and that promises equal outputs is held to that when it runs. Where
     one promises nothing, a recipe that only masks is held to the result with its masks folded in.
@@ -84,6 +90,8 @@ def compile(
             certificate.json. None: nothing is written. All is made before any file is moved there.
         allow_imports: let the recipe import pruning methods by "package.module:Class".
         on_pass: called with the name of each step before it runs.
+        certify: whether to check. False takes about half the time, and gives a certificate that
+            says so and does not hold.
 
     Raises:
         RecipeError: the recipe is at fault.
@@ -109,39 +117,70 @@ def compile(
     dense = capture(model, args, kwargs, batch=batch)
     for name in formats:
         check_writable(dense, Path(f"model.{name}"))
-    masked = prune(dense, recipe if isinstance(recipe, Plan) else rules, on_pass=on_pass)
-    takes_none = isinstance(args, tuple) and not args and not kwargs
-    given = (None, None) if takes_none else (args, kwargs)
-    program, certificate = _finished(rules, dense, masked, given, on_pass)
+    watch = Auditor(model, dense) if certify else Watch()
+    what = recipe if isinstance(recipe, Plan) else rules
+    masked = prune(dense, what, on_pass=on_pass, watch=watch)
+    program, certificate = _finished(rules, dense, masked, _given(args, kwargs), watch, on_pass)
     tell("report")
-    result = Result(program, report(program), certificate)
+    result = Result(program, replace(report(program), certificate=certificate), certificate)
     return result if out is None else _written(result, Path(out), formats, tell)
 
 
+def _given(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return what `verify` takes: None for both where the caller gave no input."""
+    takes_none = isinstance(args, tuple) and not args and not kwargs
+    return (None, None) if takes_none else (args, kwargs)
+
+
 def _finished(
-    rules: Recipe, dense: Program, masked: Program, given: tuple[Any, Any], on_pass: OnPass | None
+    rules: Recipe,
+    dense: Program,
+    masked: Program,
+    given: tuple[Any, Any],
+    watch: Watch,
+    on_pass: OnPass | None,
 ) -> tuple[Program, Certificate]:
     """Finalize, verify and shrink, as the recipe says.
 
     Raises:
-        InvariantError: a certificate does not hold.
+        InvariantError: a certificate does not hold, or a tensor was written to behind torch's back.
     """
     tell = on_pass or _silent
-    program = masked
+    program, certificate = masked, UNCHECKED
     if rules.finalize is not None:
-        program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass)
-    tell("verify")
-    certificate = verify(program, _oracle(rules, dense, masked), *given)
+        program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass, watch=watch)
+    if isinstance(watch, Auditor):
+        tell("verify")
+        certificate = _held(program, _oracle(rules, dense, masked), given)
+    if rules.shrink is not None:
+        tell("shrink")
+        how: Any = {"held_to": masked, "given": given, "round_to": rules.shrink.round_to}
+        program, certificate = shrink_certified(program, **how, on_pass=on_pass, watch=watch)
+    if not isinstance(watch, Auditor):
+        return program, certificate
+    watch.end(program)
+    passes = tuple(watch.evidence)
+    return program, replace(certificate, passes=passes, recipe=rules.to_dict())
+
+
+# Above this many parameters one input of each mode is drawn, beside the given one: what running
+# costs grows with them, and what a compile costs beside hardly does.
+_LARGE = 4_000_000
+
+
+def _held(program: Program, oracle: Program, given: tuple[Any, Any]) -> Certificate:
+    """Hold the result to its oracle, bit for bit.
+
+    Raises:
+        InvariantError: they differ.
+    """
+    large = sum(p.numel() for p in program.parameters()) > _LARGE
+    certificate = verify(program, oracle, *given, trials=1 if large else 3)
     if not certificate:
         raise InvariantError(
             f"the compiled program breaks its promise and was not written: {certificate}"
         )
-    if rules.shrink is None:
-        return program, certificate
-    tell("shrink")
-    return shrink_certified(
-        program, held_to=masked, given=given, round_to=rules.shrink.round_to, on_pass=on_pass
-    )
+    return certificate
 
 
 def _silent(step: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Certificate", "Failure"]
+__all__ = ["UNCHECKED", "Certificate", "Evidence", "Failure"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Failure:
         difference: the largest absolute difference there; None where a side raised.
         message: what differs, in a sentence.
         node: the first node of the graph whose value differs; None where it is not known.
+        example: a small input on which they differ, as text; None where none was looked for.
 
     Example:
         >>> print(Failure("eval", "args", "output", 0.5, "output differs by up to 0.5"))
@@ -33,9 +35,38 @@ class Failure:
     difference: float | None
     message: str
     node: str | None = None
+    example: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.mode} mode, {self.input}: {self.message}"
+        text = f"{self.mode} mode, {self.input}: {self.message}"
+        return text if self.example is None else f"{text}; they differ on {self.example}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was checked of one pass of a compile.
+
+    Args:
+        name: the pass.
+        promise: "same", "close", "masks", "unmasks", or "changes" for none.
+        graph_before: the SHA-256 of what the graphs compute.
+        graph_after: the same after the pass.
+        weights_before: the SHA-256 of all persistent tensors by key.
+        weights_after: the same after the pass.
+        checks: what was held to what, in words.
+        rule: the rules for which it ran; empty where there are none.
+        seed: the seed that the first of them gave; None where it gave none.
+    """
+
+    name: str
+    promise: str
+    graph_before: str
+    graph_after: str
+    weights_before: str
+    weights_after: str
+    checks: tuple[str, ...] = ()
+    rule: str = ""
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +83,8 @@ class Certificate:
         largest: the largest absolute difference of any output.
         failures: where they differ, in the order found.
         skipped: drawn inputs that neither side takes.
+        passes: what was checked of each pass, where a compile made the certificate.
+        recipe: what was compiled, as data; None where no compile made the certificate.
 
     Example:
         >>> certificate = Certificate("same", 0.0, 0, 2, ("eval: args", "train: args"), 0.0)
@@ -67,6 +100,8 @@ class Certificate:
     largest: float
     failures: tuple[Failure, ...] = ()
     skipped: tuple[str, ...] = ()
+    passes: tuple[Evidence, ...] = ()
+    recipe: Mapping[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -100,11 +135,21 @@ class Certificate:
               ],
               "largest": "inf",
               "failures": [],
-              "skipped": []
+              "skipped": [],
+              "passes": [],
+              "recipe": null
             }
         """
-        data = _jsonable({"ok": self.ok, **asdict(self)})
-        return json.dumps(data, indent=2, allow_nan=False)
+        return json.dumps(self.to_data(), indent=2, allow_nan=False)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return all of it as data for JSON."""
+        return _jsonable({"ok": self.ok, **asdict(self)})
+
+
+UNCHECKED = Certificate(
+    "nothing", 0.0, 0, 0, (), 0.0, (Failure("every", "every input", None, None, "not checked"),)
+)
 
 
 def _jsonable(value: Any) -> Any:

@@ -21,15 +21,15 @@ from torch.utils import _pytree as pytree
 
 from fxprune import tensors
 from fxprune.cli_inputs import CommandError
-from fxprune.files import read_weights
+from fxprune.compiler import capture
+from fxprune.files import load_pt2, read_weights
 from fxprune.program import Program
 from fxprune.saving import load
 from fxprune.source import copy_model
 
 __all__ = ["Loaded", "check_call", "importing_from_here", "load_model", "load_weights"]
 
-_USAGE = "give package.module:factory, file.py:factory or a .fxp file"
-_SAVED = ".fxp"
+_USAGE = "give package.module:factory, file.py:factory, a .fxp or a .pt2 file"
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,16 @@ def load_model(spec: str) -> Loaded:
     Args:
         spec: `package.module:factory` or `file.py:factory`. A factory takes nothing and returns
             the model, or `(model, args, kwargs)`; a model or its class will do as well. Or the
-            path of a .fxp file.
+            path of a .fxp file, or of a .pt2 file of torch.export's.
 
     Raises:
         CommandError: there is no such factory, it raises, or it returns something else.
-        FormatError: the .fxp file cannot be read.
+        FormatError: the .fxp or .pt2 file cannot be read.
     """
-    if spec.lower().endswith(_SAVED):
+    if spec.lower().endswith(".fxp"):
         return Loaded(load(spec))
+    if spec.lower().endswith(".pt2"):
+        return Loaded(capture(load_pt2(spec)))
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise CommandError(f"{spec}: this names no factory; {_USAGE}")

@@ -28,7 +28,8 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="package.module:factory or file.py:factory; the factory takes nothing and returns the "
-        "model, or (model, args, kwargs). Or a .fxp file that fxprune.save wrote.",
+        "model, or (model, args, kwargs). Or a .fxp file that fxprune.save wrote, or a .pt2 "
+        "file of torch.export's.",
     ),
 ]
 InputOptions = Annotated[

@@ -8,10 +8,15 @@ from typing import Annotated
 import torch
 import typer
 
+from fxprune.certificate import Certificate
 from fxprune.cli_inputs import CommandError
 from fxprune.cli_models import Loaded, importing_from_here, load_model, load_weights
 from fxprune.cli_options import InputOptions, JsonOption, WeightsOption, load
 from fxprune.cli_output import Page, Progress, reported
+from fxprune.files import read_weights
+from fxprune.pt2_files import load_pt2
+from fxprune.rechecking import read_certificate, recheck
+from fxprune.saving import load as read_program
 from fxprune.source import copy_model
 from fxprune.verify import verify
 
@@ -33,7 +38,12 @@ BeforeArgument = Annotated[
     str | None, typer.Argument(metavar="BEFORE", help="What AFTER is held to: a MODEL.")
 ]
 AgainstOption = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Another way to give BEFORE.")
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="What AFTER was compiled from: checks the certificate that lies beside it from "
+        "scratch. Without a certificate, the same as BEFORE.",
+    ),
 ]
 PromiseOption = Annotated[
     str,
@@ -62,6 +72,11 @@ def verify_command(
             raise CommandError("give either BEFORE or --against MODEL, to hold AFTER to")
         with Progress() as progress:
             theirs = load(before or against or "", inputs or (), weights, progress)
+            if against is not None and _certificate(after) is not None:
+                progress("verify")
+                certificate = _rechecked(after, theirs, promise, trials, seed)
+                _told(page, certificate, as_json=as_json)
+                return
             ours = _after(after, theirs)
             progress("verify")
             given = next((x for x in (theirs, ours) if x.args or x.kwargs), None)
@@ -74,9 +89,50 @@ def verify_command(
                 trials=trials,
                 seed=seed,
             )
+    _told(page, certificate, as_json=as_json)
+
+
+def _told(page: Page, certificate: Certificate, *, as_json: bool) -> None:
     page.text(certificate.to_json() if as_json else str(certificate))
     if not certificate:
         raise typer.Exit(1)
+
+
+def _certificate(spec: str) -> Path | None:
+    """Return the certificate of what a compile wrote: in the folder, or beside the file."""
+    path = Path(spec)
+    folder = path if path.is_dir() else path.parent
+    found = folder / "certificate.json"
+    return found if path.exists() and found.is_file() else None
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    # A .pt2 file holds the graph of one mode: its weights are held to the certificate.
+    return dict(load_pt2(path).state_dict) if path.suffix.lower() == ".pt2" else read_weights(path)
+
+
+def _rechecked(spec: str, theirs: Loaded, promise: str, trials: int, seed: int) -> Certificate:
+    path, certificate = Path(spec), _certificate(spec)
+    if promise != "same":
+        raise CommandError("--promise goes with BEFORE; a certificate says itself what it promises")
+    path = _artifact(path) if path.is_dir() else path
+    if path.suffix.lower() not in (".fxp", ".pt2", *_WEIGHTS):
+        raise CommandError(
+            f"{path}: a {path.suffix} file cannot be held to a certificate; give the folder, or a "
+            ".fxp, .pt2 or .safetensors file"
+        )
+    program = read_program(path) if path.suffix.lower() == ".fxp" else None
+    weights = _weights(path) if program is None else program.state_dict()
+    return recheck(
+        read_certificate(certificate or path),
+        weights,
+        theirs.model,
+        theirs.args,
+        theirs.kwargs,
+        artifact=program,
+        trials=trials,
+        seed=seed,
+    )
 
 
 def _after(spec: str, before: Loaded) -> Loaded:

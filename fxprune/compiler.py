@@ -17,10 +17,11 @@ from fxprune.checker import check_values
 from fxprune.errors import PassTypeError
 from fxprune.facts import GivenMasks, Importance
 from fxprune.observing import Holder, Observer
-from fxprune.pipeline import Facts, Pipeline, Rewrite
+from fxprune.pipeline import Facts, Pipeline, Rewrite, Watch
 from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program
 from fxprune.proving import hold_same
+from fxprune.quiet import alone
 from fxprune.ranks import ready, together
 from fxprune.recipe import Finalize, Recipe, Rule
 from fxprune.regional import masking_everywhere
@@ -33,6 +34,7 @@ from fxprune.transaction import copied, fork
 from fxprune.ways_in import enter
 
 __all__ = [
+    "OnPass",
     "RecipeLike",
     "capture",
     "edit",
@@ -77,7 +79,8 @@ def capture(
     """
     if isinstance(model, Program):
         return copied(model)
-    program, hooked = enter(model, args, kwargs, batch)
+    with alone():
+        program, hooked = enter(model, args, kwargs, batch)
     if hooked:
         masks = joined_masks(program, hooked)
         names, given = tuple(masks), GivenMasks(masks)
@@ -103,6 +106,7 @@ def prune(
     allow_imports: bool = False,
     process_group: Any = None,
     on_pass: OnPass | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Mask a Program by a recipe's rules, then run the passes that it names.
 
@@ -121,6 +125,7 @@ def prune(
             processes make this call: they rank parameters that are spread over them (DTensor,
             FSDP2) as one process would that had all of them.
         on_pass: called with the rule's and the pass's name before each pass.
+        watch: sees the Program before and after each pass.
 
     Returns:
         The masked Program.
@@ -151,7 +156,8 @@ def prune(
             rules = repr([(stage.rules, stage.calls) for stage in stages])
             given.append(ready(peers, program, rules, {**scores, **masks}))
         observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
-        work = worked(program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer)
+        how: Any = {"inplace": inplace, "on_pass": on_pass, "observer": observer, "watch": watch}
+        work = worked(program, stages, given, **how)
     return done(program, work, inplace=inplace)
 
 
@@ -163,6 +169,7 @@ def run_stages(
     inplace: bool,
     on_pass: OnPass | None = None,
     observer: Observer | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Run the pipelines of some rules, all or nothing.
 
@@ -173,8 +180,11 @@ def run_stages(
         inplace: edit `program` itself.
         on_pass: see `prune`.
         observer: sees what each stage did, and may refuse what all did by raising.
+        watch: sees the Program before and after each pass.
     """
-    work = worked(program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer)
+    work = worked(
+        program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer, watch=watch
+    )
     return done(program, work, inplace=inplace)
 
 
@@ -184,6 +194,7 @@ def finalize(
     inplace: bool = False,
     zeros: str = "keep",
     on_pass: OnPass | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Fold every mask into its parameter; keys go back to the source's names and order.
 
@@ -194,6 +205,7 @@ def finalize(
         inplace: edit the given Program; its Parameter objects stay the same ones.
         zeros: "keep" what multiplication gives (-1 * 0 is -0.0), or "clean" for +0.0.
         on_pass: called with each pass's name before it runs.
+        watch: sees the Program before and after the pass, and holds outputs to each other itself.
 
     Returns:
         A Program with plain weights and equal outputs.
@@ -203,7 +215,8 @@ def finalize(
     """
     options = Finalize(zeros=zeros)  # pyright: ignore[reportArgumentType]
     step = create("finalize", zeros=options.zeros)
-    return edit(program, step, inplace=inplace, same=options.zeros == "keep", on_pass=on_pass)
+    same = options.zeros == "keep" and watch is None
+    return edit(program, step, inplace=inplace, same=same, on_pass=on_pass, watch=watch)
 
 
 def unmask(program: Program, *names: str, inplace: bool = False) -> Program:
@@ -242,6 +255,7 @@ def edit(
     inplace: bool,
     same: bool = False,
     on_pass: OnPass | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Run one rewrite pass, all or nothing.
 
@@ -251,6 +265,7 @@ def edit(
         inplace: edit `program` itself.
         same: whether the pass promises outputs that are equal bit for bit.
         on_pass: called with the pass's name before it runs.
+        watch: sees the Program before and after the pass.
 
     Raises:
         InvariantError: the promise is broken; `program` is as it was.
@@ -260,7 +275,7 @@ def edit(
             f"{step.name} takes a Program, not {type(program).__name__}; call fxprune.capture first"
         )
     work = fork(program) if inplace else copied(program)
-    Pipeline((step,)).run(work, Facts(), on_pass=on_pass)
+    Pipeline((step,)).run(work, Facts(), on_pass=on_pass, watch=watch)
     if same and is_spread(program):
         check_values(program, work, step.name)
     elif same:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from fxprune.errors import FormatError
+from fxprune.file_sinks import sink, write_tensor_file
 from fxprune.program import Program, example_of
 from fxprune.quiet import quiet_export
 from fxprune.saving import write_fxp
@@ -58,7 +58,9 @@ def write_pt2(program: Program, path: Path) -> None:
         path: ends in .pt2; `torch.export.load` reads it.
     """
     with quiet_export():
-        torch.export.save(_exported(program), path)
+        exported = _exported(program)
+        with sink(path) as file:
+            torch.export.save(exported, file)
 
 
 def write_onnx(program: Program, path: Path) -> None:
@@ -111,7 +113,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         state[key] = tensor.clone() if where in seen else tensor
         state[key] = state[key].contiguous()
         seen.add(where)
-    save_file(state, path, metadata={"format": "pt"})
+    write_tensor_file(state, path, {"format": "pt"})
 
 
 WRITERS: Mapping[str, Callable[[Program, Path], None]] = {

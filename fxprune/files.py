@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 
+from fxprune.bounds import check_tensor_file
 from fxprune.errors import FormatError, FxpruneError, PassTypeError
 from fxprune.exporting import SOURCE, WRITERS, check_format
 from fxprune.program import Program
+from fxprune.pt2_files import load_pt2
 from fxprune.regional import check_whole
 from fxprune.source_code import write_source
+from fxprune.unpickling import unpickled
 from fxprune.writing import PathLike, replacing, replacing_folder, write_text
 
 __all__ = [
+    "PICKLED",
     "PathLike",
     "check_writable",
     "export",
+    "load_pt2",
+    "read_content",
     "read_weights",
     "replacing",
     "replacing_folder",
@@ -28,7 +33,7 @@ __all__ = [
 ]
 
 _SAFE = ".safetensors"
-_PICKLED = (".pt", ".pth", ".bin")
+PICKLED = (".pt", ".pth", ".bin")
 
 
 def export(program: Program, path: PathLike) -> Path:
@@ -109,15 +114,31 @@ def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
         FormatError: the file is missing, damaged, of another kind, or holds more than tensors.
     """
     source = Path(path)
+    return _tensors_of(source, read_content(source))
+
+
+def read_content(source: Path, *, also: Sequence[Any] = ()) -> Any:
+    """Read what a file of tensors holds, on the CPU; nothing in the file is run.
+
+    Args:
+        source: see `read_weights`.
+        also: what a pickle may name beside torch's own, see `torch.serialization.safe_globals`.
+
+    Raises:
+        FormatError: the file is missing, damaged, of another kind, or holds what would be run.
+    """
     suffix = source.suffix.lower()
-    if suffix not in (_SAFE, *_PICKLED):
-        known = ", ".join((_SAFE, *_PICKLED))
-        raise FormatError(f"{source}: weights are read from {known} files; save them as one")
+    if suffix not in (_SAFE, *PICKLED):
+        known = ", ".join((_SAFE, *PICKLED))
+        raise FormatError(f"{source}: tensors are read from {known} files; save them as one")
     if not source.is_file():
         what = "is no file" if source.exists() else "does not exist"
         raise FormatError(f"{source}: this {what}; give the path of a {suffix} file")
     try:
-        found = load_file(source) if suffix == _SAFE else _unpickled(source)
+        check_tensor_file(source)
+        return load_file(source) if suffix == _SAFE else unpickled(source, also)
+    except FormatError as error:
+        raise FormatError(f"{source}: {error}") from error
     except OSError as error:
         raise FormatError(f"{source}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file raises many kinds, all of which mean the same here
@@ -125,14 +146,6 @@ def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
             f"{source}: this {suffix} file is damaged or holds other things than tensors, and "
             f"nothing in it was run ({type(error).__name__}); save `model.state_dict()` again"
         ) from error
-    return _tensors_of(source, found)
-
-
-def _unpickled(source: Path) -> Any:
-    with warnings.catch_warnings():
-        # It goes on to refuse such a file, which is said then.
-        warnings.filterwarnings("ignore", message=".*looks like a TorchScript archive")
-        return torch.load(source, map_location="cpu", weights_only=True)
 
 
 def _tensors_of(source: Path, found: object) -> dict[str, torch.Tensor]:

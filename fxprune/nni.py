@@ -11,6 +11,7 @@ from fxprune.errors import RecipeError
 from fxprune.nni_settings import Setting, check_keys, check_pruner, setting_of
 from fxprune.nni_where import Name, Where, minus, select_of
 from fxprune.recipe_errors import show
+from fxprune.regexes import UnboundedError, check_regex
 
 __all__ = ["rules_from_nni"]
 
@@ -113,6 +114,8 @@ def _where(table: Mapping[str, Any]) -> Where:
             "any class but these; give op_types"
         )
     parts = [f".*{re.escape(part)}" for part in lists["op_partial_names"]]
+    for part in parts:
+        _compiles("op_partial_names", part)
     names = (
         *map(Name, lists["op_names"]),
         *(Name(pattern, True) for pattern in (*lists["op_names_re"], *parts)),
@@ -140,7 +143,9 @@ def _texts(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 def _compiles(key: str, pattern: str) -> None:
     try:
-        re.compile(pattern)
+        check_regex(pattern)
+    except UnboundedError as error:
+        raise RecipeError(f"{key} has {show(pattern)}, which {error}; make it simpler") from None
     except (re.error, OverflowError, RecursionError) as error:
         raise RecipeError(
             f"{key} has {show(pattern)}, which is no regular expression: {error}"

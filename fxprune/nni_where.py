@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from fxprune.errors import RecipeError
 from fxprune.recipe_errors import show
+from fxprune.regexes import fits_at_start
 
 __all__ = ["Name", "Where", "minus", "select_of"]
 
@@ -29,7 +30,7 @@ class Name(NamedTuple):
 
     def fits(self, name: str) -> bool:
         """Whether a module of this name is meant."""
-        return bool(re.match(self.text, name)) if self.is_regex else self.text == name
+        return fits_at_start(self.text, name) if self.is_regex else self.text == name
 
 
 @dataclass(frozen=True)

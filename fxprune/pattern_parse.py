@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from fxprune.errors import RecipeError
 from fxprune.pattern_parts import Anything, Call, Constant, Either, Listed, Name, Pattern
+from fxprune.quiet import alone
 from fxprune.recipe_errors import plain
 
 __all__ = ["parse"]
@@ -86,7 +87,7 @@ class _Source:
 
     def read(self) -> ast.expr:
         """Return the expression that Python reads in the text."""
-        with warnings.catch_warnings():
+        with alone(), warnings.catch_warnings():
             # Python warns of numbers that run into words; what comes of it is a fault below.
             warnings.simplefilter("ignore")
             try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from fxprune.certificate import Certificate
 from fxprune.checker import check_invariants
 from fxprune.errors import InvariantError, PassError
 from fxprune.pattern import Refusal
@@ -16,7 +17,7 @@ from fxprune.rewriter import Rewriter
 from fxprune.transaction import fork
 from fxprune.verify import verify
 
-__all__ = ["Analysis", "Facts", "Pass", "Pipeline", "Rewrite", "Step", "Trace"]
+__all__ = ["Analysis", "Facts", "Pass", "Pipeline", "Rewrite", "Step", "Trace", "Watch"]
 
 F = TypeVar("F")
 
@@ -76,11 +77,43 @@ class Analysis(Pass):
 
 
 class Rewrite(Pass):
-    """A pass that edits the Program, through the Rewriter alone."""
+    """A pass that edits the Program, through the Rewriter alone.
+
+    Attributes:
+        edits: what it edits, which a compile holds it to: "masks", "folds", "unmasks", "adopts",
+            "cuts", "constants" (see `fxprune.announced.Announced`), or "anything".
+    """
+
+    edits: ClassVar[str] = "anything"
 
     @abstractmethod
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
         """Edit the Program."""
+
+
+class Watch:
+    """Sees a Program before and after each pass; what it raises stops the run. This one is blind.
+
+    Attributes:
+        checks: whether it holds passes to anything; where not, a step needs no check of its own.
+    """
+
+    checks: bool = False
+
+    def begin(self, program: Program) -> None:
+        """See the Program before the first pass."""
+
+    def before(self, program: Program, step: Pass) -> None:
+        """See the Program before a pass."""
+
+    def after(self, program: Program, step: Pass, facts: Facts) -> None:
+        """See the Program after a pass, with the facts that are there."""
+
+    def stage(self, program: Program, rules: Iterable[Any], facts: Facts) -> None:
+        """See the Program after all passes of rules that were carried out together."""
+
+    def close(self, name: str, certificate: Certificate) -> None:
+        """See what was found of a step whose outputs are close in float64."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +195,7 @@ class Pipeline:
         facts: Facts,
         *,
         on_pass: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
     ) -> Trace:
         """Run the passes on a Program that no caller holds, and check it after each.
 
@@ -169,6 +203,7 @@ class Pipeline:
             program: edited in place.
             facts: facts given from the start; the passes' facts are added.
             on_pass: called with each pass's name before it runs.
+            watch: sees the Program before and after each pass.
 
         Raises:
             PassError: a pass would not find what it needs, or gave another fact than it says.
@@ -179,6 +214,8 @@ class Pipeline:
         for step in self.passes:
             if on_pass is not None:
                 on_pass(step.name)
+            if watch is not None:
+                watch.before(program, step)
             start = time.perf_counter()
             edits, refusals = 0, tuple[Refusal, ...]()
             if isinstance(step, Rewrite):
@@ -187,6 +224,8 @@ class Pipeline:
             elif isinstance(step, Analysis):
                 facts.put(_given(step, step.run(program, facts)))
             done.append(Step(step.name, time.perf_counter() - start, edits, refusals))
+            if watch is not None:
+                watch.after(program, step, facts)
         return Trace(tuple(done))
 
 

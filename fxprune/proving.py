@@ -15,6 +15,7 @@ from fxprune.checker import check_same, observe
 from fxprune.errors import InvariantError
 from fxprune.graphs import fingerprint
 from fxprune.program import EVAL, TRAIN, Program, example_of
+from fxprune.quiet import alone
 from fxprune.reads import is_product, mask_read_of, parameter_read
 from fxprune.shell import Shell
 
@@ -34,7 +35,9 @@ def hold_same(before: Program, after: Program, by: str) -> None:
     """
     if before.captured.inputs.drawable:
         args, kwargs = example_of(before)
-        check_same(observe(before, args, kwargs), observe(after, args, kwargs), by)
+        with alone():
+            seen = observe(before, args, kwargs), observe(after, args, kwargs)
+        check_same(*seen, by)
         return
     why = why_not_same(after, before)
     if why is not None:

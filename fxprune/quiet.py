@@ -1,26 +1,44 @@
-"""torch's exporters without what they print, log and warn of on their own account."""
+"""torch's exporters one at a time, without what they print, log and warn of by themselves."""
 
 from __future__ import annotations
 
 import io
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, redirect_stderr
+from typing import TextIO
 
-__all__ = ["quiet_export"]
+__all__ = ["alone", "quiet_export"]
+
+
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Hold off all other threads of this library that use what a process has one of.
+
+    That is torch's tracing, its global generator, warnings and standard error.
+    """
+    with _LOCK:
+        yield
 
 
 @contextmanager
 def quiet_export() -> Generator[None]:
-    """Let torch.export and torch.onnx run quietly; what they printed is shown if they succeed."""
-    printed = io.StringIO()
-    with ExitStack() as stack:
+    """Let torch.export and torch.onnx run quietly; what they printed is shown if they succeed.
+
+    What other threads print and log meanwhile is left alone.
+    """
+    with alone(), ExitStack() as stack:
         for name, start in _LOGGED.items():
             logger, drop = logging.getLogger(name), _Drop(start)
             logger.addFilter(drop)
             stack.callback(logger.removeFilter, drop)
+        printed = _Printed(sys.stderr)
         stack.enter_context(redirect_stderr(printed))
         stack.enter_context(warnings.catch_warnings())
         for message in _WARNINGS:
@@ -30,6 +48,19 @@ def quiet_export() -> Generator[None]:
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
         yield
     sys.stderr.write(printed.getvalue())
+
+
+class _Printed(io.StringIO):
+    """Keeps what the thread that makes it prints, and passes on what others do."""
+
+    def __init__(self, others: TextIO) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+        self.others = others
+
+    def write(self, text: str, /) -> int:
+        own = threading.get_ident() == self.thread
+        return super().write(text) if own else self.others.write(text)
 
 
 _WARNINGS = (
@@ -47,6 +78,7 @@ _WARNINGS = (
 # ONNX exporter says of its own optimisations.
 _LOGGED = {
     "torch.fx.experimental.symbolic_shapes": "",
+    "torch.export": "Ran into the following error when deserializing",
     "torch.onnx._internal.exporter._registration": "torchvision is not installed",
     "onnxscript.optimizer._constant_folding": "Skipping constant folding",
     "onnx_ir.passes.common.initializer_deduplication": "Skipped deduplication",
@@ -59,6 +91,9 @@ class _Drop(logging.Filter):
     def __init__(self, start: str) -> None:
         super().__init__()
         self.start = start
+        self.thread = threading.get_ident()
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread != self.thread:
+            return True
         return record.levelno >= logging.ERROR or not record.getMessage().startswith(self.start)

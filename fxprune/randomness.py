@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fxprune.program import Program
+from fxprune.quiet import alone
 
 __all__ = ["generator_states", "kept_generators"]
 
@@ -22,12 +23,13 @@ def generator_states(program: Program) -> list[torch.Tensor]:
 def kept_generators(program: Program) -> Generator[None]:
     """Put the global generators that pruning a Program may draw from back to where they were."""
     generators = _generators(program)
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+    with alone():
+        states = [generator.get_state() for generator in generators]
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
 
 def _generators(program: Program) -> list[torch.Generator]:

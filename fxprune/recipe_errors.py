@@ -36,7 +36,7 @@ _HINTS = {
     "finalize": "write [finalize]",
     "formats": 'give a list, as formats = ["pt2", "safetensors"]',
     "group": "give a text on one line",
-    "mask": "give the path of a .safetensors file",
+    "mask": "give the path of a .safetensors, .pt, .pth or .bin file",
     "max_share": "give a share between 0.0 and 1.0",
     "match": 'write match = "relu(conv2d(_, W))"',
     "method": 'give a name, as method = "l1_unstructured"',

@@ -36,7 +36,7 @@ _IMPORTS = (
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 _Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
-_File = Annotated[str, Field(pattern=r"^[^\p{C}]+\.safetensors$")]
+_File = Annotated[str, Field(pattern=r"^[^\p{C}]+\.(safetensors|pt|pth|bin)$")]
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _Least = Annotated[int, Field(ge=1, lt=2**63)]
@@ -58,7 +58,7 @@ class Rule(Table):
         amount: How much of what is alive: a float is a share, an int a count.
         n: The order of the norm, as torch.norm takes it.
         dim: The dimension of the channels; by default the last one.
-        mask: A .safetensors file, for custom_from_mask.
+        mask: A .safetensors, .pt, .pth or .bin file, for custom_from_mask; see `fxprune.masks`.
         scope: "local", or "global": all the rule's parameters are ranked together.
         group: With scope "global": the rules of a group share one budget.
         min_keep: With `coupled`: how many channels of each layer stay at least.

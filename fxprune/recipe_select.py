@@ -20,6 +20,7 @@ from pydantic import (
 
 from fxprune.errors import RecipeError
 from fxprune.recipe_errors import choices, explain, hint, plain, refuse, show
+from fxprune.regexes import LONGEST, UnboundedError, check_regex
 
 __all__ = ["DTYPES", "Count", "Names", "Reading", "Select", "Table", "as_tuple"]
 
@@ -134,6 +135,17 @@ class Select(Table):
         refuse(_regex_fault(pattern) for pattern in patterns)
         return patterns
 
+    @field_validator("path", "exclude")
+    @classmethod
+    def _is_short(cls, globs: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        long = [glob for glob in globs if len(glob) > LONGEST]
+        refuse(
+            f"{info.field_name} = {show(glob)} has {len(glob)} characters; at most {LONGEST} are "
+            "read"
+            for glob in long
+        )
+        return globs
+
     @field_validator("dtype")
     @classmethod
     def _exists(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -146,7 +158,9 @@ def _regex_fault(pattern: str) -> str:
     """What is wrong with a regular expression and at which character; "" for nothing."""
     head = f"regex = {show(pattern)} is no regular expression"
     try:
-        re.compile(pattern)
+        check_regex(pattern)
+    except UnboundedError as error:
+        return f"regex = {show(pattern)} {error}; make it simpler"
     except re.error as error:
         at = len(pattern) if error.pos is None else error.pos
         spot = f"at character {at + 1} {show(pattern[at])}" if at < len(pattern) else "at its end"

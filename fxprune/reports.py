@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 
 from fxprune import tensors
+from fxprune.certificate import Certificate
 from fxprune.errors import MissingParameterError, PassTypeError
 from fxprune.facts import PassRecord, RuleRecord
 from fxprune.footprints import Latency, latency_of
@@ -42,6 +43,7 @@ class Report:
         rules: what each rule did, in order.
         passes: what each pass that a recipe named did, in order.
         shrinks: what each shrink did, in order.
+        certificate: what was checked, where a compile made the report.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -50,6 +52,7 @@ class Report:
     rules: tuple[RuleRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     shrinks: tuple[ShrinkReport, ...] = ()
+    certificate: Certificate | None = None
 
     @property
     def pruned(self) -> tuple[ParameterReport, ...]:
@@ -132,6 +135,7 @@ class Report:
             "passes": [asdict(done) for done in self.passes],
             "shrinks": [done.to_data() for done in self.shrinks],
             "seconds": self.seconds,
+            "certificate": None if self.certificate is None else self.certificate.to_data(),
         }
         return json.dumps(data, indent=2, allow_nan=False)
 

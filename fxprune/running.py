@@ -8,7 +8,7 @@ from typing import Any
 from fxprune.facts import GivenMasks, Importance, Methods
 from fxprune.observing import Observer
 from fxprune.peers import Peers
-from fxprune.pipeline import Facts
+from fxprune.pipeline import Facts, Watch
 from fxprune.program import Program
 from fxprune.records import pass_records, record_of
 from fxprune.shards import refuse_sharded
@@ -28,6 +28,7 @@ def worked(
     inplace: bool,
     on_pass: OnPass | None = None,
     observer: Observer | None = None,
+    watch: Watch | None = None,
 ) -> Program:
     """Run the pipelines of some rules on a fork or a copy, and return that.
 
@@ -38,6 +39,7 @@ def worked(
         inplace: work on a fork, which shares the tensors.
         on_pass: called with the rule's and the pass's name before each pass.
         observer: sees what each stage did, and may refuse what all did by raising.
+        watch: sees the Program before and after each pass.
     """
     stages, given = list(stages), list(given)
     kinds = set(map(type, _facts(given)))
@@ -46,8 +48,10 @@ def worked(
     if Peers not in kinds:
         refuse_sharded(program)
     work = fork(program) if inplace else copied(program)
+    if watch is not None:
+        watch.begin(work)
     for stage in stages:
-        run_stage(work, stage, given, on_pass)
+        run_stage(work, stage, given, on_pass, watch)
         if observer is not None:
             observer.stage(work, stage)
     if observer is not None:
@@ -55,11 +59,19 @@ def worked(
     return work
 
 
-def run_stage(work: Program, stage: Stage, given: Iterable[Any], on_pass: OnPass | None) -> None:
+def run_stage(
+    work: Program,
+    stage: Stage,
+    given: Iterable[Any],
+    on_pass: OnPass | None,
+    watch: Watch | None = None,
+) -> None:
     """Run one stage on a Program that no caller holds, and record what it did."""
     facts = Facts(_facts(given))
     named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
-    trace = stage.pipeline.run(work, facts, on_pass=named)
+    trace = stage.pipeline.run(work, facts, on_pass=named, watch=watch)
+    if watch is not None:
+        watch.stage(work, stage.rules, facts)
     if stage.calls:
         work.captured.passes += pass_records(stage, trace)
     else:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from fxprune.checker import check_invariants
 from fxprune.errors import FormatError, FxpruneError, PassTypeError
+from fxprune.file_sinks import write_tensor_file
 from fxprune.program import Program
 from fxprune.regional import check_whole
 from fxprune.saved_document import parse_document, write_document
@@ -72,7 +72,7 @@ def write_fxp(program: Program, path: Path) -> None:
     if len(text) > _MOST_HEADER // 2:
         raise FormatError(f"the graphs take {len(text):,} bytes, more than a .fxp can hold")
     # One key alone: safetensors writes several in any order.
-    save_file(tensors, path, metadata={_KEY: text})
+    write_tensor_file(tensors, path, {_KEY: text})
 
 
 def load(path: PathLike) -> Program:

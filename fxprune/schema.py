@@ -26,7 +26,10 @@ _ODD = (
 )
 _LINE: Schema = {"type": "string", "minLength": 1, "not": {"pattern": _ODD}}
 _CLASS = r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*$"
-_MASK: Schema = {"pattern": r"^.+\.safetensors$", "not": {"pattern": r"[\u0000-\u001f\u007f]"}}
+_MASK: Schema = {
+    "pattern": r"^.+\.(safetensors|pt|pth|bin)$",
+    "not": {"pattern": r"[\u0000-\u001f\u007f]"},
+}
 _NULL: Schema = {"type": "null"}
 # A value that a key may have, to ask whether a method takes the key at all.
 _SAMPLES: Mapping[str, Any] = {

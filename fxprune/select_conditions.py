@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -11,6 +10,7 @@ from typing import Any
 
 from fxprune.facts import ParamSite
 from fxprune.recipe_select import Select
+from fxprune.regexes import found_in
 
 __all__ = ["Condition", "conditions", "globbed", "likeness"]
 
@@ -74,7 +74,7 @@ def _names(select: Select, site: ParamSite) -> Iterator[Condition]:
         text = f"its name does not match path {_either(map(repr, select.path))}"
         yield Condition(globbed(site.aliases, select.path), text, select.path, site.aliases)
     if select.regex:
-        found = any(re.search(r, alias) for r in select.regex for alias in site.aliases)
+        found = any(found_in(r, alias) for r in select.regex for alias in site.aliases)
         text = f"its name does not match regex {_either(map(repr, select.regex))}"
         yield Condition(found, text, select.regex, site.aliases)
     attributes = tuple(sorted({alias.rpartition(".")[2] for alias in site.aliases}))

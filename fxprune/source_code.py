@@ -16,7 +16,7 @@ from fxprune.recipe_errors import plain
 from fxprune.source_forward import body_lines
 from fxprune.source_tree import tree_lines
 from fxprune.source_values import is_plain, read_text, value_text
-from fxprune.writing import PathLike, replacing_folder, write_text
+from fxprune.writing import PathLike, replacing_files, write_text
 
 __all__ = ["source_of", "write_source"]
 
@@ -90,7 +90,7 @@ def write_source(program: Program, path: PathLike) -> Path:
         text = source_of(program, weights)
     except FormatError as error:
         raise FormatError(f"{target}: {error}") from error
-    with replacing_folder(target.parent) as folder:
+    with replacing_files(target.parent) as folder:
         write_tensors(_tensors(program), folder / weights)
         write_text(folder / target.name, text)
     return target

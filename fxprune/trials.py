@@ -12,10 +12,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.program import TRAIN, Program, example_of
+from fxprune.quiet import alone
 from fxprune.source import copy_model
 from fxprune.tensors import masks
+from fxprune.widening import wide_tensor, widen
 
-__all__ = ["Given", "Run", "Trial", "prepared", "reproducible", "run", "trials_of"]
+__all__ = ["Given", "Run", "Side", "Trial", "prepared", "reproducible", "run", "trials_of"]
 
 Given = tuple[tuple[Any, ...], dict[str, Any]] | None
 
@@ -79,17 +81,72 @@ def trials_of(
         yield Trial(mode, label, args, kwargs, drawn=True)
 
 
-def run(model: nn.Module, trial: Trial, *, seed: int, wide: bool) -> Run:
-    """Run a private copy of a model; what it raises is a result.
+class Side:
+    """A model that runs again and again as if for the first time.
+
+    A Program is copied once: its graphs can change nothing but tensors, and these are put back
+    where torch counted a write. Of what else a module may change nothing is known: it is copied
+    for each run.
 
     Args:
         model: not changed.
-        trial: mode and inputs; the inputs are not changed either.
-        seed: of what the model draws.
         wide: whether to run in float64.
     """
+
+    def __init__(self, model: nn.Module, *, wide: bool) -> None:
+        self._model, self._wide = model, wide
+        self._copy: nn.Module | None = None
+        self._tensors: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+
+    def prepared(self, trial: Trial) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Return a private copy in the trial's mode, and private inputs; see `prepared`."""
+        if type(self._model) is not Program:
+            return prepared(self._model, trial, wide=self._wide)
+        if self._copy is None:
+            self._copy = self._made()
+        else:
+            self._put_back()
+        module = self._copy
+        for part, own in zip(module.modules(), self._model.modules(), strict=True):
+            part.training = own.training
+        return module.train(trial.mode == TRAIN), *_inputs(trial, wide=self._wide)
+
+    def _made(self) -> nn.Module:
+        copied = copy_model(self._model)
+        if self._wide:
+            widen(copied)
+        tensors = [*copied.parameters(), *copied.buffers()]
+        kept = [t.detach().clone() if t.numel() < _SMALL else t for t in tensors]
+        self._tensors = [(t, k, t._version) for t, k in zip(tensors, kept, strict=True)]
+        return copied
+
+    def _put_back(self) -> None:
+        for tensor, kept, version in self._tensors:
+            if tensor._version == version:
+                continue
+            if kept is tensor:  # a large one, of which no second copy is held
+                self._copy = self._made()
+                return
+        with torch.no_grad():
+            for tensor, kept, version in self._tensors:
+                if tensor._version != version:
+                    tensor.copy_(kept)
+        self._tensors = [(tensor, kept, tensor._version) for tensor, kept, _ in self._tensors]
+
+
+_SMALL = 65_536  # entries of a tensor of which a second copy costs nothing
+
+
+def run(side: Side, trial: Trial, *, seed: int) -> Run:
+    """Run a model; what it raises is a result.
+
+    Args:
+        side: the model.
+        trial: mode and inputs; the inputs are not changed.
+        seed: of what the model draws.
+    """
     try:
-        module, args, kwargs = prepared(model, trial, wide=wide)
+        module, args, kwargs = side.prepared(trial)
         with reproducible(seed):
             output = module(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - a model may raise anything, and it is a finding
@@ -109,11 +166,16 @@ def prepared(
         wide: whether to take model and inputs to float64.
     """
     module = copy_model(model)
+    if wide:
+        widen(module)
+    return module.train(trial.mode == TRAIN), *_inputs(trial, wide=wide)
+
+
+def _inputs(trial: Trial, *, wide: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, (trial.args, trial.kwargs))
     if wide:
-        module._apply(_wide)
-        args, kwargs = pytree.tree_map_only(torch.Tensor, _wide, (args, kwargs))
-    return module.train(trial.mode == TRAIN), args, kwargs
+        args, kwargs = pytree.tree_map_only(torch.Tensor, wide_tensor, (args, kwargs))
+    return args, kwargs
 
 
 @contextmanager
@@ -123,7 +185,7 @@ def reproducible(seed: int) -> Generator[None]:
     Without gradients torch takes other kernels for weights that are Parameters than for products.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+    with alone(), torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
         torch.manual_seed(seed)
         yield
 
@@ -132,17 +194,12 @@ def _buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     kept = set(module.state_dict())
     if isinstance(module, Program):
         kept -= {f"{alias}_mask" for alias in module.captured.first if alias in masks(module)}
-    return {name: _at_rest(x) for name, x in module.named_buffers() if name in kept}
+    # Copies: the next run starts from the buffers as they were.
+    return {name: _copied(x).cpu() for name, x in module.named_buffers() if name in kept}
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _at_rest(tensor: torch.Tensor) -> torch.Tensor:

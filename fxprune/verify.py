@@ -12,11 +12,12 @@ from torch import nn
 from fxprune.certificate import Certificate, Failure
 from fxprune.differences import Difference, Holder
 from fxprune.errors import InputError, PassError, PassTypeError
+from fxprune.minimising import minimised
 from fxprune.program import EVAL, TRAIN, Program
 from fxprune.proving import proof_of
 from fxprune.regional import RegionalProgram
 from fxprune.stepping import first_difference, recorded, told
-from fxprune.trials import Run, Trial, prepared, reproducible, run, trials_of
+from fxprune.trials import Run, Side, Trial, reproducible, run, trials_of
 
 __all__ = ["BOUND", "verify"]
 
@@ -124,6 +125,9 @@ class _Comparison:
     failures: list[Failure] = field(default_factory=list[Failure])
     largest: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._sides = [Side(model, wide=self.wide) for model in (self.after, self.before)]
+
     @property
     def wide(self) -> bool:
         return self.promise == "close"
@@ -134,9 +138,7 @@ class _Comparison:
 
     def compare(self, trial: Trial) -> None:
         """Run both sides on one input and keep what differs."""
-        after, before = (
-            run(side, trial, seed=self.seed, wide=self.wide) for side in (self.after, self.before)
-        )
+        after, before = (run(side, trial, seed=self.seed) for side in self._sides)
         if trial.drawn and after.error and before.error:
             self.skipped.append(f"{trial.mode}: {trial.label}: {before.error}")
             return
@@ -145,9 +147,9 @@ class _Comparison:
             message = f"after {_outcome(after)}; before {_outcome(before)}"
             self.failures.append(Failure(trial.mode, trial.label, None, None, message))
             return
-        found = self.holder.nests("output", after.output, before.output)
-        self.largest = max(self.largest, *(difference.size for difference in found), 0.0)
-        found += self._buffers(trial, after, before)
+        found = self._found(trial, after, before)
+        sizes = [difference.size for difference in found if difference.where.startswith("output")]
+        self.largest = max(self.largest, *sizes, 0.0)
         self._report(trial, [difference for difference in found if difference.text])
 
     def close(self, mode: str) -> None:
@@ -170,6 +172,24 @@ class _Comparison:
             skipped=tuple(self.skipped),
         )
 
+    def _found(self, trial: Trial, after: Run, before: Run) -> list[Difference]:
+        found = self.holder.nests("output", after.output, before.output)
+        return found + self._buffers(trial, after, before)
+
+    def _differs(self, trial: Trial) -> bool:
+        """Tell whether both sides run on an input, and differ."""
+        after, before = (run(side, trial, seed=self.seed) for side in self._sides)
+        if after.error or before.error:
+            return False
+        return any(difference.text for difference in self._found(trial, after, before))
+
+    def _example(self, trial: Trial) -> str | None:
+        """Return a small input on which the two differ, once a certificate."""
+        if self.failures:
+            return None
+        spec = next((s for s in (self.before, self.after) if isinstance(s, Program)), None)
+        return minimised(trial, self._differs, None if spec is None else spec.captured.inputs)
+
     def _buffers(self, trial: Trial, after: Run, before: Run) -> list[Difference]:
         """Hold batch statistics after a step in train mode to each other."""
         has_program = isinstance(self.after, Program) or isinstance(self.before, Program)
@@ -185,10 +205,13 @@ class _Comparison:
         if not differences:
             return
         node, suffix = self._first_node(trial)
+        example = self._example(trial)
         for found in differences:
             message = f"{found.where} {found.text}{suffix}"
-            failure = Failure(trial.mode, trial.label, found.where, found.size, message, node)
-            self.failures.append(failure)
+            self.failures.append(
+                Failure(trial.mode, trial.label, found.where, found.size, message, node, example)
+            )
+            example = None
 
     def _first_node(self, trial: Trial) -> tuple[str | None, str]:
         """Return the first node that differs, and a sentence about it; nothing for modules."""
@@ -198,8 +221,8 @@ class _Comparison:
         if isinstance(self.after, RegionalProgram) or isinstance(self.before, RegionalProgram):
             return None, ""
         steps: list[Any] = []
-        for side in (self.after, self.before):
-            program, args, kwargs = prepared(side, trial, wide=self.wide)
+        for side in self._sides:
+            program, args, kwargs = side.prepared(trial)
             with reproducible(self.seed):
                 steps.append(recorded(program, args, kwargs))
         node = first_difference(steps[0], steps[1], self.holder)

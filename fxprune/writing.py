@@ -11,8 +11,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fxprune.errors import FormatError
+from fxprune.swapping import swap
 
-__all__ = ["PathLike", "check_file", "check_folder", "replacing", "replacing_folder", "write_text"]
+__all__ = [
+    "PathLike",
+    "check_file",
+    "check_folder",
+    "replacing",
+    "replacing_files",
+    "replacing_folder",
+    "write_text",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -98,11 +107,13 @@ def check_folder(path: PathLike) -> None:
 
 @contextmanager
 def replacing_folder(path: PathLike) -> Generator[Path]:
-    """Give a temporary folder, and move what is in it to `path` if the block does not raise.
+    """Give a temporary folder, and put what is in it at `path` if the block does not raise.
 
     Args:
         path: the folder; made if it is not there. Files of the same names are replaced, others
-            stay. If a file cannot be moved, those moved before it are taken back.
+            stay. All come in one step, where the system can exchange two folders and this one has
+            files alone and is not the current one; else one after another, and those moved are
+            taken back if one cannot be.
 
     Raises:
         FormatError: the folder or a file in it cannot be written.
@@ -117,18 +128,85 @@ def replacing_folder(path: PathLike) -> Generator[Path]:
     """
     target = Path(path)
     check_folder(target)
-    temporary = _place_of(target) / _temporary_name()
+    # Beside the folder it can be exchanged with it; within, it is on the folder's disk at least.
+    place = target.resolve().parent if _can_swap(target) else _place_of(target)
+    with _prepared(target, place) as temporary:
+        yield temporary
+        if not (_moved(temporary, target) or _swapped(temporary, target)):
+            _move_files(temporary, target)
+
+
+@contextmanager
+def replacing_files(folder: PathLike) -> Generator[Path]:
+    """Give a temporary folder, and move the files in it into `folder` if the block does not raise.
+
+    Args:
+        folder: any folder that is there, which stays the same one; the files come one after
+            another, and those moved are taken back if one cannot be.
+
+    Raises:
+        FormatError: the folder or a file in it cannot be written.
+    """
+    target = Path(folder)
+    check_folder(target)
+    with _prepared(target, target) as temporary:
+        yield temporary
+        _move_files(temporary, target)
+
+
+@contextmanager
+def _prepared(target: Path, place: Path) -> Generator[Path]:
+    """Give a temporary folder, and remove what is left of it."""
+    temporary = place / _temporary_name()
     try:
         temporary.mkdir()
         yield temporary
-        if target.exists():
-            _move_files(temporary, target)
-        else:
-            os.replace(temporary, target)
     except OSError as error:
         raise FormatError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _moved(temporary: Path, target: Path) -> bool:
+    """Move the temporary folder to where no folder is; False where one is, perhaps since then."""
+    if target.exists():
+        return False
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+    return True
+
+
+def _can_swap(target: Path) -> bool:
+    """Tell whether a folder has files alone, and nobody is bound to it: no mount, no process."""
+    if not target.is_dir() or target.is_mount() or target.samefile(Path.cwd()):
+        return False
+    if any(old.is_dir() and not old.is_symlink() for old in target.iterdir()):
+        return False
+    return os.access(target.resolve().parent, os.W_OK)
+
+
+def _swapped(temporary: Path, target: Path) -> bool:
+    """Add the files that stay to the temporary folder, and exchange it with the target."""
+    if not _can_swap(target):
+        return False
+    others = [old for old in target.iterdir() if not (temporary / old.name).exists()]
+    try:
+        for old in others:
+            os.link(old, temporary / old.name, follow_symlinks=False)
+        owner = target.stat()
+        os.chown(temporary, owner.st_uid, owner.st_gid)
+        shutil.copystat(target, temporary)
+        if swap(temporary, target.resolve()):
+            return True
+    except OSError:
+        pass  # the disk has no links, the owner is another, or a file went away
+    for old in others:
+        (temporary / old.name).unlink(missing_ok=True)
+    return False
 
 
 def _temporary_name() -> str:

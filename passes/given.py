@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 
 from fxprune import shards, tensors
-from fxprune.errors import FormatError, PassError, PassTypeError, ShapeError
+from fxprune.errors import MissingParameterError, PassError, PassTypeError, ShapeError
 from fxprune.facts import GivenMasks, NewMasks, ParamSite, Selection
+from fxprune.masks import fit_masks, read_masks
 from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
@@ -27,7 +26,8 @@ class TakeMasks(Analysis):
     """Take the masks that the caller gives, times the masks that are there.
 
     Args:
-        file: a safetensors file with a mask by parameter name; None to take the fact GivenMasks.
+        file: a file of masks, see `fxprune.masks.read_masks`, which may have masks for other
+            parameters too; None to take the fact GivenMasks.
         ones: take a mask of ones for each parameter (torch.nn.utils.prune.Identity).
     """
 
@@ -45,11 +45,12 @@ class TakeMasks(Analysis):
             PassError: a selected parameter has no mask.
             ShapeError: a mask has another shape than its parameter.
             FormatError: the file cannot be read.
+            MissingParameterError: a mask in the file is of no parameter.
         """
         sites, peers = facts[Selection].sites, facts.get(Peers)
         given = dict(facts[GivenMasks].tensors)
         if self.file is not None:
-            given = read_masks(Path(self.file))
+            given = masks_of(program, Path(self.file))
         found = {site.name: None if self.ones else self._mask(site, given) for site in sites}
 
         def make() -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,16 +77,18 @@ class TakeMasks(Analysis):
         return mask
 
 
-def read_masks(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file of masks.
+def masks_of(program: Program, path: Path) -> dict[str, torch.Tensor]:
+    """Read the masks in a file, and hold them to the parameters of a Program.
 
     Raises:
-        FormatError: the file is missing or is no safetensors file.
+        FormatError: the file cannot be read, or holds no masks.
+        SelectError: a mask has the name of no parameter.
     """
+    masks = read_masks(path, binary=False)
     try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise FormatError(f"{path}: masks cannot be read: {error}") from error
+        return fit_masks(program, masks)
+    except MissingParameterError as error:
+        raise MissingParameterError(f"{path}: {error}") from error
 
 
 def _combined(program: Program, name: str, mask: torch.Tensor | None) -> torch.Tensor:

@@ -217,7 +217,7 @@ def test_a_failed_check_exits_with_1_and_writes_nothing(
 ) -> None:
     failure = Failure("eval", "args", "output", 0.5, "output differs by up to 0.5")
     certificate = Certificate("same", 0.0, 0, 2, ("eval: args",), 0.5, (failure,))
-    monkeypatch.setattr(build, "verify", lambda *args: certificate)
+    monkeypatch.setattr(build, "verify", lambda *args, **options: certificate)
     before = files(folder)
     result = compiled()
     assert result.exit_code == 1

@@ -122,13 +122,13 @@ def test_close_holds_where_same_does_not() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_folder_that_compile_wrote_is_verified() -> None:
     saved()
-    result = fxprune_command("verify", "out", "--against", "net.fxp")
+    result = fxprune_command("verify", "out", "net.fxp")
     assert result.exit_code == 0, result.output
     os.remove("out/model.fxp")
-    result = fxprune_command("verify", "out", "--against", "net.fxp")
+    result = fxprune_command("verify", "out", "net.fxp")
     assert result.exit_code == 0, result.output
     os.remove("out/model.safetensors")
-    result = fxprune_command("verify", "out", "--against", "net.fxp")
+    result = fxprune_command("verify", "out", "net.fxp")
     assert result.exit_code == 2
     assert "there is no model.fxp or model.safetensors" in result.stderr
 

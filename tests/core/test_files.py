@@ -19,7 +19,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune import exporting
+from fxprune import exporting, writing
 from fxprune.errors import FormatError, FxpruneError, PassTypeError
 from fxprune.files import export, read_weights, replacing, replacing_folder, write_text
 from fxprune.program import Program
@@ -333,6 +333,7 @@ def test_a_move_that_fails_takes_the_earlier_ones_back(
         move(source, target)
 
     monkeypatch.setattr(os, "replace", fails_once)
+    monkeypatch.setattr(writing, "swap", lambda a, b: False)
     written: list[str] = []
     try:
         with replacing_folder(tmp_path) as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -225,6 +226,14 @@ FAULTS: list[tuple[Entries, str]] = [
         [{"op_names_re": ["fc("], "sparse_ratio": 0.5}],
         "[0]: op_names_re has 'fc(', which is no reg",
     ),
+    (
+        [{"op_names_re": [r"(fc)\1"], "sparse_ratio": 0.5}],
+        "which refers back to a group; make it simpler",
+    ),
+    (
+        [{"op_partial_names": ["a" * 3000], "sparse_ratio": 0.5}],
+        "which has 3002 characters; at most 2000 are read; make it simpler",
+    ),
     ([{"op_types": ["A"], "sparse_threshold": 0.1}], "[0]: sparse_threshold has no counterpart"),
     ([{"op_types": ["A"], "quant_bits": 8}], "this is for quantization, not for pruning"),
     (
@@ -444,3 +453,13 @@ def test_the_rules_take_the_modules_that_nni_means(program: fxprune.Program, ent
         rules = ()
     found = [(name, rule.amount) for rule in rules for name in selected(program, rule)]
     assert sorted(found) == sorted(expected(entries))
+
+
+def test_a_regex_that_backtracks_takes_no_time():
+    entries = [
+        {"op_names": ["a" * 40 + "b"], "op_types": ["Linear"], "sparse_ratio": 0.5},
+        {"op_names_re": ["(a|a)*$"], "op_types": ["Linear"], "exclude": True},
+    ]
+    start = time.perf_counter()
+    Recipe.from_nni(entries)
+    assert time.perf_counter() - start < 5  # Python's own matcher takes hours

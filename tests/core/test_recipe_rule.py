@@ -163,11 +163,11 @@ RULE_FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         rule(method="custom_from_mask", amount=None),
-        "mask is missing; give the path of a .safetensors file",
+        "mask is missing; give the path of a .safetensors, .pt, .pth or .bin file",
     ),
     (
-        rule(method="custom_from_mask", amount=None, mask="a.pt"),
-        "mask = 'a.pt' does not fit; give the path of a .safetensors file",
+        rule(method="custom_from_mask", amount=None, mask="a.npz"),
+        "mask = 'a.npz' does not fit; give the path of a .safetensors, .pt, .pth or .bin file",
     ),
     (
         rule(mask="a.safetensors"),

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fxprune.functional as prune
-from fxprune.errors import FormatError, PassError, PassTypeError, ShapeError
+from fxprune.errors import FormatError, MissingParameterError, PassError, PassTypeError, ShapeError
 from fxprune.facts import GivenMasks, NewMasks
-from fxprune.passes.given import read_masks
+from fxprune.masks import read_masks
 from fxprune.program import Program
 from fxprune.registry import create
 from fxprune.testing.comparing import is_same
@@ -84,8 +84,7 @@ def test_what_does_not_fit_is_refused_before_any_mask_is_made():
 
 def test_masks_are_read_from_a_file(tmp_path: Path):
     path = tmp_path / "masks.safetensors"
-    saved: dict[str, Tensor] = {"weight": MASK, "other": torch.ones(1)}
-    save_file(saved, path)
+    save_file({"weight": MASK}, path)
     p = program("linear")
     found = taken(p, {"weight": torch.zeros(2, 3)}, "weight", file=str(path))
     assert is_same(dict(found.make()), {"weight": MASK})
@@ -95,6 +94,16 @@ def test_masks_are_read_from_a_file(tmp_path: Path):
     assert str(path) in str(caught.value)
 
 
+def test_a_mask_in_a_file_that_is_of_no_parameter_is_refused(tmp_path: Path):
+    path = tmp_path / "masks.safetensors"
+    saved: dict[str, Tensor] = {"weight": MASK, "wieght": MASK.clone()}
+    save_file(saved, path)
+    with pytest.raises(MissingParameterError) as caught:
+        taken(program("linear"), {}, "weight", file=str(path))
+    expected = f"{path}: the program has no parameter 'wieght'; did you mean 'weight'?"
+    assert str(caught.value) == expected
+
+
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\x80\x04pickle", b"\xff" * 64])
 def test_a_file_that_holds_no_masks_is_refused(content: bytes | None, tmp_path: Path):
     path = tmp_path / "masks.safetensors"
@@ -102,9 +111,11 @@ def test_a_file_that_holds_no_masks_is_refused(content: bytes | None, tmp_path: 
         path.write_bytes(content)
     with pytest.raises(FormatError) as caught:
         read_masks(path)
-    assert str(caught.value).startswith(f"{path}: masks cannot be read: ")
+    assert str(caught.value).startswith(f"{path}: this ")
 
 
 def test_a_folder_is_no_file_of_masks(tmp_path: Path):
-    with pytest.raises(FormatError, match="masks cannot be read"):
-        read_masks(tmp_path)
+    folder = tmp_path / "masks.pt"
+    folder.mkdir()
+    with pytest.raises(FormatError, match="this is no file"):
+        read_masks(folder)

@@ -1,0 +1,218 @@
+"""Checks a certificate again, later and elsewhere: what compile wrote against the model it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from fxprune import tensors
+from fxprune.bits import same_bits
+from fxprune.certificate import Certificate, Failure
+from fxprune.compiler import capture, finalize, prune, shrink
+from fxprune.digests import Digests, graphs_digest, state_digest
+from fxprune.errors import FormatError, FxpruneError
+from fxprune.program import Program
+from fxprune.recipe import Recipe
+from fxprune.transaction import fork
+from fxprune.verify import verify
+
+__all__ = ["read_certificate", "recheck"]
+
+_MOST_BYTES = 64 * 2**20
+_MASKED = ("_orig", "_mask")
+
+
+def read_certificate(path: Path) -> Mapping[str, Any]:
+    """Read a certificate.json; nothing in it is run.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FormatError: it is missing, damaged, or no certificate of a compile.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise FormatError(f"{path}: this is too large for a certificate")
+        data: object = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: this is no JSON: {error}") from error
+    found = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    passes: Any = found.get("passes")
+    hashes = [
+        step.get(key) if isinstance(step, dict) else None
+        for step in (cast("list[Any]", passes) if isinstance(passes, list) else [])
+        for key in ("weights_before", "weights_after")
+    ]
+    whole = hashes and all(isinstance(text, str) for text in hashes)
+    if not whole or not isinstance(found.get("recipe"), dict):
+        raise FormatError(
+            f"{path}: this is no certificate of a compile, which has passes and a recipe"
+        )
+    return found
+
+
+def recheck(
+    certificate: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    artifact: Program | None = None,
+    trials: int = 3,
+    seed: int = 0,
+) -> Certificate:
+    """Check an artifact of a compile from scratch against the model that was compiled.
+
+    Held are the hashes of the artifact's and the model's weights to the certificate's; each weight
+    to the model's, of which it may differ by zeros alone; all of them to those of the recipe run
+    again, where it draws no random numbers without a seed and needs no other files; and what the
+    artifact computes, in both modes and on drawn inputs, to what the model computes with its
+    weights. Where channels were cut, they are cut again from the model, which is held to float64
+    runs, and the artifact is held to that.
+
+    Args:
+        certificate: of `read_certificate`.
+        weights: the artifact's state dict.
+        model: what was compiled; not changed.
+        args: example positional inputs, where the model has to be captured.
+        kwargs: example keyword inputs.
+        artifact: the artifact as a Program, where it is one; else its weights alone are held.
+        trials: inputs to draw for each mode.
+        seed: of the drawn inputs.
+
+    Returns:
+        A certificate of what was found: `.failures` has what is otherwise.
+    """
+    dense = capture(model, args, kwargs)
+    texts = [*_hash_faults(certificate, weights, dense, artifact)]
+    again, told = _again(certificate, dense)
+    cut = certificate["recipe"].get("shrink") is not None
+    base = again if cut else dense
+    oracle = f"{told}; without that a shrunk artifact cannot be held to the model"
+    if base is not None:
+        oracle = _with_weights(base, weights)
+    if isinstance(oracle, str):
+        failures = tuple(_failure(text) for text in (*texts, oracle))
+        return Certificate("same", 0.0, seed, 0, (), 0.0, failures)
+    texts += () if cut else _value_faults(dense, weights)
+    others = [] if again is None else [*_other_values(again, weights)]
+    told += "" if again is None or others else ", equal weights"
+    texts += others
+    after = oracle if artifact is None else artifact
+    given = (args, kwargs) if args or kwargs else (None, None)
+    found = verify(after, fork(oracle), *given, trials=trials, seed=seed)
+    failures = (*(_failure(text) for text in texts), *found.failures)
+    return replace(
+        found, failures=failures, inputs=(*found.inputs, told), recipe=certificate["recipe"]
+    )
+
+
+def _failure(text: str) -> Failure:
+    return Failure("every", "the certificate", None, None, text)
+
+
+def _hash_faults(
+    certificate: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    dense: Program,
+    artifact: Program | None,
+) -> Iterator[str]:
+    if certificate.get("ok") is not True:
+        yield "it says itself that it does not hold"
+    passes: Any = certificate["passes"]
+    state = weights if artifact is None else artifact.state_dict()
+    if state_digest(state) != passes[-1]["weights_after"]:
+        yield "the weights are not those that were certified"
+    if artifact is not None and graphs_digest(artifact) != passes[-1].get("graph_after"):
+        yield "the graphs are not those that were certified"
+    if Digests().state(dense) != passes[0]["weights_before"]:
+        yield "the model's weights are not those that were compiled"
+
+
+def _with_weights(dense: Program, weights: Mapping[str, torch.Tensor]) -> Program | str:
+    """Return the model's Program with the artifact's values, masked ones multiplied out."""
+    oracle = fork(dense)
+    made = finalize(oracle) if dense.masks else oracle
+    state = dict(made.state_dict())
+    for name in made.captured.first:
+        value = _value(weights, name)
+        if value is None:
+            return f"the artifact has no {name!r}"
+        if value.shape != state[name].shape:
+            return f"{name!r} is {list(value.shape)}, and {list(state[name].shape)} in the model"
+        state[name] = value
+    state.update((k, v) for k, v in weights.items() if k in state and k not in made.captured.first)
+    fresh = {key: tensor.detach().clone() for key, tensor in state.items()}
+    made.load_state_dict(fresh, assign=True)
+    return made
+
+
+def _value(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    orig, mask = (weights.get(f"{name}{suffix}") for suffix in _MASKED)
+    if name in weights or orig is None or mask is None:
+        return weights.get(name)
+    return orig * mask
+
+
+def _value_faults(dense: Program, weights: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Yield the parameters that hold other values than the model's and zeros."""
+    for name in tensors.aliases(dense):
+        value, own = _value(weights, name), tensors.value(dense, name)
+        if value is None:
+            continue
+        # Masking an infinity gives NaN, as torch has it.
+        lost = value.isnan() & ~own.isfinite()
+        if not same_bits(torch.where((value == 0) | lost, value, own), value):
+            yield f"{name!r} holds other values than the model's and zeros"
+
+    masks = {f"{name}{suffix}" for name in dense.captured.first for suffix in _MASKED}
+    for key, buffer in dense.state_dict().items():
+        other = weights.get(key)
+        if key in {*dense.captured.first, *masks} or other is None:
+            continue
+        if not same_bits(other, buffer):
+            yield f"the buffer {key!r} is not the model's"
+
+
+def _again(certificate: Mapping[str, Any], dense: Program) -> tuple[Program | None, str]:
+    """Run the recipe again; return what it gives, and that it was done or why it was not."""
+    try:
+        recipe = Recipe.from_dict(certificate["recipe"])
+        drawing = [r.name for r in recipe.rules if r.score_name == "random" and r.seed is None]
+        if drawing:
+            return None, f"recipe: not run again, as {drawing[0]!r} draws without a seed"
+        done = prune(dense, recipe)
+        if recipe.finalize is not None:
+            done = finalize(done, zeros=recipe.finalize.zeros)
+        if recipe.shrink is not None:
+            done = shrink(done, round_to=recipe.shrink.round_to)
+    except FxpruneError as error:
+        return None, f"recipe: not run again: {str(error).splitlines()[0]}"
+    return done, "recipe: run again"
+
+
+def _other_values(again: Program, weights: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Yield the parameters to which the recipe, run again, gives other values."""
+    absorbed = {name for record in again.captured.shrinks for name in record.absorbed}
+    for name in tensors.aliases(again):
+        value, wanted = _value(weights, name), tensors.value(again, name)
+        if value is None:
+            continue
+        if name in absorbed and value.shape == wanted.shape:
+            # A sum of constants, which another machine may round in another way.
+            loose = 8 * torch.finfo(wanted.dtype).eps
+            same = torch.allclose(value, wanted, rtol=loose, atol=loose * float(wanted.abs().max()))
+        else:
+            same = same_bits(value, wanted)
+        if not same:
+            yield f"the recipe, run again, gives {name!r} other values"

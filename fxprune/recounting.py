@@ -1,0 +1,245 @@
+"""Holds new masks to the scores that ranked them: count, threshold and ties, found out again.
+
+Nothing is ranked here. That no unit that stayed scores less than one that went, that as many went
+as were to go, and that among equal scores the first went, is what a right choice comes to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fxprune.announced import Fault
+from fxprune.bits import same_bits
+from fxprune.facts import Ranking, Scores, Selection
+from fxprune.recipe import Rule
+
+__all__ = ["Masked", "recounted", "rounded"]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """One parameter before and after a rule.
+
+    Args:
+        name: its first name.
+        tensor: what scores are of: its values, or what the caller gave in their place.
+        value: the same with the mask that was there multiplied in.
+        old: the mask that was there, or None.
+        new: the mask that it has.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    value: torch.Tensor
+    old: torch.Tensor | None
+    new: torch.Tensor
+
+    @property
+    def before(self) -> torch.Tensor:
+        """The mask that was there, ones where there was none."""
+        return torch.ones_like(self.new) if self.old is None else self.old
+
+
+def recounted(
+    rule: Rule, selection: Selection, scores: Scores, ranking: Ranking, masked: Mapping[str, Masked]
+) -> Iterator[Fault]:
+    """Yield what is wrong with the masks of one rule.
+
+    Args:
+        rule: what was asked; ranks entries or channels.
+        selection: whose parameters were ranked, in order.
+        scores: of their living units.
+        ranking: what ranking said of them.
+        masked: the same parameters before and after, by first name.
+    """
+    names = [site.name for site in selection.sites]
+    for group in [names] if rule.scope == "global" else [[name] for name in names]:
+        yield from _Group(rule, scores, ranking, [masked[name] for name in group]).faults()
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The living units of one parameter: their scores, and which of them went."""
+
+    name: str
+    scores: torch.Tensor
+    gone: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that were ranked together."""
+
+    rule: Rule
+    scores: Scores
+    ranking: Ranking
+    parts: list[Masked]
+
+    @property
+    def replayed(self) -> bool:
+        """Whether torch chose among ties: then a ranking has quotas by index, which do not hold."""
+        names = tuple(part.name for part in self.parts)
+        return self.ranking.is_replayed(names) and not self.scores.prune_all_ties
+
+    def faults(self) -> Iterator[Fault]:
+        units: list[_Units] = []
+        for part in self.parts:
+            found = self._units(part)
+            if isinstance(found, Fault):
+                yield found
+                return
+            units.append(found)
+            yield from self._score_faults(part, found)
+        yield from self._count(units)
+        yield from self._order(units)
+
+    # Which units went
+
+    def _units(self, part: Masked) -> _Units | Fault:
+        source = self.scores.sources[part.name]
+        if self.rule.granularity_name == "channel":
+            living = self._by_channel(part.before).sum(1) != 0
+            gone = living & (self._by_channel(part.new) == 0).all(1)
+            if not same_bits(part.before * self._spread(~gone, part.new), part.new):
+                return Fault(f"the mask of {part.name!r} does not zero whole channels alone")
+        else:
+            living = part.before == 1
+            gone = living & (part.new == 0)
+            if not bool(((part.new == part.before) | gone).all()):
+                return Fault(
+                    f"the mask of {part.name!r} has other values than 0 and what was there"
+                )
+        kept = living.reshape(-1)
+        found = source.chunk(0, source.units)
+        if found.numel() != int(kept.sum()):
+            alive = int(kept.sum())
+            return Fault(f"{part.name!r} has {found.numel()} scores for {alive} living units")
+        flat = gone.reshape(-1).to(found.device)
+        return _Units(part.name, found, flat if part.old is None else flat[kept.to(found.device)])
+
+    def _by_channel(self, tensor: torch.Tensor) -> torch.Tensor:
+        dim = -1 if self.rule.dim is None else self.rule.dim
+        return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
+    def _spread(self, channels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        dim = (-1 if self.rule.dim is None else self.rule.dim) % like.dim()
+        return channels.to(like).reshape([-1 if d == dim else 1 for d in range(like.dim())])
+
+    # Scores of torch's own methods
+
+    def _score_faults(self, part: Masked, units: _Units) -> Iterator[Fault]:
+        if self.rule.score_name == "magnitude":
+            flat = part.tensor.reshape(-1)
+            wanted = flat if part.old is None else flat[(part.old == 1).reshape(-1).to(flat.device)]
+            wanted = wanted.abs()
+            if not same_bits(wanted, units.scores):
+                yield Fault(f"the scores of {part.name!r} are not the magnitudes of its entries")
+        if self.rule.score_name == "norm" and self.rule.n in (1, 2, math.inf):
+            yield from self._norm_faults(part, units)
+
+    def _norm_faults(self, part: Masked, units: _Units) -> Iterator[Fault]:
+        value = self._by_channel(part.value)
+        kept = self._by_channel(part.before).sum(1) != 0
+        rows = value[kept.to(value.device)]
+        wide = rows.abs().to(torch.float64)
+        n = self.rule.n
+        wanted = wide.amax(1) if n == math.inf else (wide if n == 1 else wide**2).sum(1)
+        wanted = wanted.sqrt() if n == 2 else wanted
+        # Sums of one dtype and of float64 differ by rounding, more the shorter the dtype.
+        loose = max(1e-4, 8 * torch.finfo(units.scores.dtype).eps)
+        near = torch.isclose(units.scores.double(), wanted, rtol=loose, atol=1e-30, equal_nan=True)
+        # What float64 holds may be infinite in the dtype of the scores.
+        near |= units.scores.isinf() & (wanted > 1e4)
+        if not bool(near.all()):
+            yield Fault(f"the scores of {part.name!r} are not the norms of its channels")
+
+    # How many, and which first
+
+    def _count(self, units: list[_Units]) -> Iterator[Fault]:
+        alive = sum(part.scores.numel() for part in units)
+        gone = sum(int(part.gone.sum()) for part in units)
+        wanted = rounded(self.rule.amount, alive)
+        # torch's random_structured takes every channel at the threshold.
+        loose = self.scores.prune_all_ties and self.ranking.ties == "torch"
+        if gone != wanted and not (loose and gone > wanted):
+            yield Fault(
+                f"{gone} of the {alive} living units of {_named(units)} went, and "
+                f"amount = {self.rule.amount} is {wanted}"
+            )
+        for part in () if self.replayed else units:
+            count = self.ranking.cuts[part.name].count
+            if int(part.gone.sum()) != count:
+                yield Fault(f"{int(part.gone.sum())} units of {part.name!r} went, but {count} rank")
+
+    def _order(self, units: list[_Units]) -> Iterator[Fault]:
+        tops = [x for part in units if (x := _top(part.scores[part.gone])) is not None]
+        lows = {part.name: x for part in units if (x := _low(part.scores[~part.gone])) is not None}
+        if not tops:
+            return
+        top = max(tops, key=_place)
+        under = {name: low for name, low in lows.items() if _place(low) < _place(top)}
+        for name, low in under.items():
+            yield Fault(
+                f"a unit of {name!r} stayed that scores {low:.9g}, though one that scores "
+                f"{top:.9g} went"
+            )
+        if not under:
+            yield from self._ties(units, top)
+
+    def _ties(self, units: list[_Units], top: float) -> Iterator[Fault]:
+        stayed = False  # whether an equal score stayed further up
+        for part in units:
+            cut = self.ranking.cuts[part.name]
+            tied = part.scores.isnan() if math.isnan(top) else part.scores == top
+            went, left = tied & part.gone, tied & ~part.gone
+            quota = int(went.sum()) if self.replayed else cut.quota
+            if (cut.tied, quota) != (int(tied.sum()), int(went.sum())) or not (
+                cut.threshold is not None and _place(cut.threshold) == _place(top)
+            ):
+                yield Fault(
+                    f"{int(went.sum())} of {int(tied.sum())} units of {part.name!r} at {top:.9g} "
+                    f"went, and its ranking says {cut.quota} of {cut.tied} at {cut.threshold}"
+                )
+            if self.ranking.ties != "index" or not bool(tied.any()):
+                continue
+            last = int(went.nonzero()[-1]) if bool(went.any()) else -1
+            first = int(left.nonzero()[0]) if bool(left.any()) else tied.numel()
+            if last > first or (stayed and last >= 0):
+                yield Fault(f"among equal scores of {part.name!r} a later unit went first")
+            stayed = stayed or bool(left.any())
+
+
+def rounded(amount: Any, alive: int) -> int:
+    """Return the count that an amount means: a share to the nearest, halves to the even one."""
+    if isinstance(amount, int):
+        return amount
+    product = float(amount) * alive
+    whole = math.floor(product)
+    part = product - whole
+    return whole + (part > 0.5 or (part == 0.5 and whole % 2 == 1))
+
+
+def _place(score: float) -> tuple[int, float]:
+    """Return where a score stands in the order: NaN is the largest."""
+    return (1, 0.0) if math.isnan(score) else (0, score)
+
+
+def _top(scores: torch.Tensor) -> float | None:
+    return float(scores.max()) if scores.numel() else None  # NaN, where there is one
+
+
+def _low(scores: torch.Tensor) -> float | None:
+    if not scores.numel():
+        return None
+    numbers = scores[~scores.isnan()] if bool(scores.isnan().any()) else scores
+    return float(numbers.min()) if numbers.numel() else math.nan
+
+
+def _named(units: list[_Units]) -> str:
+    names = [repr(part.name) for part in units]
+    return ", ".join([*names[:3], *["..."] * (len(names) > 3)])
