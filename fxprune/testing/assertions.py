@@ -11,7 +11,7 @@ from fxprune.certificate import Certificate
 from fxprune.differences import Holder
 from fxprune.program import Program
 from fxprune.testing.comparing import DifferenceError, difference, entry_difference
-from fxprune.trials import Trial, run, trials_of
+from fxprune.trials import Side, Trial, run, trials_of
 from fxprune.verify import BOUND, verify
 
 __all__ = ["assert_close", "assert_same"]
@@ -131,7 +131,7 @@ def _hold(
 
 
 def _entries(after: nn.Module, before: nn.Module, trial: Trial, seed: int, *, wide: bool) -> str:
-    a, b = (run(side, trial, seed=seed, wide=wide) for side in (after, before))
+    a, b = (run(Side(side, wide=wide), trial, seed=seed) for side in (after, before))
     if a.error or b.error:
         return ""
     told = difference(a.output, b.output)
