@@ -352,11 +352,12 @@ def last_check(certificate: Certificate) -> str:
 
 
 def test_a_shrink_of_clean_zeros_is_held_to_clean_zeros():
-    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    first = nn.Linear(2, 3)
+    net = nn.Sequential(first, nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
-        net[0].weight[1] = torch.inf  # masked, it is NaN
+        first.weight[1] = torch.inf  # masked, it is NaN
     mask = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
-    prune.custom_from_mask(net[0], "weight", mask)
+    prune.custom_from_mask(first, "weight", mask)
     p = fxprune.capture(net, (torch.ones(2, 2),))
     recipe = {"rule": [{**RULE, "amount": 0}], "finalize": {"zeros": "clean"}, "shrink": {}}
     small = compile(p, recipe).program
