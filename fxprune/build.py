@@ -71,7 +71,8 @@ def compile(
       the recipe only masks.
 
     Where the recipe has `[shrink]`, that is checked before channels are cut, and the certificate
-    says that in float64 and in eval mode the result is close to the masked program.
+    says that in float64 and in eval mode the result is close to the masked program (with `zeros =
+    "clean"`, to that with +0.0 for its pruned entries).
 
     After each pass, its graphs, tensors and keys are held to what it says it edits, and masks to
     the scores that ranked them; the certificate has hashes and evidence by pass.
@@ -149,12 +150,16 @@ def _finished(
     program, certificate = masked, UNCHECKED
     if rules.finalize is not None:
         program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass, watch=watch)
+    oracle = masked
     if isinstance(watch, Auditor):
         tell("verify")
-        certificate = _held(program, _oracle(rules, dense, masked), given)
+        oracle = _oracle(rules, dense, masked)
+        certificate = _held(program, oracle, given)
     if rules.shrink is not None:
         tell("shrink")
-        how: Any = {"held_to": masked, "given": given, "round_to": rules.shrink.round_to}
+        # Pruned entries that are infinite are NaN while masked, and +0.0 with zeros = "clean".
+        held_to = oracle if rules.finalize is not None else masked
+        how: Any = {"held_to": held_to, "given": given, "round_to": rules.shrink.round_to}
         program, certificate = shrink_certified(program, **how, on_pass=on_pass, watch=watch)
     if not isinstance(watch, Auditor):
         return program, certificate

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from fxprune.checkpoint_files import Checkpoint
+from fxprune.checkpoint_files import INDEX, SUFFIX, Checkpoint
 from fxprune.checkpoint_weights import FLOATS, Weight
 from fxprune.errors import RecipeError, SelectError
 from fxprune.facts import ParamSite
 from fxprune.recipe import Recipe, Rule, Select
+from fxprune.recipe_errors import show
 from fxprune.room import Room
 from fxprune.select_conditions import conditions, globbed
 
@@ -109,6 +110,11 @@ def _check_rule(rule: Rule) -> None:
         )
     if rule.method == "custom_from_mask" and rule.mask is None:
         raise RecipeError(f"{where}: mask is missing; give the path of a .safetensors file")
+    if rule.mask is not None and not rule.mask.endswith((SUFFIX, INDEX)):
+        raise RecipeError(
+            f"{where}: mask = {show(rule.mask)} is not read for a checkpoint; give masks by tensor "
+            f"name in a {SUFFIX} file, as fxprune.masks writes them"
+        )
 
 
 def _first_failure(select: Select | None, site: ParamSite) -> str:

@@ -160,12 +160,12 @@ def _at_rest(content: dict[str, Any]) -> dict[str, Any]:
 def _check_values(name: str, mask: torch.Tensor, *, binary: bool) -> None:
     if mask.is_complex() or mask.is_quantized or mask.layout is not torch.strided:
         raise FormatError(f"the mask of {name!r} is a {mask.dtype} tensor in {mask.layout}")
-    if mask.dtype is torch.bool:
+    if mask.dtype is torch.bool or not binary:
         return
     wide = mask if mask.dtype in _COMPARED else mask.to(torch.float32)
     if wide.is_floating_point() and not bool(torch.isfinite(wide).all()):
         raise FormatError(f"the mask of {name!r} has entries that are not finite")
-    if binary and not bool(((wide == 0) | (wide == 1)).all()):
+    if not bool(((wide == 0) | (wide == 1)).all()):
         raise FormatError(
             f"the mask of {name!r} has other entries than 0 and 1; are these weights? "
             "binary=False takes them as factors"

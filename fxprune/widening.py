@@ -9,6 +9,7 @@ from torch import nn
 from torch.fx.node import map_aggregate
 
 from fxprune.flat_regions import enter_autocast
+from fxprune.importing import VALUE
 from fxprune.program import Program
 
 __all__ = ["wide_tensor", "widen"]
@@ -29,6 +30,9 @@ def widen(module: nn.Module) -> None:
         for node in graph.nodes:
             node.args = map_aggregate(node.args, _wide_dtype)
             node.kwargs = map_aggregate(node.kwargs, _wide_dtype)
+            if VALUE in node.meta:  # constants that are made of a value have its dtype
+                shape, dtype = node.meta[VALUE]
+                node.meta[VALUE] = shape, _wide_dtype(dtype)
             if node.target is enter_autocast:
                 node.args = (*node.args[:2], False, *node.args[3:])
     module.recompile()

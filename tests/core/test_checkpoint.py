@@ -397,6 +397,11 @@ def test_progress_is_told_in_bytes(tmp_path: Path):
             "mask is missing",
         ),
         (
+            {"method": "custom_from_mask", "amount": None, "scope": "local", "mask": "nni.pt"},
+            RecipeError,
+            "mask = 'nni.pt' is not read for a checkpoint",
+        ),
+        (
             {"select": "steps0", "method": "ln_structured", "n": 1, "scope": "local"},
             SelectError,
             "of a checkpoint float16, bfloat16, float32, float64 are pruned",

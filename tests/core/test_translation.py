@@ -351,6 +351,37 @@ def last_check(certificate: Certificate) -> str:
     return certificate.passes[-1].checks[-1]
 
 
+def test_a_shrink_of_clean_zeros_is_held_to_clean_zeros():
+    first = nn.Linear(2, 3)
+    net = nn.Sequential(first, nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        first.weight[1] = torch.inf  # masked, it is NaN
+    mask = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    prune.custom_from_mask(first, "weight", mask)
+    p = fxprune.capture(net, (torch.ones(2, 2),))
+    recipe = {"rule": [{**RULE, "amount": 0}], "finalize": {"zeros": "clean"}, "shrink": {}}
+    small = compile(p, recipe).program
+    assert small.get_parameter("0.weight").shape == (2, 2)
+
+
+def test_a_constant_branch_is_not_rounded_in_float64():
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.sigmoid(self.branch(x))
+
+    net = Branch()
+    with torch.no_grad():
+        net.branch.weight.zero_()
+    recipe = {"rule": [{**RULE, "amount": 0}], "finalize": {}, "shrink": {}}
+    result = compile(net, recipe, (torch.ones(2, 3),))
+    assert result.program.captured.shrinks[0].folded == ("sigmoid",)
+    assert result.certificate.largest < 1e-12
+
+
 def test_a_shrink_without_certificate_is_not_run():
     net, args, kwargs = CUT.model()
     result = compile(net, CUT.recipe(), args, kwargs, certify=False)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fxprune.build import compile
 from fxprune.compiler import capture
 from fxprune.errors import InvariantError
@@ -59,6 +61,7 @@ class Pool:
         model, args, kwargs = self._captured.get(draw.number), (), {}
         if model is None:
             model, args, kwargs = draw.model()
+        torch.manual_seed(draw.number)  # rules may draw without a seed of their own
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return compile(model, draw.recipe(), args, kwargs).program
