@@ -16,7 +16,7 @@ __all__ = ["PIECE", "SPAN", "Workers", "fill", "put"]
 
 PIECE = 2**20  # bytes read at once: what is done to them finds them in the cache
 SPAN = 2**23  # bytes that a thread takes on at once
-_THREADS = 4  # some work while others wait for the disk
+_THREADS = min(max(os.cpu_count() or 1, 2), 4)  # some work while others wait for the disk
 _AHEAD = 4  # spans that wait for a thread
 
 _LOCK = threading.Lock()
