@@ -218,6 +218,7 @@ def _refuse(name: str, faults: list[Fault]) -> None:
 def _stale(program: Program) -> Iterable[Fault]:
     """Yield the graphs whose compiled code is not what compiling them again gives."""
     again = fork(program)
+    again.recompile()  # a copy takes the code as it is
     for mode in program.graphs:
         codes = [_code(getattr(type(p), f"_forward_{mode}")) for p in (program, again)]
         if codes[0] != codes[1]:

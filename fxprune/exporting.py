@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from fxprune.drawing import example_of
 from fxprune.errors import FormatError
 from fxprune.file_sinks import sink, write_tensor_file
-from fxprune.program import Program, example_of
+from fxprune.program import Program
 from fxprune.quiet import quiet_export
 from fxprune.saving import write_fxp
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.drawing import example_of
 from fxprune.flops import costs_of
-from fxprune.program import Program, example_of
+from fxprune.program import Program
 from fxprune.transaction import fork
 
 __all__ = ["Footprint", "Latency", "footprint_of", "latency_of"]

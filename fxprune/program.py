@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxprune import tensors
 from fxprune.captured import Captured
 from fxprune.codegen import NestedCodeGen, fast_graph
+from fxprune.drawing import example_of
 from fxprune.errors import InvariantError, PassError
 from fxprune.flat_regions import guarded
 from fxprune.forward import forward_like
@@ -266,22 +267,6 @@ def mode_of(program: Program) -> str:
         f"the graph differs between train and eval mode, and the training flags disagree: on for "
         f"{tensors.quoted(on)}, off for {tensors.quoted(off)}; call train() or eval() on the "
         "program, or set these alike"
-    )
-
-
-def example_of(
-    program: Program, *, batch: int = 2, seed: int = 0
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Draw `(args, kwargs)` that fit, in the Program's own dtype and on its device.
-
-    Args:
-        program: any Program.
-        batch: the size of every symbolic dimension.
-        seed: seed of a private generator.
-    """
-    dtypes = (p.dtype for p in program.parameters() if p.is_floating_point())
-    return program.captured.inputs.example(
-        batch=batch, seed=seed, dtype=next(dtypes, None), device=program.device
     )
 
 

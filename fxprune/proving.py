@@ -12,9 +12,10 @@ from fxprune import tensors
 from fxprune.bits import same_bits
 from fxprune.certificate import Certificate, Failure
 from fxprune.checker import check_same, observe
+from fxprune.drawing import example_of
 from fxprune.errors import InvariantError
 from fxprune.graphs import fingerprint
-from fxprune.program import EVAL, TRAIN, Program, example_of
+from fxprune.program import EVAL, TRAIN, Program
 from fxprune.quiet import alone
 from fxprune.reads import is_product, mask_read_of, parameter_read
 from fxprune.shell import Shell

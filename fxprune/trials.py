@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.program import TRAIN, Program, example_of
+from fxprune.drawing import example_of
+from fxprune.program import TRAIN, Program
 from fxprune.quiet import alone
 from fxprune.source import copy_model
 from fxprune.tensors import masks

@@ -62,8 +62,9 @@ def recipes(
         >>> import torch, fxprune
         >>> from hypothesis import find
         >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
-        >>> find(recipes(program), lambda recipe: True).to_dict()["rule"][0]["select"]
-        {'path': ['weight']}
+        >>> recipe = find(recipes(program), lambda recipe: len(recipe.rules) > 1)
+        >>> len(fxprune.prune(program, recipe).records)
+        2
     """
     sites = prunable(program)
     matrices = [site for site in sites if len(site.shape) > 1]

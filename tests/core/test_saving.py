@@ -513,7 +513,7 @@ def test_save_replaces_an_earlier_file_whole(
         Path(args[1]).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", fail)
+    monkeypatch.setattr(saving, "write_tensor_file", fail)
     with pytest.raises(FormatError, match="cannot be written: No space left"):
         save(holding(), path)
     assert path.read_bytes() == b"earlier"

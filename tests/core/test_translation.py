@@ -396,7 +396,8 @@ SPOILT: list[tuple[str, Any, str]] = [
     ("constant changed", rewriting.change_constant, r"node batch_norm: takes .*, and took"),
     ("flag flipped", rewriting.flip_flag, "has another class or training flag"),
     ("other statistics", lambda p: setattr(p.norm, "running_var", p.norm.running_var + 1), "norm"),
-    ("another bias", lambda p: p.last.bias.detach().add_(1), "'last.bias' was written to"),
+    # It took a constant over, so that its values are held by the outputs alone.
+    ("another bias", lambda p: p.last.bias.detach().add_(1), "the parameter 'last.bias'"),
     ("name lost", lambda p: p.captured.first.pop("last.bias"), "the parameters have other names"),
     ("buffer came", lambda p: p.last.register_buffer("more", torch.ones(1)), "'last.more' came"),
     ("module came", lambda p: p.add_module("more", nn.ReLU()), "the module 'more' came"),
@@ -416,7 +417,7 @@ def test_a_cut_that_does_more_than_it_says_is_refused(change: Any, text: str):
         finish(self)
 
     mutant = Mutant("spoilt", "fxprune.rewriter:Rewriter.finish", lambda _: spoilt)
-    told = pytest.raises(InvariantError, match=f"(?s)shrink broke its promise.*({text})")
+    told = pytest.raises(InvariantError, match=f"(?s)shrink (broke its )?promise.*({text})")
     with planted(mutant), told:
         shrink_certified(p, watch=Auditor())
 

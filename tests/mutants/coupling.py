@@ -33,7 +33,7 @@ def neighbours(original: Any) -> Any:
 
 
 def other_order(original: Any) -> Any:
-    return lambda tensor, dim, order: original(tensor, dim, {1.0: 2.0, 2.0: 1.0}[float(order)])
+    return lambda tensor, dims, order: original(tensor, dims, {1.0: 2.0, 2.0: 1.0}[float(order)])
 
 
 def all_living(original: Any) -> Any:
@@ -44,7 +44,7 @@ RANK = "fxprune.passes.rank_units:RankUnits."
 MUTANTS = (
     Mutant("coupled readers not masked", "fxprune.passes.cut_coupled:_mask", makers_alone),
     Mutant("coupled channels off by one", "fxprune.passes.cut_coupled:_gone", neighbours),
-    Mutant("coupled norm of another order", "fxprune.passes.unit_norm:_slices", other_order),
+    Mutant("coupled norm of another order", "fxprune.passes.unit_norm:slice_sums", other_order),
     Mutant("dead coupled channels scored", "fxprune.passes.unit_norm:living_units", all_living),
     Mutant("limits of layers forgotten", f"{RANK}_most", lambda _: lambda self, layer, s: s.alive),
     Mutant("multiples forgotten", f"{RANK}_rounded", lambda _: lambda self, layer, all_, n: n),
