@@ -177,8 +177,8 @@ class _Group:
                 yield Fault(f"{int(part.gone.sum())} units of {part.name!r} went, but {count} rank")
 
     def _order(self, units: list[_Units]) -> Iterator[Fault]:
-        tops = [x for part in units if (x := _top(part.scores[part.gone])) is not None]
-        lows = {part.name: x for part in units if (x := _low(part.scores[~part.gone])) is not None}
+        tops = [x for part in units if (x := _top(part)) is not None]
+        lows = {part.name: x for part in units if (x := _low(part)) is not None}
         if not tops:
             return
         top = max(tops, key=_place)
@@ -229,15 +229,34 @@ def _place(score: float) -> tuple[int, float]:
     return (1, 0.0) if math.isnan(score) else (0, score)
 
 
-def _top(scores: torch.Tensor) -> float | None:
-    return float(scores.max()) if scores.numel() else None  # NaN, where there is one
-
-
-def _low(scores: torch.Tensor) -> float | None:
-    if not scores.numel():
+def _top(part: _Units) -> float | None:
+    """Return the largest score that went, NaN where one did; None where none did."""
+    if not bool(part.gone.any()):
         return None
-    numbers = scores[~scores.isnan()] if bool(scores.isnan().any()) else scores
-    return float(numbers.min()) if numbers.numel() else math.nan
+    return float(part.scores.masked_fill(~part.gone, _least(part.scores)).max())
+
+
+def _low(part: _Units) -> float | None:
+    """Return the smallest score that stayed, NaN where all are NaN; None where none stayed."""
+    if bool(part.gone.all()):
+        return None
+    low = float(part.scores.masked_fill(part.gone, _most(part.scores)).min())
+    if not math.isnan(low):
+        return low
+    other = part.gone | part.scores.isnan()
+    if bool(other.all()):
+        return low
+    return float(part.scores.masked_fill(other, _most(part.scores)).min())
+
+
+def _least(scores: torch.Tensor) -> float:
+    kind = scores.dtype
+    return -math.inf if kind.is_floating_point else torch.iinfo(kind).min
+
+
+def _most(scores: torch.Tensor) -> float:
+    kind = scores.dtype
+    return math.inf if kind.is_floating_point else torch.iinfo(kind).max
 
 
 def _named(units: list[_Units]) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.drawing import example_of
-from fxprune.program import TRAIN, Program
+from fxprune.program import BOTH, EVAL, TRAIN, Program
 from fxprune.quiet import alone
 from fxprune.source import copy_model
 from fxprune.tensors import masks
@@ -85,9 +85,9 @@ def trials_of(
 class Side:
     """A model that runs again and again as if for the first time.
 
-    A Program is copied once: its graphs can change nothing but tensors, and these are put back
-    where torch counted a write. Of what else a module may change nothing is known: it is copied
-    for each run.
+    A Program of operators alone is copied once: its graphs can change nothing but tensors, and
+    these are put back where torch counted a write. Of what Python code of a module may change
+    nothing is known: it is copied for each run.
 
     Args:
         model: not changed.
@@ -97,11 +97,12 @@ class Side:
     def __init__(self, model: nn.Module, *, wide: bool) -> None:
         self._model, self._wide = model, wide
         self._copy: nn.Module | None = None
-        self._tensors: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._versions: list[tuple[torch.Tensor, int]] = []
 
     def prepared(self, trial: Trial) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """Return a private copy in the trial's mode, and private inputs; see `prepared`."""
-        if type(self._model) is not Program:
+        if not _is_of_operators(self._model):
             return prepared(self._model, trial, wide=self._wide)
         if self._copy is None:
             self._copy = self._made()
@@ -116,26 +117,37 @@ class Side:
         copied = copy_model(self._model)
         if self._wide:
             widen(copied)
-        tensors = [*copied.parameters(), *copied.buffers()]
-        kept = [t.detach().clone() if t.numel() < _SMALL else t for t in tensors]
-        self._tensors = [(t, k, t._version) for t, k in zip(tensors, kept, strict=True)]
+        # Batch norm writes to its buffers past torch's count of writes.
+        read = (
+            {id(mask) for mask in masks(copied).values()} if isinstance(copied, Program) else set()
+        )
+        held = [*copied.parameters(), *(x for x in copied.buffers() if id(x) in read)]
+        kept = [x for x in held if x.numel() < _SMALL]
+        kept += (x for x in copied.buffers() if id(x) not in read)
+        self._kept = [(tensor, tensor.detach().clone()) for tensor in kept]
+        self._versions = [(x, x._version) for x in held if x.numel() >= _SMALL]
         return copied
 
     def _put_back(self) -> None:
-        for tensor, kept, version in self._tensors:
-            if tensor._version == version:
-                continue
-            if kept is tensor:  # a large one, of which no second copy is held
-                self._copy = self._made()
-                return
+        if any(tensor._version != version for tensor, version in self._versions):
+            self._copy = self._made()
+            return
         with torch.no_grad():
-            for tensor, kept, version in self._tensors:
-                if tensor._version != version:
-                    tensor.copy_(kept)
-        self._tensors = [(tensor, kept, tensor._version) for tensor, kept, _ in self._tensors]
+            for tensor, before in self._kept:
+                tensor.copy_(before)
 
 
 _SMALL = 65_536  # entries of a tensor of which a second copy costs nothing
+
+
+def _is_of_operators(model: nn.Module) -> bool:
+    """Tell whether a model is a Program that runs no Python code but its graphs'."""
+    return (
+        isinstance(model, Program)
+        and set(model.graphs) <= {BOTH, TRAIN, EVAL}
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        and not any(graph.find_nodes(op="call_module") for graph in model.graphs.values())
+    )
 
 
 def run(side: Side, trial: Trial, *, seed: int) -> Run:

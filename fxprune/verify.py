@@ -33,7 +33,7 @@ def verify(
     kwargs: Mapping[str, Any] | None = None,
     *,
     promise: str = "same",
-    trials: int = 3,
+    trials: int | Mapping[str, int] = 3,
     seed: int = 0,
     bound: float = BOUND,
     modes: tuple[str, ...] = (EVAL, TRAIN),
@@ -55,7 +55,7 @@ def verify(
             float64 copies of both within `bound`.
         trials: how many inputs to draw for each mode from the input spec of `before`, or of
             `after` where only that is a Program: batches 1, 3, 5, ... in eval mode and 2, 4, 6, ...
-            in train mode, where batch norm refuses a single row.
+            in train mode, where batch norm refuses a single row. A mapping says it for each mode.
         seed: seed of the drawn inputs and of each run.
         bound: the largest difference that is close, times the largest number of the output where
             that is above 1.
@@ -74,7 +74,8 @@ def verify(
         >>> verify(nn.Linear(3, 2), model, (torch.ones(4, 3),)).ok
         False
     """
-    _check_request(after, before, promise, trials, bound)
+    counts = trials if isinstance(trials, Mapping) else dict.fromkeys(modes, trials)
+    _check_request(after, before, promise, counts, bound)
     given = None
     if args is not None or kwargs is not None:
         inputs = () if args is None else args
@@ -86,27 +87,30 @@ def verify(
     spec = next((side for side in programs if side.captured.inputs.drawable), None)
     if given is None and spec is None and len(programs) == 2 and promise == "same":
         return proof_of(programs[1], programs[0], seed)
-    if given is None and (spec is None or trials == 0):
+    if given is None and (spec is None or not any(counts.values())):
         raise InputError(
             "verify has no input to compare on: give args= and kwargs=, or hold a Program, for "
             "which inputs can be drawn, with trials= of 1 or more"
         )
     comparison = _Comparison(after, before, promise, seed, bound)
     for mode in modes:
-        for trial in trials_of(mode, given, spec, trials, seed):
+        for trial in trials_of(mode, given, spec, counts.get(mode, 0), seed):
             comparison.compare(trial)
         comparison.close(mode)
     return comparison.certificate()
 
 
-def _check_request(after: Any, before: Any, promise: str, trials: int, bound: float) -> None:
+def _check_request(
+    after: Any, before: Any, promise: str, trials: Mapping[str, int], bound: float
+) -> None:
     for name, side in (("after", after), ("before", before)):
         if not isinstance(side, nn.Module):
             raise PassTypeError(f"verify: {name} is a {type(side).__name__}, not an nn.Module")
     if promise not in ("same", "close"):
         raise PassError(f"verify: promise={promise!r} is unknown; give 'same' or 'close'")
-    if trials < 0:
-        raise PassError(f"verify: trials={trials} is negative; give 0 or more")
+    for mode, count in trials.items():
+        if count < 0:
+            raise PassError(f"verify: trials={count} is negative in {mode} mode; give 0 or more")
     if not bound >= 0:
         raise PassError(f"verify: bound={bound} is no bound; give 0 or more")
 
