@@ -168,8 +168,8 @@ def _finished(
     return program, replace(certificate, passes=passes, recipe=rules.to_dict())
 
 
-# Above this many parameters one input is drawn in each mode, in train mode where none is given: what
-# running costs grows with them, and what a compile costs beside hardly does.
+# Above this many parameters one input is drawn in each mode, in train mode where none is given:
+# what running costs grows with them, and what a compile costs beside hardly does.
 _LARGE = 4_000_000
 
 
