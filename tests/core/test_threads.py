@@ -38,9 +38,9 @@ RULES = [
 RECIPE = {"rule": RULES, "finalize": {}, "export": {"formats": ["fxp", "pt2"]}}
 
 
-def all_of_it(name: str, out: Path) -> dict[str, Any]:
+def all_of_it(name: str, made: Any, out: Path) -> dict[str, Any]:
     """What a whole run gives, to be compared."""
-    model, args, kwargs = ZOO[name]()
+    model, args, kwargs = made
     result = fxprune.compile(model, RECIPE, args, kwargs, out=out)
     again = fxprune.load(out / "model.fxp")
     masked = fxprune.prune(fxprune.capture(model, args, kwargs), RECIPE)
@@ -59,10 +59,12 @@ def test_eight_threads_give_what_one_gives(tmp_path: Path) -> None:
     names = [*MODELS, "lenet", "lstm"]
     filters, loggers = list(warnings.filters), logging.getLogger("torch.export").filters[:]
     stderr = sys.stderr
-    alone = {name: all_of_it(name, tmp_path / name) for name in MODELS}
+    alone = {name: all_of_it(name, ZOO[name](), tmp_path / name) for name in MODELS}
+    # Built before: a new model draws from the global generator, which threads share.
+    made = [ZOO[name]() for name in names]
     with ThreadPoolExecutor(8) as pool:
         places = [tmp_path / f"{name}-{i}" for i, name in enumerate(names)]
-        together = list(pool.map(all_of_it, names, places))
+        together = list(pool.map(all_of_it, names, made, places))
     for name, found in zip(names, together, strict=True):
         assert found.keys() == alone[name].keys()
         for key, value in found.items():
@@ -73,21 +75,26 @@ def test_eight_threads_give_what_one_gives(tmp_path: Path) -> None:
 
 
 def test_eight_threads_capture_and_prune_small_models_alike() -> None:
-    def work(seed: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(seed % 2)
+    def built(seed: int) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
         model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 2))
         for parameter in model.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
+        return model
+
+    def work(model: nn.Module) -> dict[str, Any]:
         program = fxprune.capture(model, (torch.zeros(2, 4),))
         masked = fxprune.prune(program, {"rule": RULES})
         final = fxprune.finalize(masked)
         assert fxprune.verify(final, masked)
         return dict(final.state_dict())
 
-    alone = [work(0), work(1)]
+    alone = [work(built(0)), work(built(1))]
+    # Built before: a new layer draws from the global generator, which threads share.
+    models = [built(i % 2) for i in range(16)]
     with ThreadPoolExecutor(8) as pool:
-        for seed, found in enumerate(pool.map(work, range(16))):
-            assert is_same(found, alone[seed % 2])
+        for i, found in enumerate(pool.map(work, models)):
+            assert is_same(found, alone[i % 2])
 
 
 def test_what_other_threads_print_and_log_during_a_capture_is_shown(
