@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
+from fxprune.bitwise import INTEGERS
 from fxprune.errors import PassError
 from fxprune.facts import ScoreSource
 from fxprune.scan import chunks_of
@@ -18,7 +19,6 @@ from fxprune.scan import chunks_of
 __all__ = ["Search", "find_by_digits", "keys_of", "sortable", "value_of"]
 
 _BITS = 11  # of a digit: histograms of 16 KiB
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def keys_of(values: torch.Tensor) -> torch.Tensor:
@@ -31,7 +31,7 @@ def keys_of(values: torch.Tensor) -> torch.Tensor:
         >>> keys_of(torch.tensor([0.0, -0.0, 1.0, float("nan")])).tolist()
         [0, 0, 1065353216, 2147483647]
     """
-    kind = _INTEGERS[values.element_size()]
+    kind = INTEGERS[values.element_size()]
     bits = (values + 0.0).view(kind)  # -0.0 becomes 0.0
     most = torch.iinfo(kind).max
     keys = torch.where(bits < 0, bits ^ most, bits)
@@ -44,7 +44,7 @@ def sortable(scores: torch.Tensor) -> torch.Tensor:
     Raises:
         PassError: their dtype has no such integers.
     """
-    if scores.dtype.is_floating_point and scores.element_size() in _INTEGERS:
+    if scores.dtype.is_floating_point and scores.element_size() in INTEGERS:
         return keys_of(scores)
     if scores.dtype.is_floating_point or scores.dtype.is_complex:
         raise PassError(
@@ -61,7 +61,7 @@ def value_of(key: int, dtype: torch.dtype) -> torch.Tensor:
         >>> value_of(1065353216, torch.float32)
         tensor(1.)
     """
-    kind = _INTEGERS[dtype.itemsize]
+    kind = INTEGERS[dtype.itemsize]
     bits = key ^ torch.iinfo(kind).max if key < 0 else key
     return torch.tensor(bits, dtype=kind).view(dtype)
 

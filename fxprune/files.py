@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from fxprune.errors import FormatError, FxpruneError, PassTypeError
 from fxprune.exporting import SOURCE, WRITERS, check_format
 from fxprune.program import Program
 from fxprune.pt2_files import load_pt2
+from fxprune.reading import check_is_file, reading
 from fxprune.regional import check_whole
 from fxprune.source_code import write_source
 from fxprune.unpickling import unpickled
@@ -131,21 +133,17 @@ def read_content(source: Path, *, also: Sequence[Any] = ()) -> Any:
     if suffix not in (_SAFE, *PICKLED):
         known = ", ".join((_SAFE, *PICKLED))
         raise FormatError(f"{source}: tensors are read from {known} files; save them as one")
-    if not source.is_file():
-        what = "is no file" if source.exists() else "does not exist"
-        raise FormatError(f"{source}: this {what}; give the path of a {suffix} file")
-    try:
+    with reading(source, partial(_damage, suffix)):
+        check_is_file(source, suffix)
         check_tensor_file(source)
         return load_file(source) if suffix == _SAFE else unpickled(source, also)
-    except FormatError as error:
-        raise FormatError(f"{source}: {error}") from error
-    except OSError as error:
-        raise FormatError(f"{source}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file raises many kinds, all of which mean the same here
-        raise FormatError(
-            f"{source}: this {suffix} file is damaged or holds other things than tensors, and "
-            f"nothing in it was run ({type(error).__name__}); save `model.state_dict()` again"
-        ) from error
+
+
+def _damage(suffix: str, error: Exception) -> str:
+    return (
+        f"this {suffix} file is damaged or holds other things than tensors, and nothing in it was "
+        f"run ({type(error).__name__}); save `model.state_dict()` again"
+    )
 
 
 def _tensors_of(source: Path, found: object) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -58,21 +59,23 @@ def scan_magnitudes(
     bits = tensor.detach().view(-1).view(INTEGERS[kind.itemsize]).numpy()
     first = 0 if low is None else least_key(low, kind)
     last = int(np.iinfo(bits.dtype).max) if high is None else most_key(high, kind)
-    counts = [0]
+    count, lock = 0, threading.Lock()
 
     def piece(start: int) -> tuple[int, Any]:
-        if sum(counts) > most:
+        nonlocal count
+        if count > most:
             return 0, bits[:0]
         stop = min(start + _PIECE, bits.size)
         alive = living(start, stop)
         keys = keys_into(bits[start:stop], _ROOM)
         kept = None if alive is None else alive.numpy()
         under, inside = scan_keys(keys, first, last, kept, _ROOM)
-        counts.append(inside.size)
+        with lock:
+            count += inside.size
         return under, inside
 
     parts = _mapped(piece, range(0, bits.size, _PIECE))
-    if sum(counts) > most:
+    if count > most:
         return 0, None
     inside = np.concatenate([bits[:0], *(inside for _, inside in parts)])
     return sum(under for under, _ in parts), torch.from_numpy(inside).view(kind)

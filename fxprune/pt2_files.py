@@ -22,6 +22,7 @@ from fxprune.bounds import check_members, members_of
 from fxprune.errors import FormatError
 from fxprune.pt2_document import checked_document, checked_payloads
 from fxprune.quiet import quiet_export
+from fxprune.reading import check_is_file, reading
 from fxprune.unpickling import unpickled
 from fxprune.writing import PathLike
 
@@ -57,20 +58,16 @@ def load_pt2(path: PathLike) -> ExportedProgram:
         input: float32[batch, 3]
     """
     source = Path(path)
-    if not source.is_file():
-        what = "is no file" if source.exists() else "does not exist"
-        raise FormatError(f"{source}: this {what}; give the path of a .pt2 file")
-    try:
+    with reading(source, _damage):
+        check_is_file(source, ".pt2")
         return _loaded(source)
-    except FormatError as error:
-        raise FormatError(f"{source}: {error}") from error
-    except OSError as error:
-        raise FormatError(f"{source}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file raises many kinds, all of which mean the same here
-        raise FormatError(
-            f"{source}: this .pt2 file is damaged, or of another version of torch; nothing in it "
-            f"was run ({type(error).__name__}: {str(error)[:100]!a})"
-        ) from error
+
+
+def _damage(error: Exception) -> str:
+    return (
+        "this .pt2 file is damaged, or of another version of torch; nothing in it was run "
+        f"({type(error).__name__}: {str(error)[:100]!a})"
+    )
 
 
 def _loaded(source: Path) -> ExportedProgram:

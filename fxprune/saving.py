@@ -12,9 +12,10 @@ from typing import Any
 from safetensors import safe_open
 
 from fxprune.checker import check_invariants
-from fxprune.errors import FormatError, FxpruneError, PassTypeError
+from fxprune.errors import FormatError, PassTypeError
 from fxprune.file_sinks import write_tensor_file
 from fxprune.program import Program
+from fxprune.reading import check_is_file, reading
 from fxprune.regional import check_whole
 from fxprune.saved_document import parse_document, write_document
 from fxprune.saved_programs import decode_program, encode_program
@@ -90,22 +91,16 @@ def load(path: PathLike) -> Program:
         FormatError: the file is missing, damaged, or holds what no Program has; says where.
     """
     source = Path(path)
-    try:
+    with reading(source, _damage):
+        check_is_file(source, ".fxp")
         return _loaded(source)
-    except FxpruneError as error:
-        raise FormatError(f"{source}: {error}") from error
-    except OSError as error:
-        raise FormatError(f"{source}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file raises many kinds, all of which mean the same here
-        raise FormatError(
-            f"{source}: this .fxp file is damaged, and nothing in it was run: {str(error)[:200]!a}"
-        ) from error
+
+
+def _damage(error: Exception) -> str:
+    return f"this .fxp file is damaged, and nothing in it was run: {str(error)[:200]!a}"
 
 
 def _loaded(source: Path) -> Program:
-    if not source.is_file():
-        what = "is no file" if source.exists() else "does not exist"
-        raise FormatError(f"this {what}; give the path of a .fxp file")
     _check_header(source)
     with safe_open(source, framework="pt") as file:
         metadata: dict[str, str] = file.metadata() or {}

@@ -344,3 +344,15 @@ def test_gaps_of_integers_booleans_complex_and_nothing() -> None:
     assert largest_gap(torch.tensor([3 + 4j]), torch.tensor([0j])) == 5.0
     assert largest_gap(torch.ones(0), torch.ones(0)) == 0.0
     assert not Holder(None).leaves("x", torch.ones(0), torch.ones(0)).text
+
+
+def test_each_mode_may_draw_another_number_of_inputs() -> None:
+    program = fxprune.capture(nn.Linear(3, 2), (torch.zeros(2, 3),))
+    found = verify(program, nn.Linear(3, 2), trials={"eval": 2, "train": 1})
+    assert found.inputs == (
+        "eval: drawn with batch 1 and seed 0",
+        "eval: drawn with batch 3 and seed 1",
+        "train: drawn with batch 2 and seed 0",
+    )
+    with pytest.raises(PassError, match="trials=-1 is negative in train mode"):
+        verify(program, program, trials={"eval": 1, "train": -1})
