@@ -86,11 +86,11 @@ def programs(
 
     Example:
         >>> from hypothesis import find
-        >>> small = architectures(max_layers=1, shapes=["features"])
+        >>> small = architectures(max_layers=1, shapes=["features"], dtypes=["float32"])
         >>> drawn = programs(networks=small, masked=True)
         >>> program = find(drawn, lambda program: len(program.masks) == 1)
-        >>> list(program.masks)
-        ['layers.0.weight']
+        >>> [mask.dtype for mask in program.masks.values()]
+        [torch.float32]
     """
     return drawn(networks=networks, masked=masked).map(Drawn.program)
 
