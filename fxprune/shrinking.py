@@ -28,7 +28,12 @@ Given = tuple[Any, Any]
 
 
 def shrink(
-    program: Program, *, inplace: bool = False, round_to: int = 1, on_pass: OnPass | None = None
+    program: Program,
+    *,
+    inplace: bool = False,
+    round_to: int = 1,
+    certify: bool = True,
+    on_pass: OnPass | None = None,
 ) -> Program:
     """Cut out the channels that change no output: zeros become a smaller, faster model.
 
@@ -43,6 +48,7 @@ def shrink(
         program: a Program, masked or finalized.
         inplace: edit the given Program; its Parameter objects stay the same ones.
         round_to: leave a multiple of so many channels where some go.
+        certify: run both and compare; what can go is proven on the graph either way.
         on_pass: called with each pass's name before it runs.
 
     Raises:
@@ -61,8 +67,9 @@ def shrink(
         >>> small.get_submodule("0").weight.shape, small.captured.shrinks[0].maps[0].kept
         (torch.Size([2, 3]), (0, 3))
     """
-    small, _ = shrink_certified(program, inplace=inplace, round_to=round_to, on_pass=on_pass)
-    return small
+    watch = None if certify else Watch()
+    how: Any = {"inplace": inplace, "round_to": round_to, "on_pass": on_pass, "watch": watch}
+    return shrink_certified(program, **how)[0]
 
 
 def shrink_certified(

@@ -95,6 +95,17 @@ def test_narrow_dtypes_are_checked_in_float64(dtype: torch.dtype):
     assert "float64" in small.captured.shrinks[0].checked
 
 
+def test_without_certify_the_same_is_cut_and_nothing_is_run(monkeypatch: pytest.MonkeyPatch):
+    prune.l1_unstructured(masked := program(), "c.weight", 0.5)
+    final = fxprune.finalize(masked)
+    small = shrink(final)
+    monkeypatch.setattr(Program, "forward", None)
+    quick = shrink(fxprune.finalize(masked, certify=False), certify=False)
+    assert is_same(dict(quick.state_dict()), dict(small.state_dict()))
+    assert quick.captured.shrinks[0].maps == small.captured.shrinks[0].maps
+    assert quick.captured.shrinks[0].checked == "not checked"
+
+
 def test_parameters_stay_frozen():
     small, _ = shrunk(program(Small().requires_grad_(False)))
     assert not any(each.requires_grad for each in small.parameters())
