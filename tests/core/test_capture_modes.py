@@ -142,9 +142,49 @@ def test_a_flag_may_choose_what_is_returned_or_a_constant_alone() -> None:
     def scaled(self: Any, x: Tensor) -> Tensor:
         return self.l(x) * (2 if self.training else 3)
 
-    for forward in (nested, scaled):
+    def chosen(self: Any, x: Tensor) -> Tensor:
+        first, second = self.l(x), self.l(2 * x)
+        return first if self.training else second
+
+    for forward in (nested, scaled, chosen):
         program = check_captured(net(forward, l=nn.Linear(3, 2)), ROWS)
         assert program.captured.deciders == ("",)
+
+
+def test_a_parent_may_read_the_flag_of_its_submodule() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return torch.tanh(x) if self.inner.training else x
+
+    inner = net(lambda self, x: self.l(x), l=nn.Linear(3, 2))
+    program = check_captured(nn.Sequential(nn.ReLU(), net(forward, inner=inner)), ROWS)
+    assert program.captured.deciders == ("1.inner",)
+
+
+def test_flags_that_a_model_never_sees_mixed_may_not_run_so() -> None:
+    def pair(self: Any, x: Tensor) -> Any:
+        return (self.l(x), x) if self.training else self.l(x)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = self.inner(x)
+        return torch.add(*found) if self.training else torch.relu(found)
+
+    program = check_captured(net(forward, inner=net(pair, l=nn.Linear(3, 3))), ROWS)
+    assert program.captured.deciders == ("", "inner")
+
+
+def test_the_search_for_deciders_does_not_run_the_model_for_each_block() -> None:
+    runs: list[int] = []
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        runs.append(len(self.blocks))
+        return self.blocks(x)
+
+    for count in (1, 6):
+        blocks = nn.Sequential(*(noisy() for _ in range(count)))
+        program = fxprune.capture(net(forward, blocks=blocks), (ROWS,))
+        assert program.captured.deciders == tuple(f"blocks.{i}" for i in range(count))
+    assert runs.count(1) == runs.count(6)
 
 
 @pytest.mark.parametrize("flag", [True, False])
