@@ -101,7 +101,7 @@ def decode_graph(saved: list[SavedNode], root: nn.Module, traces: list[str]) -> 
             _add(graph, node, root, traces, find)
         except FormatError as error:
             raise FormatError(f"node {at} ({node.name[:100]!a}): {error}") from error
-        named[node.name] = next(reversed(graph.nodes))
+        named[node.name] = next(iter(reversed(graph.nodes)))
     if not saved or saved[-1].op != "output":
         raise FormatError("the last node is no output")
     return graph
