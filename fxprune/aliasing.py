@@ -11,7 +11,7 @@ from torch.fx.node import Node
 
 from fxprune import ops
 
-__all__ = ["Aliases", "written"]
+__all__ = ["Aliases", "detaches", "written"]
 
 # What their schemas do not say: without training a dropout returns its input, and so on.
 _MAY_RETURN = frozenset(
@@ -46,6 +46,11 @@ def written(node: Node) -> Node | None:
     return first if in_place and isinstance(first, Node) else None
 
 
+def detaches(node: Node) -> bool:
+    """Tell whether an operator writes to no number of a tensor, though its schema says so."""
+    return node.op == "call_function" and ops.canonical_name(node.target) == "detach"
+
+
 @cache
 def _written_role(target: OpOverload) -> str | None:
     """Return the name of the first argument that an operator writes to."""
@@ -71,6 +76,7 @@ class Aliases:
     Attributes:
         place: of each node in the graph.
         mutated: names of stored tensors that the graph writes to.
+        overwritten: nodes whose numbers it writes to.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -78,14 +84,18 @@ class Aliases:
         self._root: dict[Node, Node] = {}
         self._members: dict[Node, list[Node]] = {}
         self.mutated: set[str] = set()
+        roots: set[Node] = set()
         for node in graph.nodes:
             into = written(node)
             source = into if into is not None else _viewed(node)
             root = node if source is None else self._root.get(source, source)
             self._root[node] = root
             self._members.setdefault(root, []).append(node)
+            if into is not None and not detaches(node):
+                roots.add(root)
             if into is not None and root.op == "get_attr":
                 self.mutated.add(str(root.target))
+        self.overwritten = {node for root in roots for node in self._members[root]}
 
     def stale(self, node: Node) -> list[Node]:
         """Return the nodes that share what an operator writes to, where one is read afterwards.

@@ -60,6 +60,7 @@ class Atoms:
         count: how many there are.
         pins: why some of them stay, in the order in which that was found.
         reads: what stays as long as others do.
+        wide: atoms of which two stay at least, since an axis of size 1 would be another one.
         splits: atoms of parts that were split off others; of one channel alone, another part could
             be cut.
 
@@ -76,6 +77,7 @@ class Atoms:
         self.pins: list[Pin] = []
         self.reads: list[Read] = []
         self.splits: list[Ids] = []
+        self.wide: list[tuple[Ids, Node]] = []
         self._left: list[Ids] = []
         self._right: list[Ids] = []
         self._touched: list[Ids] = []

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx.node import Node, map_arg
 
+from fxprune.errors import CaptureError
 from fxprune.flat_regions import enter_autocast, exit_autocast
 from fxprune.graphs import fingerprint
 from fxprune.reserved import RESERVED
@@ -133,6 +134,12 @@ class GraphImporter:
         value = getattr(module.get_submodule(path), name)
         if _found(self.root, path, name) is value:
             return self.buffers.get(id(value), target)
+        if not isinstance(value, (torch.Tensor, fx.GraphModule)):
+            kind = type(value).__name__.lstrip("_")
+            raise CaptureError(
+                f"forward makes a {kind} of its own, which a graph cannot hold; make it outside of "
+                "forward, and what it draws as well"
+            )
         key = _key(value)
         if key not in self.constants:
             self.constants[key] = self._keep(path, name, value)

@@ -88,7 +88,7 @@ def removal_of(
     again = True
     while again:
         _let_readers_keep(atoms, labels, stays)
-        again = _keep_last(atoms, every, labels, stays)
+        again = _keep_last(atoms, every, labels, stays) or _keep_two(atoms, labels, stays)
         again = again or (round_to > 1 and _round_up(atoms, own, labels, stays, round_to))
     for read in atoms.reads:
         atoms.pin(read.channels[_is_read(read, labels, stays)], LIVE, read.node)
@@ -130,6 +130,19 @@ def _keep_last(atoms: Atoms, axes: list[Ids], labels: Ids, stays: Bools) -> bool
         if not stays[labels[ids]].any():
             stays[labels[ids[:1]]] = True
             atoms.pin(ids[:1], _LAST, None)
+            found = True
+    return found
+
+
+def _keep_two(atoms: Atoms, labels: Ids, stays: Bools) -> bool:
+    """Let a second component stay where an axis must not have size 1."""
+    found = False
+    for ids, node in atoms.wide:
+        kept = stays[labels[ids]]
+        if len(ids) > 1 and int(kept.sum()) == 1:
+            second = ids[~kept][:1]
+            stays[labels[second]] = True
+            atoms.pin(second, "it would drop an axis with one channel left", node)
             found = True
     return found
 

@@ -161,8 +161,10 @@ class Surgery:
             return
         new = self._moved(whole, np.arange(len(whole))[index])
         if index.step in (None, 1):
-            self.set_role(node, "start", int(new[0]))
-            self.set_role(node, "end", int(new[-1]) + 1)
+            start, end = int(new[0]), int(new[-1]) + 1
+            self.set_role(node, "start", start)
+            counts = ops.has_role(node, "length")
+            self.set_role(node, *(("length", end - start) if counts else ("end", end)))
             return
         read = self._constant(node, new)
         self._replace(node, torch.ops.aten.index_select.default, (dim, read))
@@ -178,8 +180,7 @@ class Surgery:
         if self.removal.touches(whole):
             fresh = self._constant(node, self._moved(whole, places % len(whole)))
             self.rewriter.replace_argument(node, read, fresh)
-            if not read.users:
-                self.rewriter.erase(read)
+            self._drop(read)
 
     def set_squeeze(self, node: Node, dims: list[int], axes: Iterable[Axis]) -> None:
         """Name the axes that go, where others may be left with one channel."""
@@ -199,6 +200,15 @@ class Surgery:
         elif sink.key not in self.absorbed:  # else it was, in the graph of the other mode
             self.rewriter.add_to_bias(sink.node, sink.role, delta)
         self.absorbed[sink.key] = None
+
+    def _drop(self, node: Node) -> None:
+        """Erase what computed a constant that nothing reads any more."""
+        if node.users or node.op not in ("call_function", "get_attr"):
+            return
+        reads = list(node.all_input_nodes)
+        self.rewriter.erase(node)
+        for read in reads:
+            self._drop(read)
 
     def _moved(self, whole: Ids, places: Any) -> Any:
         """Return the new indices of those channels at old ones that stay."""

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from fxprune.announced import Fault
+from fxprune.ops import canonical_name
 from fxprune.snapshot import Line, Read, Ref, View
+from fxprune.stored_values import COUNTS
 from fxprune.validating_cuts import constants_of
 
 __all__ = ["CutGraph"]
@@ -58,11 +61,23 @@ class CutGraph:
         for name, old in self._old.items():
             if name in self._left:
                 yield from self._line(old, self._left[name])
-            elif self.edits == "cuts" and not _is_made_anew(old):
+            elif self.edits == "cuts" and not (_is_made_anew(old) or self._is_constant(old)):
                 yield Fault(f"went in the {self.mode} graph", name)
         for name, line in self._left.items():
             if name not in self._old and not self._may_come(line):
                 yield Fault(f"came in the {self.mode} graph", name)
+
+    def _is_constant(self, line: Line) -> bool:
+        """Tell whether a node computes indices, which are written anew, of constants alone."""
+        if line.op == "get_attr":
+            return True
+        if line.op != "call_function" or canonical_name(line.target) not in COUNTS:
+            return False
+        reads = list(pytree.tree_leaves((line.args, line.kwargs), _is_read))
+        nodes = [self._old[part.node] for part in reads if isinstance(part, Ref)]
+        return not any(isinstance(part, Read) for part in reads) and all(
+            map(self._is_constant, nodes)
+        )
 
     def _may_come(self, line: Line) -> bool:
         return line.name in self._constants or (self.edits == "cuts" and line.target in _NEW)
@@ -97,6 +112,10 @@ class CutGraph:
 
     def _may_stand_for(self, old: Ref, new: Ref) -> bool:
         return old.node not in self._left or new.node not in self._old
+
+
+def _is_read(value: Any) -> bool:
+    return isinstance(value, Ref | Read)
 
 
 def _is_count(value: Any) -> bool:

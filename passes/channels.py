@@ -74,8 +74,7 @@ def followed(
     flow_rules.load()
     atoms = Atoms()
     aliases = {mode: Aliases(graph) for mode, graph in program.graphs.items()}
-    mutated = {name for each in aliases.values() for name in each.mutated}
-    stored = kind(program, atoms, mutated)
+    stored = kind(program, atoms, aliases.values())
     flows = tuple(Flow(program, mode, atoms, stored, aliases[mode]) for mode in aliases)
     for flow in flows:
         flow.run()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch.fx.node import Node
 
 from fxprune import tensors
@@ -74,7 +73,7 @@ class CoupleChannels(Analysis):
 class _Zeroed(StoredValues):
     """Stored tensors of which all that can be masked reads as zeros."""
 
-    def _found(self, node: Node) -> torch.Tensor | None:
+    def _found(self, node: Node) -> Any:
         found = super()._found(node)
         if node.op != "get_attr" or found is None:
             return found
@@ -127,7 +126,7 @@ class _Finder:
         scratch = np.zeros(self.atoms.count, dtype=np.bool_)
         for flow in self.flows:
             for node, found in flow.values.items():
-                if node.op == "call_function" and flow.concrete(node) is None:
+                if node.op == "call_function" and not flow.stored.is_stored(node):
                     out = self._touched(found if isinstance(found, tuple) else (found,))
                     scratch[out] = True
                     for name, roots in self._made_at(flow, node, scratch):

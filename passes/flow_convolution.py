@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,25 +77,45 @@ def _grouped(
         return Refusal("its groups read an input that cannot be cut", node)
     per_in = entering.size // groups
     per_out = weight.shape[1] if turned else weight.shape[0] // groups
-    if turned and per_in > 1:
-        # The weight's axis 0 runs over groups and inputs, its axis 1 over the outputs of each.
-        return Refusal("a transposed convolution in groups reads it", node)
-    tracked = 0 if per_in == 1 else 1
-    into = split_factor(flow.atoms, entering.factor, (groups, per_in), tracked)
-    if turned:
-        flow.tie((into[0],), rows.axes[0], node)
-        flow.pin(rows.axes[1], "each group has outputs of its own", node)
-        out = [into[0], Factor(per_out)]
-    else:
-        out = split_factor(flow.atoms, rows.axes[0][0], (groups, per_out), tracked)
-        flow.tie((into[tracked],), (out[0],) if tracked == 0 else rows.axes[1], node)
+    out = _through_groups(layer, entering, rows, (groups, per_in, per_out), turned=turned)
     uniform = not turned and not _pads(flow, node)
     if per_in == 1:
         flow.edits.append(lambda cut: cut.set_count(node, "groups", entering.atoms))
         const = _each_alone(layer, entering, weight, per_out, uniform=uniform)
     else:
-        const = _by_group(layer, entering, weight, ids, groups, uniform=uniform)
+        parts = weight.chunk(groups)
+        parts = [part.transpose(0, 1) for part in parts] if turned else parts
+        outs = [rows.axes[1][0].atoms] * groups if turned else ids.reshape(groups, -1)
+        const = _by_group(layer, entering, parts, outs, uniform=uniform)
     return tuple(factor for factor in out if factor.size > 1) or (Factor(1),), const
+
+
+def _through_groups(
+    layer: Layer, entering: Flat, rows: Value, sizes: tuple[int, int, int], *, turned: bool
+) -> Sequence[Factor]:
+    """Tie inputs to the weight's axes, and return the outputs' factors: groups, and what is in one.
+
+    Args:
+        layer: the convolution.
+        entering: its input channels.
+        rows: its weight.
+        sizes: how many groups there are, and inputs and outputs of each.
+        turned: whether it is transposed.
+    """
+    flow, node, (groups, per_in, per_out) = layer.flow, layer.node, sizes
+    tracked = 0 if per_in == 1 else 1
+    into = split_factor(flow.atoms, entering.factor, (groups, per_in), tracked)
+    if not turned:
+        out = split_factor(flow.atoms, rows.axes[0][0], (groups, per_out), tracked)
+        flow.tie((into[tracked],), (out[0],) if tracked == 0 else rows.axes[1], node)
+        return out
+    if per_in > 1:
+        # The weight's axis 0 runs over groups and inputs, its axis 1 over the outputs of each.
+        flow.tie(tuple(into), rows.axes[0], node)
+        return (Factor(groups), *rows.axes[1])
+    flow.tie((into[0],), rows.axes[0], node)
+    flow.pin(rows.axes[1], "each group has outputs of its own", node)
+    return (into[0], Factor(per_out))
 
 
 def _each_alone(
@@ -112,20 +133,23 @@ def _each_alone(
 
 
 def _by_group(
-    layer: Layer, entering: Flat, weight: torch.Tensor, rows: Ids, groups: int, *, uniform: bool
+    layer: Layer,
+    entering: Flat,
+    weights: Sequence[torch.Tensor],
+    rows: Iterable[Ids | None],
+    *,
+    uniform: bool,
 ) -> Array:
     """Meet each group's channels, and return the outputs' constants."""
-    per_in = weight.shape[1]
+    groups, per_in = len(weights), weights[0].shape[1]
     spread = entering.spread.reshape(groups, per_in)
-    own = [Weights(part) for part in weight.chunk(groups)]
+    own = [Weights(part) for part in weights]
     if entering.atoms is not None:
-        triples = zip(
-            entering.atoms.reshape(groups, -1), rows.reshape(groups, -1), own, strict=True
-        )
+        triples = zip(entering.atoms.reshape(groups, -1), rows, own, strict=True)
         for at, (ids, outs, reads) in enumerate(triples):
             # A bias could take over constants other than 0 as well: kept simple.
             meet(layer.flow, layer.node, Flat(per_in, ids, spread[at]), reads, outs)
-    parts = zip(weight.chunk(groups), own, spread, strict=True)
+    parts = zip(weights, own, spread, strict=True)
     found = [row_constants(w, r, c, None, absorbs=uniform) for w, r, c in parts]
     return layer.plus_bias(np.concatenate(found))
 

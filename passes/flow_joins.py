@@ -18,14 +18,15 @@ from fxprune.sizes import OPEN
 from .flow_parts import with_axis_unknown
 
 
-@transfer("cat concat concatenate")
+@transfer("cat concat concatenate hstack")
 def joined(flow: Flow, node: Node) -> Value | Refusal:
     """Channels one after the other; other axes are tied."""
     reads: list[Any] = list(node.args[0])  # pyright: ignore[reportArgumentType]
     values = [flow.value(read) for read in reads]
     if any(read not in flow.values for read in reads) or not all(value.axes for value in values):
         return Refusal("it joins what is no tensor", node)
-    dim = int(flow.argument(node, "dim", 0)) % len(values[0].axes)
+    beside = int(ops.canonical_name(node.target) == "hstack" and len(values[0].axes) > 1)
+    dim = int(flow.argument(node, "dim", beside)) % len(values[0].axes)
     others = broadcast(flow, node, [_without(value, dim) for value in values])
     if isinstance(others, Refusal):
         return others

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch.fx.node import Node
 
-from fxprune.factors import Value, unknown
+from fxprune.factors import Factor, Value, opaque, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.sinks import meet
@@ -83,3 +83,19 @@ def embedding(flow: Flow, node: Node) -> Value | Refusal:
     same = (weight == weight[:1]).cpu().numpy().all(0)
     const = np.where(same, numbers(weight)[0], np.nan)
     return outputs(index.axes, table.axes[1], (), const)
+
+
+@transfer("embedding_bag")
+def bag(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
+    """Rows are looked up and joined; columns are the outputs, 0 where all rows are."""
+    table, weight = flow.value(node.args[0]), flow.concrete(node.args[0])
+    shapes = {user.args[1]: flow.shape(user) for user in node.users if len(user.args) > 1}
+    shape = shapes.get(0)
+    if len(table.axes) != 2 or shape is None or len(shape) != 2:
+        return Refusal("its output has no noted shape", node)
+    flow.pin(table.axes[0], "any row may be looked up", node)
+    zero = np.full(1, False) if weight is None else ~nonzero(weight).any(0)
+    const = np.where(zero, 0.0, np.nan)
+    first = outputs(((Factor(shape[0]),),), table.axes[1], (), const)
+    others = [opaque(shapes.get(at) or ()) for at in (1, 2, 3)]
+    return first, *others

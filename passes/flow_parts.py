@@ -18,7 +18,9 @@ from fxprune.sizes import OPEN
 _MANY = 1024
 
 
-@transfer("split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk")
+@transfer(
+    "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk tensor_split"
+)
 def parted(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
     """Runs of channels, each its own value."""
     value = flow.value(node.args[0])
@@ -37,6 +39,8 @@ def parted(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
 
 def _part_sizes(flow: Flow, node: Node, whole: int) -> list[int] | None:
     given: Any = node.args[1]
+    if ops.canonical_name(node.target) == "tensor_split":
+        return _between(given, whole)
     if isinstance(given, (list, tuple)):
         sizes = [size for size in given if isinstance(size, int)]
         return sizes if len(sizes) == len(given) and sum(sizes) == whole else None
@@ -44,6 +48,18 @@ def _part_sizes(flow: Flow, node: Node, whole: int) -> list[int] | None:
         return None
     step = given if "split" in ops.canonical_name(node.target) else -(-whole // given)
     return [min(step, whole - start) for start in range(0, whole, step)]
+
+
+def _between(given: Any, whole: int) -> list[int] | None:
+    """Return sizes of parts by their number, the first ones larger, or by where they begin."""
+    if whole >= OPEN:
+        return None
+    if isinstance(given, int):
+        return [len(part) for part in np.array_split(np.arange(whole), given)]
+    if not isinstance(given, (list, tuple)) or not all(isinstance(at, int) for at in given):
+        return None
+    sizes = [len(part) for part in np.split(np.arange(whole), list(given))]
+    return sizes if sum(sizes) == whole and min(sizes) > 0 else None
 
 
 @transfer("getitem")
@@ -69,15 +85,23 @@ def sliced(flow: Flow, node: Node) -> Value | Refusal:
         if value.shape[dim] == shape[dim]:
             return value
         return with_axis_unknown(value, dim, (Factor(shape[dim]),))
-    bounds = [flow.argument(node, role) for role in ("start", "end", "step")]
-    whole = flow.flat(value, dim, node).atoms
-    named = ops.canonical_name(node.target) == "slice"
-    if whole is None or not named or not all(b is None or isinstance(b, int) for b in bounds):
+    index, whole = _run(flow, node, value.shape[dim]), flow.flat(value, dim, node).atoms
+    if whole is None or index is None:
         return Refusal("its bounds are computed", node)
-    index = slice(*bounds)
     flow.atoms.met(whole)
     flow.edits.append(lambda cut: cut.set_slice(node, dim, whole, index))
     return taken(flow, node, value, dim, index)
+
+
+def _run(flow: Flow, node: Node, size: int) -> slice | None:
+    """Return which indices a slice takes; None where they are computed."""
+    if ops.canonical_name(node.target) == "slice":
+        bounds = [flow.argument(node, role) for role in ("start", "end", "step")]
+        return slice(*bounds) if all(b is None or isinstance(b, int) for b in bounds) else None
+    start, length = flow.argument(node, "start"), flow.argument(node, "length")
+    if not isinstance(start, int) or not isinstance(length, int):
+        return None
+    return slice(start % max(size, 1), start % max(size, 1) + length)
 
 
 @transfer("select")
@@ -106,11 +130,12 @@ def unbound(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
     return tuple(_at(flow, node, value, dim, at) for at in range(value.shape[dim]))
 
 
-@transfer("flip")
+@transfer("flip fliplr flipud")
 def flipped(flow: Flow, node: Node) -> Value | Refusal:
     """The indices of some axes in the other order."""
     value = flow.value(node.args[0])
-    for dim in flow.argument(node, "dims"):
+    fixed = {"fliplr": [1], "flipud": [0]}.get(ops.canonical_name(node.target))
+    for dim in fixed or flow.argument(node, "dims"):
         at = int(dim) % len(value.axes)
         value = taken(flow, node, value, at, slice(None, None, -1))
     return value
@@ -146,7 +171,7 @@ def advanced(flow: Flow, node: Node) -> Value | Refusal:
 
 
 def _at_indices(flow: Flow, node: Node, dim: int, read: Any) -> Value | Refusal:
-    value, index = flow.value(node.args[0]), flow.concrete(read)
+    value, index = flow.value(node.args[0]), flow.stored.constant(read)
     plain = index is not None and index.dim() == 1 and index.numel() > 0
     if index is None or not plain or index.dtype.is_floating_point or index.dtype.is_complex:
         return Refusal("its indices are no constant vector", node)

@@ -17,6 +17,7 @@ from fxprune.pattern import Refusal
 from fxprune.reads import is_product
 
 from .flow_numbers import pin_random
+from .flow_parts import with_axis_unknown
 from .flow_sums import numbers
 
 _MOST = 2**18  # entries of a stored operand that are looked at
@@ -144,6 +145,10 @@ def gated(flow: Flow, node: Node) -> Value | Refusal:
     value = flow.value(node.args[0])
     dim = int(flow.argument(node, "dim", -1)) % max(len(value.axes), 1)
     part = flow.flat(value, dim, node)
+    shape = flow.shape(node)
+    if part.atoms is None and shape is not None:  # along places: channels pass
+        found = with_axis_unknown(value, dim, (Factor(shape[dim]),))
+        return Value(found.axes, found.const / (1 + np.exp(-found.const)))
     if part.atoms is None:
         return Refusal("its halves cannot be told apart", node)
     left, right = part.atoms.reshape(2, -1)

@@ -9,6 +9,7 @@ from torch.fx.node import Node
 
 from fxprune.axes import Flat
 from fxprune.broadcasting import broadcast
+from fxprune.equations import letters_of
 from fxprune.factors import Axis, Bools, Value, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
@@ -19,7 +20,7 @@ from .flow_mixing import mixed, sums_to_one
 _LIVE = "a live channel is summed over"
 
 
-@transfer("matmul bmm mm")
+@transfer("matmul bmm mm mv")
 def product(flow: Flow, node: Node) -> Value | Refusal:
     """The last axis of one and the last but one of the other are summed over."""
     return multiplied(flow, node, node.args[0], node.args[1])
@@ -45,17 +46,20 @@ def multiplied(flow: Flow, node: Node, first: object, second: object) -> Value |
         second: the node whose last but one axis is.
     """
     left, right = flow.value(first), flow.value(second)
-    if len(left.axes) < 2 or len(right.axes) < 2:
+    if len(left.axes) < 2 or not right.axes:
         return Refusal("it multiplies a vector", node)
-    if flow.tie(left.axes[-1], right.axes[-2], node) is None:
+    summed = -min(len(right.axes), 2)  # which axis of the second one
+    if flow.tie(left.axes[-1], right.axes[summed], node) is None:
         return Refusal("its operands' axes are made of different parts", node)
     a = flow.flat(left, len(left.axes) - 1, node)
-    b = flow.flat(right, len(right.axes) - 2, node)
+    b = flow.flat(right, len(right.axes) + summed, node)
     zero = (a.const == 0) | (b.const == 0)
-    for part, axis in ((first, -1), (second, -2)):
+    for part, axis in ((first, -1), (second, summed)):
         zero = zero | _unread(flow, part, axis)
     for part in (a, b):
         _meet(flow, node, part, zero)
+    if summed == -1:
+        return _without_last(left)
     batch = broadcast(flow, node, [unknown(left.axes[:-2]), unknown(right.axes[:-2])])
     if isinstance(batch, Refusal):
         return batch
@@ -63,6 +67,13 @@ def multiplied(flow: Flow, node: Node, first: object, second: object) -> Value |
     if bool(zero.all()):
         return Value(axes, np.zeros((1,) * sum(map(len, axes))))
     return mixed(axes, right) if sums_to_one(flow, first) else unknown(axes)
+
+
+def _without_last(value: Value) -> Value:
+    """Return what a vector makes of a value's rows: 0 where all of a row is."""
+    first = value.first_factor(len(value.axes) - 1)
+    rows = (value.const == 0).all(axis=tuple(range(first, value.const.ndim)))
+    return Value(value.axes[:-1], np.where(rows, 0.0, np.nan))
 
 
 def _meet(flow: Flow, node: Node, part: Flat, zero: Bools) -> None:
@@ -84,11 +95,11 @@ def _unread(flow: Flow, part: object, axis: int) -> Bools:
 def summed(flow: Flow, node: Node) -> Value | Refusal:
     """Axes of one letter are tied; letters that the result lacks are summed over."""
     reads = list(node.args[1]) if isinstance(node.args[1], (list, tuple)) else []
-    inputs, _, output = str(node.args[0]).replace(" ", "").partition("->")
-    terms = inputs.split(",")
     values = [flow.value(read) for read in reads]
-    named = len(terms) == len(values) and "->" in str(node.args[0]) and "." not in inputs
-    if not named or any(len(set(t)) != len(v.axes) for t, v in zip(terms, values, strict=True)):
+    if str(node.args[0]).count(",") + 1 != len(reads):
+        return Refusal("its operands are no list", node)
+    terms, output = letters_of(str(node.args[0]), [len(value.axes) for value in values])
+    if any(len(set(t)) != len(v.axes) for t, v in zip(terms, values, strict=True)):
         return Refusal("its axes have no letters of their own", node)
     axes: dict[str, Axis] = {}
     for term, value in zip(terms, values, strict=True):
@@ -97,7 +108,7 @@ def summed(flow: Flow, node: Node) -> Value | Refusal:
             if tied is None:
                 return Refusal("its operands' axes are made of different parts", node)
             axes[letter] = tied
-    for letter in set(inputs) - {*output, ","}:
+    for letter in set("".join(terms)) - set(output):
         _sum_letter(flow, node, letter, list(zip(terms, reads, strict=True)))
     return unknown([axes[letter] for letter in output])
 

@@ -43,6 +43,25 @@ def recurrent(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
     return _outputs(flow, node)
 
 
+@transfer("lstm_cell | gru_cell | rnn_tanh_cell | rnn_relu_cell")
+def cell(flow: Flow, node: Node) -> tuple[Value, ...] | Value | Refusal:
+    """Features of the input meet the weights; states keep their size."""
+    value, read = flow.value(node.args[0]), flow.argument(node, "w_ih")
+    rows, weight = flow.value(read), flow.concrete(read)
+    if weight is None or len(value.axes) != 2 or len(rows.axes) != 2:
+        return Refusal("its weight is computed", node)
+    if flow.tie(value.axes[1], rows.axes[1], node) is None:
+        return Refusal("its input is made of parts that its weight cannot have", node)
+    for other in node.all_input_nodes:
+        if other not in (node.args[0], read):
+            flow.pin_value(flow.value(other), _STAYS, node)
+    flow.pin(value.axes[0], _STAYS, node)
+    flow.pin(rows.axes[0], _STAYS, node)
+    meet(flow, node, flow.flat(value, 1, node), Weights(weight))
+    shape = flow.shape(node)
+    return _outputs(flow, node) if shape is None else opaque(shape)
+
+
 def _first_layer(node: Node, params: Any) -> list[Node]:
     """Return the weights that read the input, one a direction."""
     directions = 2 if ops.argument(node, "bidirectional") else 1

@@ -13,6 +13,7 @@ from fxprune.factors import Axis, Factor, Value, sizes_of, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.regroup import Choice, reshape
+from fxprune.sizes import OPEN
 
 from .flow_orders import order_of, swapped, taken_apart
 
@@ -79,7 +80,11 @@ def squeezed(flow: Flow, node: Node) -> Value | Refusal:
     axes = [axis for at, axis in enumerate(value.axes) if at not in gone]
     if shape is not None and len(shape) != len(axes):
         return Refusal("it drops axes that may have size 1", node)
-    if dims is None:
+    if dims is None and any(size >= OPEN for size in value.shape):
+        # Of one example it drops the batch axis too, so the axes that go cannot be named.
+        wide = [(f.atoms, node) for axis in axes for f in axis if f.atoms is not None]
+        flow.atoms.wide.extend(wide)
+    elif dims is None:
         flow.edits.append(lambda cut: cut.set_squeeze(node, gone, axes))
     for at in set(given) - set(gone):
         flow.pin(value.axes[at], "it would drop an axis with one channel left", node)

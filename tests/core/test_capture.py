@@ -62,6 +62,15 @@ def test_a_capture_that_fails_leaves_the_source_untouched() -> None:
     assert not any(m.training for m in model.modules())
 
 
+def test_a_generator_that_forward_makes_is_refused() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        order = torch.randperm(3, generator=torch.Generator().manual_seed(0))
+        return self.fc(x[:, order])
+
+    with pytest.raises(fxprune.FxpruneError, match="makes a Generator of its own"):
+        fxprune.capture(net(forward, fc=nn.Linear(3, 2)), (X,))
+
+
 def test_training_the_program_leaves_the_source_and_its_example_alone() -> None:
     model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), X.clone()
     before = state_of(model)
