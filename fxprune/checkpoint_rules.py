@@ -130,30 +130,38 @@ class Rules:
             replayed = ranking.is_replayed(group) and scores.dim is None
             if replayed:
                 _check_replay([weights[name] for name in group])
+            gone = {name: ranking.cuts[name].count for name in group}
             if plain and not replayed:
                 for name in group:
                     _add_cut(weights[name], ranking.cuts[name])
             else:
                 for name, pruned in pruned_of_group(scores, ranking, group):
-                    self._add(weights[name], scores, pruned)
-            records += (_record(name, scores.sources[name], ranking.cuts[name]) for name in group)
+                    gone[name] = self._add(weights[name], scores, pruned)
+            records += (
+                _record(name, scores.sources[name], ranking.cuts[name], gone[name])
+                for name in group
+            )
         return tuple(records)
 
-    def _add(self, weight: Weight, scores: Scores, pruned: Pruned) -> None:
-        """Add what was pruned to a mask: bits in a file, or the channels that are kept."""
-        source, alive = scores.sources[weight.stored.name], [weight.alive]
+    def _add(self, weight: Weight, scores: Scores, pruned: Pruned) -> int:
+        """Add what was pruned to a mask: bits in a file, or the channels that are kept.
+
+        Returns:
+            How many units went, which torch's choice of ties decides, not the cut.
+        """
+        source, went = scores.sources[weight.stored.name], [0]
 
         def kept_units() -> Iterator[torch.Tensor]:
             for start, stop, gone in pruned:
-                # Counted here: torch's choice of ties need not be the quotas of the cuts.
-                alive[0] -= int(gone.count_nonzero())
+                went[0] += int(gone.count_nonzero())
                 yield _kept(source, start, stop, gone)
 
         kept = kept_units()
         if scores.dim is None:
+            alive = weight.alive
             factor = self.spill.write(kept)
-            weight.add(factor, alive[0])
-            return
+            weight.add(factor, alive - went[0])
+            return went[0]
         inner = inner_of(weight, scores.dim)
         channels = torch.cat([torch.zeros(0, dtype=torch.bool), *kept])
         first = not weight.factors and len(channels) > 0
@@ -161,6 +169,7 @@ class Rules:
         weight.add(
             ByChannel(channels, inner), int(channels.count_nonzero()) * share if first else None
         )
+        return went[0]
 
 
 def _ranked(rule: Rule, scores: Scores) -> Ranking:
@@ -249,7 +258,6 @@ def _check_replay(weights: Sequence[Weight]) -> None:
         )
 
 
-def _record(name: str, source: ScoreSource, cut: Cut) -> ParamRecord:
-    return ParamRecord(
-        name, source.units, source.alive, cut.count, cut.threshold, cut.tied, cut.quota
-    )
+def _record(name: str, source: ScoreSource, cut: Cut, gone: int) -> ParamRecord:
+    quota = cut.quota + gone - cut.count
+    return ParamRecord(name, source.units, source.alive, gone, cut.threshold, cut.tied, quota)
