@@ -182,7 +182,7 @@ def _ranked(rule: Rule, scores: Scores) -> Ranking:
     for group in groups:
         sources = {name: scores.sources[name] for name in group}
         alive = sum(source.alive for source in sources.values())
-        k = count_of(rule.amount or 0, alive, what)
+        k = count_of(rule.amount or 0, alive, what, group)
         cuts |= cut_group(sources, k, all_ties=all_ties)
     return Ranking(cuts, tuple(groups), rule.ties)
 
@@ -191,8 +191,8 @@ def _random(rule: Rule, chosen: Sequence[Weight], dim: int | None) -> Scores:
     generator = generator_of(_CPU, rule.seed)
     amount = rule.amount or 0
 
-    def draw(alive: int, dtype: torch.dtype, what: str) -> Draw | None:
-        drawn = count_of(amount, alive, what) > 0
+    def draw(alive: int, dtype: torch.dtype, what: str, *weights: Weight) -> Draw | None:
+        drawn = count_of(amount, alive, what, [weight.stored.name for weight in weights]) > 0
         return Draw(alive, dtype, generator) if drawn else None
 
     sources: dict[str, ScoreSource] = {}
@@ -200,18 +200,18 @@ def _random(rule: Rule, chosen: Sequence[Weight], dim: int | None) -> Scores:
         for weight in chosen:
             kept, units = kept_channels(weight, dim), weight.stored.shape[dim]
             alive = units if kept is None else int(kept.sum())
-            drawn = draw(alive, torch.float32, "channels")
+            drawn = draw(alive, torch.float32, "channels", weight)
             sources[weight.stored.name] = RandomScores(units, kept, drawn, 0, largest=False)
         return Scores(sources, dim=dim, prune_all_ties=True)
     if rule.scope == "local":
         for weight in chosen:
-            drawn = draw(weight.alive, weight.dtype, "entries")
+            drawn = draw(weight.alive, weight.dtype, "entries", weight)
             sources[weight.stored.name] = FileRandom(weight, drawn, 0)
         return Scores(sources)
     if not chosen:
         return Scores(sources)
     dtype = reduce(torch.promote_types, (weight.dtype for weight in chosen))
-    together, offset = draw(sum(w.alive for w in chosen), dtype, "entries"), 0
+    together, offset = draw(sum(w.alive for w in chosen), dtype, "entries", *chosen), 0
     for weight in chosen:
         sources[weight.stored.name] = FileRandom(weight, together, offset)
         offset += weight.alive

@@ -7,7 +7,7 @@ The order is that of torch.topk: NaN counts as largest. Ties at the threshold go
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -42,13 +42,14 @@ def check_amount(amount: float | int) -> None:
         )
 
 
-def count_of(amount: float | int, alive: int, what: str) -> int:
+def count_of(amount: float | int, alive: int, what: str, names: Sequence[str] = ()) -> int:
     """Return how many of the living units an amount means (banker's rounding, as torch).
 
     Args:
         amount: share (float) or count (int).
         alive: number of living units.
         what: what is counted, for the message.
+        names: of what these belong to, which the message names where it is one alone.
 
     Raises:
         AmountError: more than is alive.
@@ -60,8 +61,10 @@ def count_of(amount: float | int, alive: int, what: str) -> int:
     check_amount(amount)
     count = int(amount) if isinstance(amount, numbers.Integral) else round(amount * alive)
     if count > alive:
+        place = f" for {names[0]!r}" if len(names) == 1 else ""
         raise AmountError(
             f"amount={amount} is more than the {alive} {what} that are alive; give {alive} or less"
+            f"{place}"
         )
     return count
 

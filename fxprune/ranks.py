@@ -106,7 +106,7 @@ def rank_over(
     spread: list[_Group] = []
     for names in groups:
         sources = {name: scores.sources[name] for name in names}
-        k = count_of(amount, sum(found.alive[name] for name in names), what)
+        k = count_of(amount, sum(found.alive[name] for name in names), what, names)
         if k > 0 and any(source.part for source in sources.values()):
             spread.append(_Group(sources, k))
         else:

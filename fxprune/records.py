@@ -81,17 +81,18 @@ def pass_records(stage: Stage, trace: Trace) -> tuple[PassRecord, ...]:
 
 
 def _parameters(program: Program, facts: Facts) -> Iterator[ParamRecord]:
-    names = [site.name for site in facts[Selection].sites]
+    sites = facts[Selection].sites
     if Ranking not in facts.kinds:
-        yield from map(ParamRecord, names)
+        yield from (ParamRecord(site.name) for site in sites)
         return
     scores, ranking = facts[Scores], facts[Ranking]
     replayed = {name for group in ranking.groups if ranking.is_replayed(group) for name in group}
-    for name in names:
-        source, cut = scores.sources[name], ranking.cuts[name]
+    for site in sites:
+        name, source, cut = site.name, scores.sources[site.name], ranking.cuts[site.name]
         units, alive = ranking.sizes.get(name, (source.units, source.alive))
-        # Which parameters' ties torch took is told by the masks alone.
-        gone = alive - _alive(program, name, scores.dim) if name in replayed else cut.count
+        # Which parameters' ties torch took is told by the masks alone; an empty one tells nothing.
+        told = name in replayed and site.numel > 0
+        gone = alive - _alive(program, name, scores.dim) if told else cut.count
         quota = cut.quota + gone - cut.count
         yield ParamRecord(name, units, alive, gone, cut.threshold, cut.tied, quota)
 

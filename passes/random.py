@@ -6,7 +6,7 @@ all of them when they are ranked together, and not at all when nothing is to be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import ClassVar
@@ -97,7 +97,7 @@ class ScoreRandom(Analysis):
         check_channels(site, dim)
         kept = None if mask is None else living_channels(mask, dim).cpu()
         alive = site.shape[dim] if kept is None else int(kept.sum())
-        draw = self._draw(alive, torch.float32, generator, "channels")
+        draw = self._draw(alive, torch.float32, generator, "channels", [site.name])
         return RandomScores(site.shape[dim], kept, draw, 0, largest=False)
 
     def _each(self, entries: Mapping[str, Entries], peers: Peers | None) -> dict[str, RandomScores]:
@@ -106,7 +106,7 @@ class ScoreRandom(Analysis):
         sources: dict[str, RandomScores] = {}
         for name, part in entries.items():
             generator = generators[part.tensor.device]
-            draw = self._draw(part.alive, part.tensor.dtype, generator, "entries")
+            draw = self._draw(part.alive, part.tensor.dtype, generator, "entries", [name])
             living = part.living(0, part.units)
             sources[name] = RandomScores(part.units, living, draw, 0, largest=True)
         return sources
@@ -120,7 +120,7 @@ class ScoreRandom(Analysis):
         dtype = reduce(torch.promote_types, (value.dtype for value in values))
         alive = sum(part.alive for part in entries.values())
         generator = _generator(values[0].device, self.seed, peers)
-        draw = self._draw(alive, dtype, generator, "entries")
+        draw = self._draw(alive, dtype, generator, "entries", list(entries))
         offset, sources = 0, dict[str, RandomScores]()
         for name, part in entries.items():
             living = part.living(0, part.units)
@@ -129,8 +129,13 @@ class ScoreRandom(Analysis):
         return sources
 
     def _draw(
-        self, alive: int, dtype: torch.dtype, generator: torch.Generator, what: str
+        self,
+        alive: int,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+        what: str,
+        names: Sequence[str],
     ) -> Draw | None:
-        if count_of(self.amount, alive, what) == 0:
+        if count_of(self.amount, alive, what, names) == 0:
             return None
         return Draw(alive, dtype, generator)

@@ -52,6 +52,7 @@ class Rank(Analysis):
         cuts: dict[str, Cut] = {}
         for group in groups:
             sources = {name: scores.sources[name] for name in group}
-            k = count_of(self.amount, sum(source.alive for source in sources.values()), what)
+            alive = sum(source.alive for source in sources.values())
+            k = count_of(self.amount, alive, what, group)
             cuts |= cut_group(sources, k, all_ties=all_ties)
         return Ranking(cuts, tuple(groups), self.ties)

@@ -58,7 +58,7 @@ class RankUnits(Analysis):
         counts = self._together(layers, sources, caps)
         if self.scope == "local":
             counts = [
-                min(count_of(self.amount, sources[layer.name].alive, "channels"), cap)
+                min(count_of(self.amount, sources[layer.name].alive, "channels", [layer.name]), cap)
                 for layer, cap in zip(layers, caps, strict=True)
             ]
         cuts: dict[str, Cut] = {}
