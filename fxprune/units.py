@@ -10,6 +10,7 @@ import torch
 from fxprune import shards, tensors
 from fxprune.errors import DimError, NormError, PassError, PassTypeError, ShapeError
 from fxprune.facts import Importance, ParamSite
+from fxprune.flat_parts import flat_part
 from fxprune.program import Program
 
 __all__ = [
@@ -51,11 +52,11 @@ class Entries:
 
     def living(self, start: int, stop: int) -> torch.Tensor | None:
         """Return which of the entries start..stop, in flat order, are alive; None: all."""
-        return None if self.mask is None else self.mask.reshape(-1)[start:stop] == 1
+        return None if self.mask is None else flat_part(self.mask, start, stop) == 1
 
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return the living entries among start..stop, in flat order."""
-        values = self.tensor.reshape(-1)[start:stop]
+        values = flat_part(self.tensor, start, stop)
         living = self.living(start, stop)
         return values if living is None else values[living]
 
