@@ -26,7 +26,7 @@ from fxprune.cutting import Pruned, pruned_of_group
 from fxprune.draws import Draw, RandomScores, generator_of
 from fxprune.errors import PassError, ShapeError
 from fxprune.facts import Cut, ParamRecord, Ranking, RuleRecord, Scores, ScoreSource
-from fxprune.ranking import check_amount, count_of, cut_group
+from fxprune.ranking import check_amount, count_of, counting, cut_group
 from fxprune.recipe import Rule
 from fxprune.tensors import quoted
 
@@ -182,7 +182,8 @@ def _ranked(rule: Rule, scores: Scores) -> Ranking:
     for group in groups:
         sources = {name: scores.sources[name] for name in group}
         alive = sum(source.alive for source in sources.values())
-        k = count_of(rule.amount or 0, alive, what, group)
+        with counting(group):
+            k = count_of(rule.amount or 0, alive, what)
         cuts |= cut_group(sources, k, all_ties=all_ties)
     return Ranking(cuts, tuple(groups), rule.ties)
 
@@ -192,7 +193,8 @@ def _random(rule: Rule, chosen: Sequence[Weight], dim: int | None) -> Scores:
     amount = rule.amount or 0
 
     def draw(alive: int, dtype: torch.dtype, what: str, *weights: Weight) -> Draw | None:
-        drawn = count_of(amount, alive, what, [weight.stored.name for weight in weights]) > 0
+        with counting([weight.stored.name for weight in weights]):
+            drawn = count_of(amount, alive, what) > 0
         return Draw(alive, dtype, generator) if drawn else None
 
     sources: dict[str, ScoreSource] = {}

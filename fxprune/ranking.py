@@ -7,7 +7,8 @@ The order is that of torch.topk: NaN counts as largest. Ties at the threshold go
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -17,7 +18,7 @@ from fxprune.errors import AmountError, AmountTypeError, PassError
 from fxprune.facts import Cut, ScoreSource
 from fxprune.scan import joined, joined_dtype, sides_of
 
-__all__ = ["check_amount", "check_values", "count_of", "cut_group"]
+__all__ = ["check_amount", "check_values", "count_of", "counting", "cut_group"]
 
 SMALL = 300_000  # living scores up to which joining all of them is faster than passes over them
 
@@ -42,14 +43,13 @@ def check_amount(amount: float | int) -> None:
         )
 
 
-def count_of(amount: float | int, alive: int, what: str, names: Sequence[str] = ()) -> int:
+def count_of(amount: float | int, alive: int, what: str) -> int:
     """Return how many of the living units an amount means (banker's rounding, as torch).
 
     Args:
         amount: share (float) or count (int).
         alive: number of living units.
         what: what is counted, for the message.
-        names: of what these belong to, which the message names where it is one alone.
 
     Raises:
         AmountError: more than is alive.
@@ -61,12 +61,25 @@ def count_of(amount: float | int, alive: int, what: str, names: Sequence[str] = 
     check_amount(amount)
     count = int(amount) if isinstance(amount, numbers.Integral) else round(amount * alive)
     if count > alive:
-        place = f" for {names[0]!r}" if len(names) == 1 else ""
         raise AmountError(
             f"amount={amount} is more than the {alive} {what} that are alive; give {alive} or less"
-            f"{place}"
         )
     return count
+
+
+@contextmanager
+def counting(names: Sequence[str]) -> Generator[None]:
+    """Let an AmountError say what was counted, where that is one parameter alone.
+
+    Args:
+        names: of the parameters.
+    """
+    try:
+        yield
+    except AmountError as error:
+        if len(names) != 1:
+            raise
+        raise AmountError(f"{error} for {names[0]!r}") from error
 
 
 def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> dict[str, Cut]:
@@ -89,7 +102,7 @@ def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> 
     for name, (under, tied) in sides.items():
         quota = tied if all_ties else min(tied, left)
         left -= quota
-        cuts[name] = Cut(float(threshold), under + quota, tied, quota)
+        cuts[name] = Cut(threshold.item(), under + quota, tied, quota)
     return cuts
 
 

@@ -94,7 +94,8 @@ def _parameters(program: Program, facts: Facts) -> Iterator[ParamRecord]:
         told = name in replayed and site.numel > 0
         gone = alive - _alive(program, name, scores.dim) if told else cut.count
         quota = cut.quota + gone - cut.count
-        yield ParamRecord(name, units, alive, gone, cut.threshold, cut.tied, quota)
+        level = None if cut.threshold is None else float(cut.threshold)
+        yield ParamRecord(name, units, alive, gone, level, cut.tied, quota)
 
 
 def _alive(program: Program, name: str, dim: int | None) -> int:

@@ -15,11 +15,12 @@ import torch
 
 from fxprune import tensors
 from fxprune.draws import Draw, RandomScores, generator_of
+from fxprune.errors import PassError
 from fxprune.facts import Importance, ParamSite, Scores, Selection
 from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.ranking import count_of
+from fxprune.ranking import count_of, counting
 from fxprune.sharded_masks import whole, whole_ones
 from fxprune.units import Entries, check_channels, living_channels, raw_value
 
@@ -43,6 +44,15 @@ def _mask_of(
     if dim is None:
         return whole_ones(peers, mask, site.name)
     return whole(peers, mask, f"{site.name}_mask")
+
+
+def _check_floats(values: Mapping[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        if not value.is_floating_point():
+            raise PassError(
+                f"what is drawn for {name!r} has its dtype or that of its importance scores, "
+                f"{value.dtype}, and only floats can be drawn; give others or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,10 +92,9 @@ class ScoreRandom(Analysis):
             }
             return Scores(channels, dim=self.dim, prune_all_ties=True)
         importance = facts[Importance]
-        entries = {
-            site.name: Entries(raw_value(program, site, importance), masks[site.name])
-            for site in sites
-        }
+        values = {site.name: raw_value(program, site, importance) for site in sites}
+        _check_floats(values)
+        entries = {name: Entries(value, masks[name]) for name, value in values.items()}
         if self.scope == "global":
             return Scores(self._together(entries, peers))
         return Scores(self._each(entries, peers))
@@ -136,6 +145,8 @@ class ScoreRandom(Analysis):
         what: str,
         names: Sequence[str],
     ) -> Draw | None:
-        if count_of(self.amount, alive, what, names) == 0:
+        with counting(names):
+            count = count_of(self.amount, alive, what)
+        if count == 0:
             return None
         return Draw(alive, dtype, generator)
