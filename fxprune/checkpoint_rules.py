@@ -26,7 +26,7 @@ from fxprune.cutting import Pruned, pruned_of_group
 from fxprune.draws import Draw, RandomScores, generator_of
 from fxprune.errors import PassError, ShapeError
 from fxprune.facts import Cut, ParamRecord, Ranking, RuleRecord, Scores, ScoreSource
-from fxprune.ranking import check_amount, count_of, cut_group
+from fxprune.ranking import check_amount, count_of, counting, cut_group
 from fxprune.recipe import Rule
 from fxprune.tensors import quoted
 
@@ -130,30 +130,38 @@ class Rules:
             replayed = ranking.is_replayed(group) and scores.dim is None
             if replayed:
                 _check_replay([weights[name] for name in group])
+            gone = {name: ranking.cuts[name].count for name in group}
             if plain and not replayed:
                 for name in group:
                     _add_cut(weights[name], ranking.cuts[name])
             else:
                 for name, pruned in pruned_of_group(scores, ranking, group):
-                    self._add(weights[name], scores, pruned)
-            records += (_record(name, scores.sources[name], ranking.cuts[name]) for name in group)
+                    gone[name] = self._add(weights[name], scores, pruned)
+            records += (
+                _record(name, scores.sources[name], ranking.cuts[name], gone[name])
+                for name in group
+            )
         return tuple(records)
 
-    def _add(self, weight: Weight, scores: Scores, pruned: Pruned) -> None:
-        """Add what was pruned to a mask: bits in a file, or the channels that are kept."""
-        source, alive = scores.sources[weight.stored.name], [weight.alive]
+    def _add(self, weight: Weight, scores: Scores, pruned: Pruned) -> int:
+        """Add what was pruned to a mask: bits in a file, or the channels that are kept.
+
+        Returns:
+            How many units went, which torch's choice of ties decides, not the cut.
+        """
+        source, went = scores.sources[weight.stored.name], [0]
 
         def kept_units() -> Iterator[torch.Tensor]:
             for start, stop, gone in pruned:
-                # Counted here: torch's choice of ties need not be the quotas of the cuts.
-                alive[0] -= int(gone.count_nonzero())
+                went[0] += int(gone.count_nonzero())
                 yield _kept(source, start, stop, gone)
 
         kept = kept_units()
         if scores.dim is None:
+            alive = weight.alive
             factor = self.spill.write(kept)
-            weight.add(factor, alive[0])
-            return
+            weight.add(factor, alive - went[0])
+            return went[0]
         inner = inner_of(weight, scores.dim)
         channels = torch.cat([torch.zeros(0, dtype=torch.bool), *kept])
         first = not weight.factors and len(channels) > 0
@@ -161,6 +169,7 @@ class Rules:
         weight.add(
             ByChannel(channels, inner), int(channels.count_nonzero()) * share if first else None
         )
+        return went[0]
 
 
 def _ranked(rule: Rule, scores: Scores) -> Ranking:
@@ -173,7 +182,8 @@ def _ranked(rule: Rule, scores: Scores) -> Ranking:
     for group in groups:
         sources = {name: scores.sources[name] for name in group}
         alive = sum(source.alive for source in sources.values())
-        k = count_of(rule.amount or 0, alive, what)
+        with counting(group):
+            k = count_of(rule.amount or 0, alive, what)
         cuts |= cut_group(sources, k, all_ties=all_ties)
     return Ranking(cuts, tuple(groups), rule.ties)
 
@@ -182,8 +192,9 @@ def _random(rule: Rule, chosen: Sequence[Weight], dim: int | None) -> Scores:
     generator = generator_of(_CPU, rule.seed)
     amount = rule.amount or 0
 
-    def draw(alive: int, dtype: torch.dtype, what: str) -> Draw | None:
-        drawn = count_of(amount, alive, what) > 0
+    def draw(alive: int, dtype: torch.dtype, what: str, *weights: Weight) -> Draw | None:
+        with counting([weight.stored.name for weight in weights]):
+            drawn = count_of(amount, alive, what) > 0
         return Draw(alive, dtype, generator) if drawn else None
 
     sources: dict[str, ScoreSource] = {}
@@ -191,18 +202,18 @@ def _random(rule: Rule, chosen: Sequence[Weight], dim: int | None) -> Scores:
         for weight in chosen:
             kept, units = kept_channels(weight, dim), weight.stored.shape[dim]
             alive = units if kept is None else int(kept.sum())
-            drawn = draw(alive, torch.float32, "channels")
+            drawn = draw(alive, torch.float32, "channels", weight)
             sources[weight.stored.name] = RandomScores(units, kept, drawn, 0, largest=False)
         return Scores(sources, dim=dim, prune_all_ties=True)
     if rule.scope == "local":
         for weight in chosen:
-            drawn = draw(weight.alive, weight.dtype, "entries")
+            drawn = draw(weight.alive, weight.dtype, "entries", weight)
             sources[weight.stored.name] = FileRandom(weight, drawn, 0)
         return Scores(sources)
     if not chosen:
         return Scores(sources)
     dtype = reduce(torch.promote_types, (weight.dtype for weight in chosen))
-    together, offset = draw(sum(w.alive for w in chosen), dtype, "entries"), 0
+    together, offset = draw(sum(w.alive for w in chosen), dtype, "entries", *chosen), 0
     for weight in chosen:
         sources[weight.stored.name] = FileRandom(weight, together, offset)
         offset += weight.alive
@@ -249,7 +260,6 @@ def _check_replay(weights: Sequence[Weight]) -> None:
         )
 
 
-def _record(name: str, source: ScoreSource, cut: Cut) -> ParamRecord:
-    return ParamRecord(
-        name, source.units, source.alive, cut.count, cut.threshold, cut.tied, cut.quota
-    )
+def _record(name: str, source: ScoreSource, cut: Cut, gone: int) -> ParamRecord:
+    quota = cut.quota + gone - cut.count
+    return ParamRecord(name, source.units, source.alive, gone, cut.threshold, cut.tied, quota)

@@ -144,7 +144,7 @@ class Cut:
     """Which units of one parameter go: those under the threshold, and some of those at it.
 
     Args:
-        threshold: the largest score that is pruned; None where nothing is.
+        threshold: the largest score that is pruned, an int of whole numbers; None where nothing is.
         count: how many units go.
         tied: how many units of this parameter are at the threshold.
         quota: how many of these go.

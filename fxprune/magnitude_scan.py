@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.bitwise import INTEGERS, keys_into, least_key, most_key, scan_keys
+from fxprune.bitwise import INTEGERS, integers_of, keys_into, least_key, most_key, scan_keys
+from fxprune.flat_parts import flat_part
 from fxprune.room import Room
 
 __all__ = ["can_scan", "scan_magnitudes"]
@@ -20,14 +21,9 @@ _ROOM = Room()
 
 
 def can_scan(tensor: torch.Tensor) -> bool:
-    """Tell whether the bits of a tensor can be read in flat order, as numpy's integers."""
+    """Tell whether the bits of a tensor can be read as numpy's integers."""
     kind = tensor.dtype
-    return (
-        tensor.is_cpu
-        and tensor.is_contiguous()
-        and kind.is_floating_point
-        and kind.itemsize in INTEGERS
-    )
+    return tensor.is_cpu and kind.is_floating_point and kind.itemsize in INTEGERS
 
 
 def scan_magnitudes(
@@ -56,28 +52,29 @@ def scan_magnitudes(
         (1, tensor([0.5000, 1.0000]))
     """
     kind = tensor.dtype
-    bits = tensor.detach().view(-1).view(INTEGERS[kind.itemsize]).numpy()
+    values, size, whole = tensor.detach(), tensor.numel(), INTEGERS[kind.itemsize]
     first = 0 if low is None else least_key(low, kind)
-    last = int(np.iinfo(bits.dtype).max) if high is None else most_key(high, kind)
+    last = torch.iinfo(whole).max if high is None else most_key(high, kind)
+    nothing: Any = np.empty(0, integers_of(kind))
     count, lock = 0, threading.Lock()
 
     def piece(start: int) -> tuple[int, Any]:
         nonlocal count
         if count > most:
-            return 0, bits[:0]
-        stop = min(start + _PIECE, bits.size)
+            return 0, nothing
+        stop = min(start + _PIECE, size)
         alive = living(start, stop)
-        keys = keys_into(bits[start:stop], _ROOM)
+        keys = keys_into(flat_part(values, start, stop).view(whole).numpy(), _ROOM)
         kept = None if alive is None else alive.numpy()
         under, inside = scan_keys(keys, first, last, kept, _ROOM)
         with lock:
             count += inside.size
         return under, inside
 
-    parts = _mapped(piece, range(0, bits.size, _PIECE))
+    parts = _mapped(piece, range(0, size, _PIECE))
     if count > most:
         return 0, None
-    inside = np.concatenate([bits[:0], *(inside for _, inside in parts)])
+    inside = np.concatenate([nothing, *(inside for _, inside in parts)])
     return sum(under for under, _ in parts), torch.from_numpy(inside).view(kind)
 
 

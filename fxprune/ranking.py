@@ -7,7 +7,8 @@ The order is that of torch.topk: NaN counts as largest. Ties at the threshold go
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -17,7 +18,7 @@ from fxprune.errors import AmountError, AmountTypeError, PassError
 from fxprune.facts import Cut, ScoreSource
 from fxprune.scan import joined, joined_dtype, sides_of
 
-__all__ = ["check_amount", "check_values", "count_of", "cut_group"]
+__all__ = ["check_amount", "check_values", "count_of", "counting", "cut_group"]
 
 SMALL = 300_000  # living scores up to which joining all of them is faster than passes over them
 
@@ -66,6 +67,21 @@ def count_of(amount: float | int, alive: int, what: str) -> int:
     return count
 
 
+@contextmanager
+def counting(names: Sequence[str]) -> Generator[None]:
+    """Let an AmountError say what was counted, where that is one parameter alone.
+
+    Args:
+        names: of the parameters.
+    """
+    try:
+        yield
+    except AmountError as error:
+        if len(names) != 1:
+            raise
+        raise AmountError(f"{error} for {names[0]!r}") from error
+
+
 def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> dict[str, Cut]:
     """Find the cuts that prune the k smallest of all living scores.
 
@@ -86,7 +102,7 @@ def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> 
     for name, (under, tied) in sides.items():
         quota = tied if all_ties else min(tied, left)
         left -= quota
-        cuts[name] = Cut(float(threshold), under + quota, tied, quota)
+        cuts[name] = Cut(threshold.item(), under + quota, tied, quota)
     return cuts
 
 

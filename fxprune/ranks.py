@@ -21,7 +21,7 @@ from fxprune.errors import PassError
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource
 from fxprune.peers import Peers
 from fxprune.program import Program
-from fxprune.ranking import check_values, count_of, cut_group
+from fxprune.ranking import check_values, count_of, counting, cut_group
 from fxprune.scan import chunks_of, is_at, joined_dtype, sides_of
 from fxprune.tallies import Tally, check_parts, digest, layouts, tally
 from fxprune.wrapping import check_root_alone, check_takes_masks, is_wrapped, reshard
@@ -106,7 +106,8 @@ def rank_over(
     spread: list[_Group] = []
     for names in groups:
         sources = {name: scores.sources[name] for name in names}
-        k = count_of(amount, sum(found.alive[name] for name in names), what)
+        with counting(names):
+            k = count_of(amount, sum(found.alive[name] for name in names), what)
         if k > 0 and any(source.part for source in sources.values()):
             spread.append(_Group(sources, k))
         else:
@@ -262,5 +263,5 @@ def _shared_out(group: _Group, sides: Mapping[str, Sequence[int]]) -> dict[str, 
         under, tied = sides[name]
         quota = min(tied, left)
         left -= quota
-        cuts[name] = Cut(float(group.threshold), under + quota, tied, quota)
+        cuts[name] = Cut(group.threshold.item(), under + quota, tied, quota)
     return cuts

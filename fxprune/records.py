@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fxprune import shards, tensors
 from fxprune.coupling import Coupling, LayerRecord
 from fxprune.facts import (
     NewMasks,
@@ -15,16 +16,19 @@ from fxprune.facts import (
     Selection,
 )
 from fxprune.pipeline import Facts, Trace
+from fxprune.program import Program
 from fxprune.stages import Stage
 from fxprune.unit_scores import CoupledScores
+from fxprune.units import living_channels
 
 __all__ = ["pass_records", "record_of"]
 
 
-def record_of(stage: Stage, facts: Facts, trace: Trace) -> RuleRecord:
+def record_of(program: Program, stage: Stage, facts: Facts, trace: Trace) -> RuleRecord:
     """Return the record of a stage that has run.
 
     Args:
+        program: with the masks that the stage made.
         stage: the rules.
         facts: with the facts of all its passes.
         trace: what the pipeline counted.
@@ -41,7 +45,7 @@ def record_of(stage: Stage, facts: Facts, trace: Trace) -> RuleRecord:
         refused = (*others, *facts[Coupling].refused)
     else:
         layers = ()
-        parameters = tuple(_parameter(site.name, facts) for site in selection.sites)
+        parameters = tuple(_parameters(program, facts))
     return RuleRecord(
         rule=stage.name,
         method=method,
@@ -76,13 +80,27 @@ def pass_records(stage: Stage, trace: Trace) -> tuple[PassRecord, ...]:
     )
 
 
-def _parameter(name: str, facts: Facts) -> ParamRecord:
+def _parameters(program: Program, facts: Facts) -> Iterator[ParamRecord]:
+    sites = facts[Selection].sites
     if Ranking not in facts.kinds:
-        return ParamRecord(name)
-    source, ranking = facts[Scores].sources[name], facts[Ranking]
-    cut = ranking.cuts[name]
-    units, alive = ranking.sizes.get(name, (source.units, source.alive))
-    return ParamRecord(name, units, alive, cut.count, cut.threshold, cut.tied, cut.quota)
+        yield from (ParamRecord(site.name) for site in sites)
+        return
+    scores, ranking = facts[Scores], facts[Ranking]
+    replayed = {name for group in ranking.groups if ranking.is_replayed(group) for name in group}
+    for site in sites:
+        name, source, cut = site.name, scores.sources[site.name], ranking.cuts[site.name]
+        units, alive = ranking.sizes.get(name, (source.units, source.alive))
+        # Which parameters' ties torch took is told by the masks alone; an empty one tells nothing.
+        told = name in replayed and site.numel > 0
+        gone = alive - _alive(program, name, scores.dim) if told else cut.count
+        quota = cut.quota + gone - cut.count
+        level = None if cut.threshold is None else float(cut.threshold)
+        yield ParamRecord(name, units, alive, gone, level, cut.tied, quota)
+
+
+def _alive(program: Program, name: str, dim: int | None) -> int:
+    mask = tensors.masks(program)[name]
+    return shards.count_of(mask == 1 if dim is None else living_channels(mask, dim))
 
 
 def _layers(facts: Facts) -> Iterator[LayerRecord]:

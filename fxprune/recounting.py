@@ -233,20 +233,20 @@ def _top(part: _Units) -> float | None:
     """Return the largest score that went, NaN where one did; None where none did."""
     if not bool(part.gone.any()):
         return None
-    return float(part.scores.masked_fill(~part.gone, _least(part.scores)).max())
+    return part.scores.masked_fill(~part.gone, _least(part.scores)).max().item()
 
 
 def _low(part: _Units) -> float | None:
     """Return the smallest score that stayed, NaN where all are NaN; None where none stayed."""
     if bool(part.gone.all()):
         return None
-    low = float(part.scores.masked_fill(part.gone, _most(part.scores)).min())
+    low = part.scores.masked_fill(part.gone, _most(part.scores)).min().item()
     if not math.isnan(low):
         return low
     other = part.gone | part.scores.isnan()
     if bool(other.all()):
         return low
-    return float(part.scores.masked_fill(other, _most(part.scores)).min())
+    return part.scores.masked_fill(other, _most(part.scores)).min().item()
 
 
 def _least(scores: torch.Tensor) -> float:

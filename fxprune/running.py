@@ -75,7 +75,7 @@ def run_stage(
     if stage.calls:
         work.captured.passes += pass_records(stage, trace)
     else:
-        work.captured.records += (record_of(stage, facts, trace),)
+        work.captured.records += (record_of(work, stage, facts, trace),)
 
 
 def done(program: Program, work: Program, *, inplace: bool) -> Program:

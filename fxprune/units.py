@@ -10,6 +10,7 @@ import torch
 from fxprune import shards, tensors
 from fxprune.errors import DimError, NormError, PassError, PassTypeError, ShapeError
 from fxprune.facts import Importance, ParamSite
+from fxprune.flat_parts import flat_part
 from fxprune.program import Program
 
 __all__ = [
@@ -22,6 +23,13 @@ __all__ = [
     "raw_value",
 ]
 
+_SCORED = frozenset(
+    {
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.complex64, torch.complex128),
+    }
+)
 _TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
@@ -51,11 +59,11 @@ class Entries:
 
     def living(self, start: int, stop: int) -> torch.Tensor | None:
         """Return which of the entries start..stop, in flat order, are alive; None: all."""
-        return None if self.mask is None else self.mask.reshape(-1)[start:stop] == 1
+        return None if self.mask is None else flat_part(self.mask, start, stop) == 1
 
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return the living entries among start..stop, in flat order."""
-        values = self.tensor.reshape(-1)[start:stop]
+        values = flat_part(self.tensor, start, stop)
         living = self.living(start, stop)
         return values if living is None else values[living]
 
@@ -65,7 +73,8 @@ def entries_of(program: Program, site: ParamSite, importance: Importance) -> Ent
 
     Raises:
         ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor.
+        PassTypeError: they are no tensor, or of a dtype that has no order.
+        PassError: the parameter is of such a dtype.
     """
     value, mask = raw_value(program, site, importance), tensors.masks(program).get(site.name)
     parameter = tensors.parameter(program, site.name)
@@ -82,10 +91,11 @@ def raw_value(program: Program, site: ParamSite, importance: Importance) -> torc
 
     Raises:
         ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor.
+        PassTypeError: they are no tensor, or of a dtype that has no order.
+        PassError: the parameter is of such a dtype.
     """
     given = _importance_of(site, importance)
-    return tensors.parameter(program, site.name).detach() if given is None else given
+    return _scored(site, tensors.parameter(program, site.name).detach()) if given is None else given
 
 
 def masked_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
@@ -93,10 +103,11 @@ def masked_value(program: Program, site: ParamSite, importance: Importance) -> t
 
     Raises:
         ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor.
+        PassTypeError: they are no tensor, or of a dtype that has no order.
+        PassError: the parameter is of such a dtype.
     """
     given = _importance_of(site, importance)
-    return tensors.value(program, site.name) if given is None else given
+    return _scored(site, tensors.value(program, site.name)) if given is None else given
 
 
 def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | None:
@@ -111,8 +122,27 @@ def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | No
                 f"the importance scores of {name!r} have shape {tuple(given.shape)}, the parameter "
                 f"{tuple(site.shape)}; give one score an entry"
             )
+        if given.dtype not in _SCORED or given.layout is not torch.strided:
+            raise PassTypeError(
+                f"the importance scores of {name!r} are {_kind(given)}, which cannot be ranked; "
+                "give floats or whole numbers"
+            )
         return given.detach()
     return None
+
+
+def _scored(site: ParamSite, value: torch.Tensor) -> torch.Tensor:
+    if value.dtype not in _SCORED or value.layout is not torch.strided:
+        raise PassError(
+            f"{site.name!r} is {_kind(value)}, which cannot be ranked; leave it out with dtype or "
+            "exclude"
+        )
+    return value
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return dtype if tensor.layout is torch.strided else f"{dtype} in {tensor.layout}"
 
 
 def check_channels(site: ParamSite, dim: int) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from fxprune.facts import Importance, Scores, ScoreSource, Selection
+from fxprune.flat_parts import picked
 from fxprune.magnitude_scan import can_scan, scan_magnitudes
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
@@ -47,11 +48,9 @@ class MagnitudeScores(ScoreSource):
     def sample(self, step: int) -> torch.Tensor:
         """Return about one living score in `step`, in short runs that are spread evenly."""
         tensor, mask = self.entries.tensor, self.entries.mask
-        if not tensor.is_contiguous():
-            return super().sample(step)
         chosen = indices_of(self.units, step).to(tensor.device)
-        values = tensor.view(-1)[chosen]
-        return (values if mask is None else values[mask.reshape(-1)[chosen] == 1]).abs()
+        values = picked(tensor, chosen)
+        return (values if mask is None else values[picked(mask, chosen) == 1]).abs()
 
     def scan(
         self, low: float | None, high: float | None, dtype: torch.dtype, most: int

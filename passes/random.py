@@ -6,7 +6,7 @@ all of them when they are ranked together, and not at all when nothing is to be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import ClassVar
@@ -15,11 +15,12 @@ import torch
 
 from fxprune import tensors
 from fxprune.draws import Draw, RandomScores, generator_of
+from fxprune.errors import PassError
 from fxprune.facts import Importance, ParamSite, Scores, Selection
 from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.ranking import count_of
+from fxprune.ranking import count_of, counting
 from fxprune.sharded_masks import whole, whole_ones
 from fxprune.units import Entries, check_channels, living_channels, raw_value
 
@@ -43,6 +44,15 @@ def _mask_of(
     if dim is None:
         return whole_ones(peers, mask, site.name)
     return whole(peers, mask, f"{site.name}_mask")
+
+
+def _check_floats(values: Mapping[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        if not value.is_floating_point():
+            raise PassError(
+                f"what is drawn for {name!r} has its dtype or that of its importance scores, "
+                f"{value.dtype}, and only floats can be drawn; give others or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,10 +92,9 @@ class ScoreRandom(Analysis):
             }
             return Scores(channels, dim=self.dim, prune_all_ties=True)
         importance = facts[Importance]
-        entries = {
-            site.name: Entries(raw_value(program, site, importance), masks[site.name])
-            for site in sites
-        }
+        values = {site.name: raw_value(program, site, importance) for site in sites}
+        _check_floats(values)
+        entries = {name: Entries(value, masks[name]) for name, value in values.items()}
         if self.scope == "global":
             return Scores(self._together(entries, peers))
         return Scores(self._each(entries, peers))
@@ -97,7 +106,7 @@ class ScoreRandom(Analysis):
         check_channels(site, dim)
         kept = None if mask is None else living_channels(mask, dim).cpu()
         alive = site.shape[dim] if kept is None else int(kept.sum())
-        draw = self._draw(alive, torch.float32, generator, "channels")
+        draw = self._draw(alive, torch.float32, generator, "channels", [site.name])
         return RandomScores(site.shape[dim], kept, draw, 0, largest=False)
 
     def _each(self, entries: Mapping[str, Entries], peers: Peers | None) -> dict[str, RandomScores]:
@@ -106,7 +115,7 @@ class ScoreRandom(Analysis):
         sources: dict[str, RandomScores] = {}
         for name, part in entries.items():
             generator = generators[part.tensor.device]
-            draw = self._draw(part.alive, part.tensor.dtype, generator, "entries")
+            draw = self._draw(part.alive, part.tensor.dtype, generator, "entries", [name])
             living = part.living(0, part.units)
             sources[name] = RandomScores(part.units, living, draw, 0, largest=True)
         return sources
@@ -120,7 +129,7 @@ class ScoreRandom(Analysis):
         dtype = reduce(torch.promote_types, (value.dtype for value in values))
         alive = sum(part.alive for part in entries.values())
         generator = _generator(values[0].device, self.seed, peers)
-        draw = self._draw(alive, dtype, generator, "entries")
+        draw = self._draw(alive, dtype, generator, "entries", list(entries))
         offset, sources = 0, dict[str, RandomScores]()
         for name, part in entries.items():
             living = part.living(0, part.units)
@@ -129,8 +138,15 @@ class ScoreRandom(Analysis):
         return sources
 
     def _draw(
-        self, alive: int, dtype: torch.dtype, generator: torch.Generator, what: str
+        self,
+        alive: int,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+        what: str,
+        names: Sequence[str],
     ) -> Draw | None:
-        if count_of(self.amount, alive, what) == 0:
+        with counting(names):
+            count = count_of(self.amount, alive, what)
+        if count == 0:
             return None
         return Draw(alive, dtype, generator)

@@ -9,7 +9,7 @@ from fxprune.facts import Cut, Ranking, Scores
 from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.ranking import check_amount, count_of, cut_group
+from fxprune.ranking import check_amount, count_of, counting, cut_group
 from fxprune.ranks import rank_over
 
 __all__ = ["Rank"]
@@ -52,6 +52,8 @@ class Rank(Analysis):
         cuts: dict[str, Cut] = {}
         for group in groups:
             sources = {name: scores.sources[name] for name in group}
-            k = count_of(self.amount, sum(source.alive for source in sources.values()), what)
+            alive = sum(source.alive for source in sources.values())
+            with counting(group):
+                k = count_of(self.amount, alive, what)
             cuts |= cut_group(sources, k, all_ties=all_ties)
         return Ranking(cuts, tuple(groups), self.ties)

@@ -14,7 +14,7 @@ from fxprune.errors import AmountError
 from fxprune.facts import Cut, Ranking, ScoreSource
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.ranking import check_amount, count_of, cut_group
+from fxprune.ranking import check_amount, count_of, counting, cut_group
 from fxprune.unit_scores import CoupledScores
 
 __all__ = ["RankUnits"]
@@ -58,7 +58,7 @@ class RankUnits(Analysis):
         counts = self._together(layers, sources, caps)
         if self.scope == "local":
             counts = [
-                min(count_of(self.amount, sources[layer.name].alive, "channels"), cap)
+                min(self._count(layer, sources[layer.name]), cap)
                 for layer, cap in zip(layers, caps, strict=True)
             ]
         cuts: dict[str, Cut] = {}
@@ -66,6 +66,10 @@ class RankUnits(Analysis):
             source = {layer.name: sources[layer.name]}
             cuts |= cut_group(source, self._rounded(layer, sources, count), all_ties=False)
         return Ranking(cuts, tuple((layer.name,) for layer in layers), "index")
+
+    def _count(self, layer: Layer, source: ScoreSource) -> int:
+        with counting([layer.name]):
+            return count_of(self.amount, source.alive, "channels")
 
     def _most(self, layer: Layer, source: ScoreSource) -> int:
         """Return how many units of a layer may go at most."""

@@ -370,6 +370,22 @@ def test_the_report_counts_what_each_rule_did(tmp_path: Path):
     assert json.loads(report.to_json())["pruned"] == 1
 
 
+def test_ties_that_torch_chose_are_counted_where_they_went(tmp_path: Path):
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"a": (30, 20), "b": (20, 10)}
+    tensors = {k: torch.randint(1, 5, s, generator=generator).float() for k, s in shapes.items()}
+    source = write(tmp_path, [tensors])
+    rules = [{**L1, "select": "*", "amount": 0.4, "ties": "torch"}]
+    report = prune_checkpoint(source, {"rule": rules}, tmp_path / "o.safetensors")
+    before, after = read(source), read(tmp_path / "o.safetensors")
+    rows = report.rules[0].parameters
+    assert any(0 < row.quota < row.tied for row in rows)
+    for row in rows:
+        gone = after[row.name] == 0
+        went = gone & (before[row.name].abs() == row.threshold)
+        assert (row.pruned, row.quota) == (int(gone.sum()), int(went.sum()))
+
+
 def test_progress_is_told_in_bytes(tmp_path: Path):
     source = write(tmp_path, [{"a": torch.arange(4000.0)}])
     told: list[tuple[str, int, int]] = []

@@ -233,6 +233,11 @@ def test_whole_numbers_are_ranked_too(dtype: torch.dtype):
     assert pruned(sources, 1, "index")[2] == {1}
 
 
+def test_whole_numbers_that_no_float_tells_apart_are_ranked_too():
+    sources: dict[str, ScoreSource] = {"a": Values(torch.tensor([4, 1, 3, 0, 2]) + 2**60)}
+    assert pruned(sources, 3, "index")[2] == {1, 3, 4}
+
+
 def test_whole_numbers_beside_narrow_floats_are_compared_as_torch_joins_them():
     scores = torch.arange(64) * 7 + 1001  # torch.cat rounds these to bfloat16
     weights = torch.full((64,), 0.5, dtype=torch.bfloat16)

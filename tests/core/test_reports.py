@@ -80,6 +80,34 @@ def test_rows_tell_the_last_rule_and_all(masked: fxprune.Program) -> None:
     assert rows["conv1.bias"].threshold is None
 
 
+def test_ties_that_torch_chose_are_counted_where_they_went() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 10))
+    for weight in model.parameters():
+        nn.init._no_grad_uniform_(weight, -1, 1).data.round_(decimals=1)
+    more = {"select": "*.weight", "ties": "torch", "amount": 0.5}
+    rules = [
+        {**more, "method": "l1_unstructured", "scope": "global"},
+        {**more, "method": "ln_structured", "n": 1, "dim": 0},
+    ]
+    program = fxprune.capture(model, (torch.zeros(2, 30),))
+    first = fxprune.prune(program, {"rule": rules[:1]})
+    both = fxprune.prune(first, {"rule": rules[1:]})
+    assert not torch.equal(first.masks["0.weight"], _by_index(program, rules[0]))
+    for row in report(both).rules[0].parameters:
+        score, gone = program.value(row.name).abs(), first.masks[row.name] == 0
+        went = gone & (score == row.threshold)
+        assert (row.pruned, row.quota) == (int(gone.sum()), int(went.sum()))
+    for row in report(both).rules[1].parameters:
+        assert row.pruned == int((first.masks[row.name].sum(1) != 0).sum()) - int(
+            (both.masks[row.name].sum(1) != 0).sum()
+        )
+
+
+def _by_index(program: fxprune.Program, rule: dict[str, Any]) -> torch.Tensor:
+    return fxprune.prune(program, {"rule": [{**rule, "ties": "index"}]}).masks["0.weight"]
+
+
 def test_the_two_lines_are_those_of_the_tutorial(masked: fxprune.Program) -> None:
     weights = [masked.value(name) for name in masked.masks]
     zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)

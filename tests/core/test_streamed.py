@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from unittest.mock import patch
 
 import pytest
@@ -19,6 +20,7 @@ from fxprune.cutting import pruned_of_group
 from fxprune.digits import Search, find_by_digits, keys_of, value_of
 from fxprune.errors import PassError
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource
+from fxprune.flat_parts import flat_part, picked
 from fxprune.passes import magnitude
 from fxprune.passes.magnitude import MagnitudeScores
 from fxprune.units import Entries
@@ -37,6 +39,7 @@ class Drawn:
         dtype: of all of them.
         dead: share of entries that earlier rounds masked; None for no masks.
         seed: of the values.
+        apart: whether parameters and masks are not contiguous.
     """
 
     sizes: tuple[int, ...]
@@ -44,17 +47,23 @@ class Drawn:
     dtype: torch.dtype
     dead: float | None
     seed: int
+    apart: bool = False
 
     def tensors(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         whole = torch.randn(sum(self.sizes), generator=generator)
         whole = VALUES[self.kind](whole, generator).to(self.dtype)
-        return list(whole.split(self.sizes))
+        return [self.laid(tensor) for tensor in whole.split(self.sizes)]
+
+    def laid(self, tensor: Tensor) -> Tensor:
+        return tensor.repeat_interleave(2)[::2] if self.apart else tensor
 
     def sources(self) -> dict[str, ScoreSource]:
         generator = torch.Generator().manual_seed(self.seed + 1)
         masks = [
-            None if self.dead is None else (torch.rand(n, generator=generator) >= self.dead).float()
+            None
+            if self.dead is None
+            else self.laid((torch.rand(n, generator=generator) >= self.dead).float())
             for n in self.sizes
         ]
         pairs = zip(self.tensors(), masks, strict=True)
@@ -82,6 +91,7 @@ drawn = st.builds(
     st.sampled_from(DTYPES),
     st.none() | st.floats(0, 1),
     st.integers(0, 2**16),
+    st.booleans(),
 )
 
 
@@ -144,6 +154,27 @@ def marked(indices: Tensor, count: int) -> Tensor:
     found = torch.zeros(count, dtype=torch.bool)
     found[indices] = True
     return found
+
+
+@given(st.lists(st.integers(0, 5), max_size=4), st.randoms(use_true_random=False))
+def test_parts_are_those_of_the_flat_tensor(shape: list[int], random: Random):
+    order = random.sample(range(len(shape)), len(shape))
+    wide = torch.arange(math.prod(2 * size for size in shape)).view([2 * size for size in shape])
+    tensor = wide[tuple(slice(random.randint(0, 1), None, 2) for _ in shape)].permute(order)
+    flat = tensor.reshape(-1)
+    start, stop = sorted(random.choices(range(len(flat) + 1), k=2))
+    assert torch.equal(flat_part(tensor, start, stop), flat[start:stop])
+    indices = torch.tensor(
+        random.choices(range(len(flat)), k=5) if len(flat) else [], dtype=torch.int64
+    )
+    assert torch.equal(picked(tensor, indices), flat[indices])
+
+
+@pytest.mark.parametrize("shape", [(3000, 40), (40, 3000), (2, 300, 200)])
+def test_parts_of_what_is_not_contiguous_copy_little_more_than_themselves(shape: tuple[int, ...]):
+    tensor = torch.zeros(shape[::-1]).permute(*reversed(range(len(shape))))
+    for start in range(0, tensor.numel() - 5000, 1777):
+        assert flat_part(tensor, start, start + 5000).untyped_storage().nbytes() <= 3 * 5000 * 4
 
 
 @settings(max_examples=5000)

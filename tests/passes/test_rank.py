@@ -72,7 +72,7 @@ def test_nothing_goes_of_nothing():
 
 
 def test_amounts_are_checked():
-    with pytest.raises(AmountError, match="amount=4 is more than the 3 entries that are alive"):
+    with pytest.raises(AmountError, match="the 3 entries that are alive; give 3 or less for 'b'"):
         ranked(two(), amount=4)
     with pytest.raises(AmountError, match="amount=8 is more than the 7 channels that are alive"):
         ranked(two(), {"dim": 0}, amount=8, scope="global")
