@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from fxprune.shrink_record import AxisMap
 
-__all__ = ["Announced", "Fault"]
+__all__ = ["EDITS", "Announced", "Fault"]
+
+EDITS = ("masks", "folds", "unmasks", "adopts", "cuts", "constants", "anything")
 
 
 @dataclass(frozen=True)

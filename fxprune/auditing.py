@@ -82,8 +82,11 @@ class Auditor(Watch):
         if self._before is None or not isinstance(step, Rewrite):
             return
         before, self._before = self._before, None
-        said = _announced(step, facts, program.captured.shrinks[self._shrinks :])
-        _refuse(step.name, [*faults_of(before, snapshot(program), said), *_stale(program)])
+        said = _announced(step, facts, program, program.captured.shrinks[self._shrinks :])
+        faults = [*faults_of(before, snapshot(program), said), *_stale(program)]
+        if said.edits == "anything":
+            faults += [Fault(_PAST.format(key)) for key in self._digests.rewritten(program)]
+        _refuse(step.name, faults)
         graph, weights = graphs_digest(program), self._digests.state(program)
         checks = [_CHECKED[said.edits], "compiled code is that of the graphs"]
         self._add(step.name, _promise(step, said), (graph, weights), checks)
@@ -167,6 +170,8 @@ class Auditor(Watch):
             yield Masked(site.name, tensor, value, old, masks[site.name])
 
 
+_PAST = "the tensor {!r} was written to, past torch's count of writes"
+
 _CHECKED = {
     "masks": "one product a masked parameter; no other node, tensor or key changed",
     "folds": "weights are tensor times mask, bit for bit; no other node, tensor or key changed",
@@ -178,16 +183,22 @@ _CHECKED = {
 }
 
 
-def _announced(step: Rewrite, facts: Facts, shrinks: tuple[ShrinkRecord, ...]) -> Announced:
+def _announced(
+    step: Rewrite, facts: Facts, program: Program, shrinks: tuple[ShrinkRecord, ...]
+) -> Announced:
     if step.edits in ("cuts", "constants"):
         record = shrinks[-1] if shrinks else ShrinkRecord()
         told = record.maps, record.added, record.absorbed, record.removed
         return Announced(step.edits, (), "keep", True, *told)
     names: tuple[str, ...] = getattr(step, "names", ())
     if step.edits == "masks":
-        names = _to_be_masked(facts)
+        # Without such facts it is a pass of its own, and may mask what it likes.
+        names = _to_be_masked(facts) if _MASKING & facts.kinds else tuple(tensors.masks(program))
     zeros, ordered = getattr(step, "zeros", "keep"), getattr(step, "source_order", True)
     return Announced(step.edits, names, zeros, ordered)
+
+
+_MASKING = {Selection, NewMasks}
 
 
 def _to_be_masked(facts: Facts) -> tuple[str, ...]:

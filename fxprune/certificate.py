@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["UNCHECKED", "Certificate", "Evidence", "Failure"]
+__all__ = ["UNCHECKED", "Certificate", "Evidence", "Failure", "seal_of"]
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,19 @@ class Certificate:
         return json.dumps(self.to_data(), indent=2, allow_nan=False)
 
     def to_data(self) -> dict[str, Any]:
-        """Return all of it as data for JSON."""
-        return _jsonable({"ok": self.ok, **asdict(self)})
+        """Return all of it as data for JSON, sealed by a digest where a compile made it."""
+        data = _jsonable({"ok": self.ok, **asdict(self)})
+        return data if self.recipe is None else {**data, "digest": seal_of(data)}
+
+
+def seal_of(data: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a certificate's data, which tells changes by accident or by hand.
+
+    Args:
+        data: of `Certificate.to_data`, or read from JSON; its "digest" is left out.
+    """
+    rest = {key: value for key, value in data.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 UNCHECKED = Certificate(

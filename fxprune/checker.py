@@ -93,11 +93,13 @@ def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """Run a module in eval mode and return the leaves of its output; changes nothing.
 
     Args:
-        module: its training flags are put back as they were.
-        args: positional inputs.
-        kwargs: keyword inputs.
+        module: its training flags and buffers are put back as they were.
+        args: positional inputs; the module gets copies.
+        kwargs: keyword inputs; the same.
     """
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     flags = [(part, part.training) for part in module.modules()]
+    kept = _kept_buffers(module)
     try:
         for part, _ in flags:
             part.training = False
@@ -110,6 +112,18 @@ def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     finally:
         for part, flag in flags:
             part.training = flag
+        with torch.no_grad():
+            for buffer, version, values in kept:
+                if buffer._version != version:
+                    buffer.copy_(values)
+
+
+def _kept_buffers(module: nn.Module) -> list[tuple[torch.Tensor, int, torch.Tensor]]:
+    """Return each buffer that a graph may write to, how often it was, and a copy; no masks."""
+    masks = tensors.masks(module).values() if isinstance(module, Program) else ()
+    read = {id(mask) for mask in masks}
+    found = [x for x in module.buffers() if id(x) not in read and not x.is_inference()]
+    return [(buffer, buffer._version, buffer.clone()) for buffer in found]
 
 
 def check_same(before: list[Any], after: list[Any], by: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -13,9 +14,10 @@ from fxprune.cli_inputs import CommandError
 from fxprune.cli_models import Loaded, importing_from_here, load_model, load_weights
 from fxprune.cli_options import InputOptions, JsonOption, WeightsOption, load
 from fxprune.cli_output import Page, Progress, reported
+from fxprune.compiler import capture
 from fxprune.files import read_weights
 from fxprune.pt2_files import load_pt2
-from fxprune.rechecking import read_certificate, recheck
+from fxprune.rechecking import Basis, read_certificate
 from fxprune.saving import load as read_program
 from fxprune.source import copy_model
 from fxprune.verify import verify
@@ -24,7 +26,7 @@ __all__ = ["verify_command"]
 
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 # What a folder of `fxprune compile` may hold that can be read back, the whole Program first.
-_ARTIFACTS = ("model.fxp", "model.safetensors")
+_ARTIFACTS = ("model.fxp", "model.pt2", "model.safetensors")
 
 AfterArgument = Annotated[
     str,
@@ -106,40 +108,41 @@ def _certificate(spec: str) -> Path | None:
     return found if path.exists() and found.is_file() else None
 
 
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    # A .pt2 file holds the graph of one mode: its weights are held to the certificate.
-    return dict(load_pt2(path).state_dict) if path.suffix.lower() == ".pt2" else read_weights(path)
-
-
 def _rechecked(spec: str, theirs: Loaded, promise: str, trials: int, seed: int) -> Certificate:
     path, certificate = Path(spec), _certificate(spec)
     if promise != "same":
         raise CommandError("--promise goes with BEFORE; a certificate says itself what it promises")
-    path = _artifact(path) if path.is_dir() else path
-    if path.suffix.lower() not in (".fxp", ".pt2", *_WEIGHTS):
-        raise CommandError(
-            f"{path}: a {path.suffix} file cannot be held to a certificate; give the folder, or a "
-            ".fxp, .pt2 or .safetensors file"
-        )
-    program = read_program(path) if path.suffix.lower() == ".fxp" else None
-    weights = _weights(path) if program is None else program.state_dict()
-    return recheck(
-        read_certificate(certificate or path),
-        weights,
-        theirs.model,
-        theirs.args,
-        theirs.kwargs,
-        artifact=program,
-        trials=trials,
-        seed=seed,
-    )
+    paths = _artifacts(path) if path.is_dir() else (path,)
+    for each in paths:
+        if each.suffix.lower() not in (".fxp", ".pt2", *_WEIGHTS):
+            raise CommandError(
+                f"{each}: a {each.suffix} file cannot be held to a certificate; give the folder, "
+                "or a .fxp, .pt2 or .safetensors file"
+            )
+    read = read_certificate(certificate or path)
+    basis = Basis.of(read, theirs.model, theirs.args, theirs.kwargs)
+    found = [basis.held(**_content(each), trials=trials, seed=seed) for each in paths]
+    failures = (failure for each in found for failure in each.failures)
+    return replace(found[0], failures=tuple(dict.fromkeys(failures)))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Return what an artifact holds, as `Basis.held` takes it."""
+    suffix = path.suffix.lower()
+    if suffix == ".fxp":
+        program = read_program(path)
+        return {"weights": program.state_dict(), "artifact": program}
+    if suffix == ".pt2":
+        exported = load_pt2(path)
+        return {"weights": dict(exported.state_dict), "exported": capture(exported)}
+    return {"weights": read_weights(path)}
 
 
 def _after(spec: str, before: Loaded) -> Loaded:
     """Return the model that is held to another, which may be made of that one's code."""
     path = Path(spec)
     if path.is_dir():
-        path = _artifact(path)
+        path = _artifacts(path)[0]
     if path.suffix.lower() in _WEIGHTS:
         made = Loaded(copy_model(before.model), before.args, before.kwargs)
         load_weights(made, path)
@@ -149,11 +152,12 @@ def _after(spec: str, before: Loaded) -> Loaded:
     return load_model(str(path) if Path(spec).is_dir() else spec)
 
 
-def _artifact(folder: Path) -> Path:
-    for name in _ARTIFACTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise CommandError(
-        f"{folder}: there is no {' or '.join(_ARTIFACTS)} in this folder; compile with "
-        '[export] formats = ["fxp"]'
-    )
+def _artifacts(folder: Path) -> tuple[Path, ...]:
+    """Return what can be read back of what a compile wrote into a folder, the whole first."""
+    found = tuple(folder / name for name in _ARTIFACTS if (folder / name).is_file())
+    if not found:
+        raise CommandError(
+            f"{folder}: there is no model.fxp or model.safetensors, nor a model.pt2, in this "
+            'folder; compile with [export] formats = ["fxp"]'
+        )
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,15 @@ class Digests:
     def state(self, program: Program) -> str:
         """Return the digest of all persistent tensors of a Program, by their keys."""
         return _joined({key: self._of(x) for key, x in _state(program).items()})
+
+    def rewritten(self, program: Program) -> Iterator[str]:
+        """Yield the keys of tensors that were written to past torch's count of writes."""
+        for key, tensor in _state(program).items():
+            known = self._known.get(tensor)
+            if known is None or known[0] != _version(tensor):
+                continue
+            if digest_of(tensor) != known[1]:
+                yield key
 
     def _of(self, tensor: torch.Tensor) -> str:
         version = _version(tensor)

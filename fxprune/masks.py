@@ -74,7 +74,8 @@ def fit_masks(program: Program, masks: Mapping[str, torch.Tensor]) -> dict[str, 
 
     Args:
         program: not changed.
-        masks: by any name of the parameters; one entry a row stands for all of the row.
+        masks: by any name of the parameters, also as a model has them that DataParallel, DDP or
+            torch.compile wraps; one entry a row stands for all of the row.
 
     Raises:
         MissingParameterError: the program has no such parameter; suggests the nearest.
@@ -89,8 +90,8 @@ def fit_masks(program: Program, masks: Mapping[str, torch.Tensor]) -> dict[str, 
     """
     found: dict[str, torch.Tensor] = {}
     names: dict[str, str] = {}
-    for name, given in masks.items():
-        mask = given
+    for wrapped, given in masks.items():
+        name, mask = _unwrapped(program, wrapped), given
         shape = tensors.parameter(program, name).shape
         if mask.dim() == 1 < len(shape) and len(mask) == shape[0]:
             mask = mask.view(-1, *[1] * (len(shape) - 1)).expand(shape).contiguous()
@@ -152,6 +153,21 @@ def write_masks(program: Program, path: PathLike, *, format: str = "plain") -> P
     return target
 
 
+_WRAPPERS = ("module", "_orig_mod")  # DataParallel's and DDP's attribute, torch.compile's
+
+
+def _unwrapped(program: Program, name: str) -> str:
+    """Return the name without what wrappers put before it, where that is a parameter's name."""
+    known = program.captured.first
+    if not isinstance(name, str) or name in known:  # pyright: ignore[reportUnnecessaryIsInstance]
+        return name
+    parts = [part for part in name.split(".") if part != _WRAPPERS[1]]
+    while parts and ".".join(parts) not in known and parts[0] in _WRAPPERS:
+        parts = parts[1:]
+    bare = ".".join(parts)
+    return bare if bare in known else name
+
+
 def _at_rest(content: dict[str, Any]) -> dict[str, Any]:
     """Return plain tensors: masks, and weights as a checkpoint has them."""
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach(), content)
@@ -160,6 +176,8 @@ def _at_rest(content: dict[str, Any]) -> dict[str, Any]:
 def _check_values(name: str, mask: torch.Tensor, *, binary: bool) -> None:
     if mask.is_complex() or mask.is_quantized or mask.layout is not torch.strided:
         raise FormatError(f"the mask of {name!r} is a {mask.dtype} tensor in {mask.layout}")
+    if mask.is_meta:
+        raise FormatError(f"the mask of {name!r} is on the meta device, where it has no values")
     if mask.dtype is torch.bool or not binary:
         return
     wide = mask if mask.dtype in _COMPARED else mask.to(torch.float32)

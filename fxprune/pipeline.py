@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from fxprune.announced import EDITS
 from fxprune.certificate import Certificate
 from fxprune.checker import check_invariants
 from fxprune.errors import InvariantError, PassError
 from fxprune.pattern import Refusal
 from fxprune.program import Program
+from fxprune.promising import PROMISES, Held
 from fxprune.rewriter import Rewriter
-from fxprune.transaction import fork
-from fxprune.verify import verify
+from fxprune.verify import BOUND
 
 __all__ = ["Analysis", "Facts", "Pass", "Pipeline", "Rewrite", "Step", "Trace", "Watch"]
 
@@ -58,12 +59,15 @@ class Pass(ABC):
         name: the name in the registry.
         needs: types of facts that earlier passes must have given.
         gives: types of facts that it gives.
-        promise: "same": a rewrite leaves every output as it is, bit for bit, and is held to it;
-            "changes": outputs may differ.
+        promise: "same": a rewrite leaves every output as it is, bit for bit, the keys, and what
+            is trained; "close": outputs of float64 copies differ by `bound` at most; it is held to
+            that. "changes": outputs may differ.
+        bound: of "close", as `fxprune.verify` takes it.
     """
 
     name: ClassVar[str]
     promise: ClassVar[str] = "changes"
+    bound: ClassVar[float] = BOUND
     needs: ClassVar[tuple[type[Any], ...]] = ()
     gives: ClassVar[tuple[type[Any], ...]] = ()
 
@@ -176,10 +180,12 @@ class Pipeline:
             given: types of facts that are there from the start.
 
         Raises:
-            PassError: names the pass and the fact that is missing.
+            PassError: names the pass and the fact that is missing, or what it says that is no
+                promise.
         """
         there = set(given)
         for i, step in enumerate(self.passes):
+            _check_words(step)
             for kind in step.needs:
                 if kind not in there:
                     before = ", ".join(p.name for p in self.passes[:i]) or "nothing"
@@ -231,20 +237,26 @@ class Pipeline:
 
 def _rewritten(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
     """Run a rewrite, and hold the Program to its invariants and the rewrite to its promise."""
-    before = fork(program) if step.promise == "same" else None
+    held = Held.of(program, step.promise) if step.promise != "changes" else None
     rewriter = Rewriter(program, by=step.name)
     step.run(rewriter, facts)
     if rewriter.edits:
         rewriter.finish()
     check_invariants(program, step.name)
-    if before is not None and rewriter.edits:
-        certificate = verify(program, before, trials=1)
-        if not certificate:
-            raise InvariantError(
-                f"the pass {step.name!r} promised equal outputs, but they differ or cannot be "
-                f"compared; nothing was changed: {certificate}"
-            )
+    broken = None if held is None else held.broken(program, bound=step.bound)
+    if broken is not None:
+        raise InvariantError(f"nothing was changed: the pass {step.name!r} {broken}")
     return rewriter
+
+
+def _check_words(step: Pass) -> None:
+    """Check what a pass says of itself, which it would be held to."""
+    if step.promise not in PROMISES:
+        known = ", ".join(map(repr, PROMISES))
+        raise PassError(f"the pass {step.name!r} promises {step.promise!r}; there are {known}")
+    if isinstance(step, Rewrite) and step.edits not in EDITS:
+        known = ", ".join(map(repr, EDITS))
+        raise PassError(f"the pass {step.name!r} edits {step.edits!r}; there are {known}")
 
 
 def _given(step: Analysis, fact: Any) -> Any:

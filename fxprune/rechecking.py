@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,16 +14,16 @@ from torch import nn
 
 from fxprune import tensors
 from fxprune.bits import same_bits
-from fxprune.certificate import Certificate, Failure
-from fxprune.compiler import capture, finalize, prune, shrink
+from fxprune.certificate import Certificate, Failure, seal_of
+from fxprune.compiler import finalize
 from fxprune.digests import Digests, graphs_digest, state_digest
-from fxprune.errors import FormatError, FxpruneError
-from fxprune.program import Program
-from fxprune.recipe import Recipe
+from fxprune.errors import FormatError
+from fxprune.program import EVAL, TRAIN, Program
+from fxprune.rerunning import Again, captured, run_again
 from fxprune.transaction import fork
 from fxprune.verify import verify
 
-__all__ = ["read_certificate", "recheck"]
+__all__ = ["Basis", "read_certificate", "recheck"]
 
 _MOST_BYTES = 64 * 2**20
 _MASKED = ("_orig", "_mask")
@@ -53,6 +54,7 @@ def read_certificate(path: Path) -> Mapping[str, Any]:
         for key in ("weights_before", "weights_after")
     ]
     whole = hashes and all(isinstance(text, str) for text in hashes)
+    whole = whole and {field.name for field in fields(Certificate)} <= set(found)
     if not whole or not isinstance(found.get("recipe"), dict):
         raise FormatError(
             f"{path}: this is no certificate of a compile, which has passes and a recipe"
@@ -73,12 +75,12 @@ def recheck(
 ) -> Certificate:
     """Check an artifact of a compile from scratch against the model that was compiled.
 
-    Held are the hashes of the artifact's and the model's weights to the certificate's; each weight
-    to the model's, of which it may differ by zeros alone; all of them to those of the recipe run
-    again, where it draws no random numbers without a seed and needs no other files; and what the
-    artifact computes, in both modes and on drawn inputs, to what the model computes with its
-    weights. Where channels were cut, they are cut again from the model, which is held to float64
-    runs, and the artifact is held to that.
+    Held are the hashes of the artifact's and the model's graphs and weights to the certificate's;
+    each weight to the model's, of which it may differ by zeros alone; all of them, and what is said
+    of each pass, to the recipe run again, where it draws no random numbers without a seed and needs
+    no other files; and what the artifact computes, in both modes and on drawn inputs, to what the
+    model computes with its weights. Where channels were cut, they are cut again from the model,
+    which is held to float64 runs, and the artifact is held to that.
 
     Args:
         certificate: of `read_certificate`.
@@ -93,28 +95,89 @@ def recheck(
     Returns:
         A certificate of what was found: `.failures` has what is otherwise.
     """
-    dense = capture(model, args, kwargs)
-    texts = [*_hash_faults(certificate, weights, dense, artifact)]
-    again, told = _again(certificate, dense)
-    cut = certificate["recipe"].get("shrink") is not None
-    base = again if cut else dense
-    oracle = f"{told}; without that a shrunk artifact cannot be held to the model"
-    if base is not None:
-        oracle = _with_weights(base, weights)
-    if isinstance(oracle, str):
-        failures = tuple(_failure(text) for text in (*texts, oracle))
-        return Certificate("same", 0.0, seed, 0, (), 0.0, failures)
-    texts += () if cut else _value_faults(dense, weights)
-    others = [] if again is None else [*_other_values(again, weights)]
-    told += "" if again is None or others else ", equal weights"
-    texts += others
+    basis = Basis.of(certificate, model, args, kwargs)
+    return basis.held(weights, artifact=artifact, trials=trials, seed=seed)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the artifacts of one compile are held to.
+
+    Args:
+        certificate: of `read_certificate`.
+        dense: the model that was compiled.
+        again: what the recipe gives.
+        given: args and kwargs to compare on beside drawn ones.
+    """
+
+    certificate: Mapping[str, Any]
+    dense: Program
+    again: Again
+    given: tuple[Any, Any]
+
+    @classmethod
+    def of(
+        cls, certificate: Mapping[str, Any], model: nn.Module, args: Any = (), kwargs: Any = None
+    ) -> Basis:
+        """Capture the model and run the recipe again."""
+        dense = captured(certificate, model, args, kwargs)
+        again = run_again(certificate, dense, (args, kwargs))
+        return cls(certificate, dense, again, (args, kwargs) if args or kwargs else (None, None))
+
+    def held(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        artifact: Program | None = None,
+        exported: Program | None = None,
+        trials: int = 3,
+        seed: int = 0,
+    ) -> Certificate:
+        """Hold one artifact; see `recheck`.
+
+        Args:
+            weights: its state dict.
+            artifact: the artifact as the Program that was compiled.
+            exported: what was made of its graph for one mode, for a .pt2 file.
+            trials: inputs to draw for each mode.
+            seed: of the drawn inputs.
+        """
+        certificate, again = self.certificate, self.again.program
+        texts = [*_hash_faults(certificate, weights, self.dense, artifact), *self.again.faults]
+        cut = certificate["recipe"].get("shrink") is not None
+        base = again if cut else self.dense
+        told = self.again.told
+        oracle = f"{told}; without that a shrunk artifact cannot be held to the model"
+        if base is not None:
+            oracle = _with_weights(base, weights)
+        if isinstance(oracle, str):
+            failures = tuple(_failure(text) for text in (*texts, oracle))
+            return Certificate("same", 0.0, seed, 0, (), 0.0, failures)
+        texts += () if cut else _value_faults(self.dense, weights)
+        others = [] if again is None else [*_other_values(again, weights)]
+        told += "" if again is None or others else ", equal weights"
+        how: Any = {"trials": trials, "seed": seed}
+        found = _compared(artifact, exported, oracle, self.given, **how)
+        failures = (*(_failure(text) for text in (*texts, *others)), *found.failures)
+        inputs = (*found.inputs, told)
+        return replace(found, failures=failures, inputs=inputs, recipe=certificate["recipe"])
+
+
+def _compared(
+    artifact: Program | None, exported: Program | None, oracle: Program, given: Any, **how: Any
+) -> Certificate:
+    """Run an artifact, or the weights alone, beside what it has to equal; a graph in its mode."""
     after = oracle if artifact is None else artifact
-    given = (args, kwargs) if args or kwargs else (None, None)
-    found = verify(after, fork(oracle), *given, trials=trials, seed=seed)
-    failures = (*(_failure(text) for text in texts), *found.failures)
-    return replace(
-        found, failures=failures, inputs=(*found.inputs, told), recipe=certificate["recipe"]
-    )
+    found = verify(after, fork(oracle), *given, **how)
+    if exported is None:
+        return found
+    # The file has the graph of the mode that the model was in.
+    modes = (TRAIN, EVAL) if oracle.training else (EVAL, TRAIN)
+    tries = [verify(exported, oracle, *given, modes=(mode,), **how) for mode in modes]
+    one = next((each for each in tries if each), tries[0])
+    inputs = (*found.inputs, *(f"{text}, the graph in the file" for text in one.inputs))
+    trials, failures = found.trials + one.trials, (*found.failures, *one.failures)
+    return replace(found, inputs=inputs, trials=trials, failures=failures)
 
 
 def _failure(text: str) -> Failure:
@@ -127,9 +190,17 @@ def _hash_faults(
     dense: Program,
     artifact: Program | None,
 ) -> Iterator[str]:
-    if certificate.get("ok") is not True:
+    if certificate.get("ok") is not True or certificate.get("failures"):
         yield "it says itself that it does not hold"
+    if certificate.get("digest") != seal_of(certificate):
+        yield "it is not as compile wrote it"
     passes: Any = certificate["passes"]
+    for before, after in pairwise(passes):
+        for what in ("graph", "weights"):
+            if before.get(f"{what}_after") != after.get(f"{what}_before"):
+                yield f"the {what} after {before.get('name')!r} is not that of the next pass"
+    if graphs_digest(dense) != passes[0].get("graph_before"):
+        yield "the model's graphs are not those that were compiled"
     state = weights if artifact is None else artifact.state_dict()
     if state_digest(state) != passes[-1]["weights_after"]:
         yield "the weights are not those that were certified"
@@ -182,23 +253,6 @@ def _value_faults(dense: Program, weights: Mapping[str, torch.Tensor]) -> Iterat
             continue
         if not same_bits(other, buffer):
             yield f"the buffer {key!r} is not the model's"
-
-
-def _again(certificate: Mapping[str, Any], dense: Program) -> tuple[Program | None, str]:
-    """Run the recipe again; return what it gives, and that it was done or why it was not."""
-    try:
-        recipe = Recipe.from_dict(certificate["recipe"])
-        drawing = [r.name for r in recipe.rules if r.score_name == "random" and r.seed is None]
-        if drawing:
-            return None, f"recipe: not run again, as {drawing[0]!r} draws without a seed"
-        done = prune(dense, recipe)
-        if recipe.finalize is not None:
-            done = finalize(done, zeros=recipe.finalize.zeros)
-        if recipe.shrink is not None:
-            done = shrink(done, round_to=recipe.shrink.round_to)
-    except FxpruneError as error:
-        return None, f"recipe: not run again: {str(error).splitlines()[0]}"
-    return done, "recipe: run again"
 
 
 def _other_values(again: Program, weights: Mapping[str, torch.Tensor]) -> Iterator[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
+from fxprune.errors import FxpruneError, PassError
 from fxprune.facts import GivenMasks, Importance, Methods
 from fxprune.observing import Observer
 from fxprune.peers import Peers
@@ -68,14 +70,39 @@ def run_stage(
 ) -> None:
     """Run one stage on a Program that no caller holds, and record what it did."""
     facts = Facts(_facts(given))
-    named = None if on_pass is None else lambda step: on_pass(f"{stage.name}: {step}")
-    trace = stage.pipeline.run(work, facts, on_pass=named, watch=watch)
+    at: list[str] = []
+
+    def named(step: str) -> None:
+        at[:] = [step]
+        if on_pass is not None:
+            on_pass(f"{stage.name}: {step}")
+
+    with _strangers(stage, at):
+        trace = stage.pipeline.run(work, facts, on_pass=named, watch=watch)
     if watch is not None:
         watch.stage(work, stage.rules, facts)
     if stage.calls:
         work.captured.passes += pass_records(stage, trace)
     else:
         work.captured.records += (record_of(work, stage, facts, trace),)
+
+
+@contextmanager
+def _strangers(stage: Stage, at: list[str]) -> Generator[None]:
+    """Name the pass in what another distribution's raises."""
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        kinds = {step.name: type(step) for step in stage.pipeline.passes}
+        kind = kinds.get(at[-1] if at else "")
+        if kind is None or kind.__module__.partition(".")[0] == "fxprune":
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise PassError(
+            f"the pass {at[-1]!r} of {kind.__module__} raised {what}; nothing was changed"
+        ) from error
 
 
 def done(program: Program, work: Program, *, inplace: bool) -> Program:

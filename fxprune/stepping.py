@@ -13,9 +13,10 @@ from fxprune.differences import Holder
 from fxprune.importing import PATH
 from fxprune.program import Program, mode_of
 from fxprune.reads import is_product, mask_read_of, parameter_of
+from fxprune.snapshot import snapshot, view_of
 from fxprune.tensors import masks
 
-__all__ = ["Steps", "first_difference", "recorded", "told"]
+__all__ = ["Steps", "first_change", "first_difference", "recorded", "told"]
 
 Steps = dict[str, tuple[Node, list[torch.Tensor]]]
 """The tensors that each node gave, keyed by what the node stands for, in the order run."""
@@ -52,6 +53,23 @@ def first_difference(after: Steps, before: Steps, holder: Holder) -> Node | None
         if key in before and _differ(values, before[key][1], holder):
             return node
     return None
+
+
+def first_change(after: Program, before: Program, mode: str) -> Node | None:
+    """Return the first node of a graph that the other has not, or with other arguments.
+
+    Args:
+        after: whose node is returned; reads of parameters are looked through.
+        before: another Program.
+        mode: which graph.
+    """
+    if mode not in before.graphs:
+        return None
+    views = (view_of(snapshot(program), mode) for program in (after, before))
+    lines, others = ({line.name: repr(line) for line in view.lines} for view in views)
+    changed = next((name for name, line in lines.items() if others.get(name) != line), None)
+    nodes = {node.name: node for node in after.graphs[mode].nodes}
+    return None if changed is None else nodes[changed]
 
 
 def told(program: Program, node: Node) -> str:

@@ -49,11 +49,13 @@ class Run:
     Args:
         output: its output, on the CPU.
         buffers: its persistent buffers after the run, but for masks.
+        inputs: the leaves of its inputs after the run, which it may have written to.
         error: what it raised, in a line; None where it ran.
     """
 
     output: Any = None
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    inputs: tuple[Any, ...] = ()
     error: str | None = None
 
 
@@ -165,7 +167,8 @@ def run(side: Side, trial: Trial, *, seed: int) -> Run:
     except Exception as error:  # noqa: BLE001 - a model may raise anything, and it is a finding
         lines = [*str(error).strip().splitlines(), ""]
         return Run(error=f"{type(error).__name__}: {lines[0]}")
-    return Run(pytree.tree_map_only(torch.Tensor, _at_rest, output), _buffers(module))
+    output, inputs = pytree.tree_map_only(torch.Tensor, _at_rest, (output, (args, kwargs)))
+    return Run(output, _buffers(module), tuple(pytree.tree_leaves(inputs)))
 
 
 def prepared(

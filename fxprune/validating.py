@@ -29,6 +29,7 @@ def faults_of(before: Snapshot, after: Snapshot, said: Announced) -> Iterator[Fa
     for mode, view in views.items():
         yield from _view_faults(mode, view, after)
     if said.edits == "anything":
+        yield from written_faults(before)
         return
     if set(before.graphs) != set(after.graphs):
         yield Fault(f"the graphs are {sorted(after.graphs)}, and were {sorted(before.graphs)}")

@@ -13,10 +13,10 @@ from fxprune.certificate import Certificate, Failure
 from fxprune.differences import Difference, Holder
 from fxprune.errors import InputError, PassError, PassTypeError
 from fxprune.minimising import minimised
-from fxprune.program import EVAL, TRAIN, Program
+from fxprune.program import EVAL, TRAIN, Program, mode_of
 from fxprune.proving import proof_of
 from fxprune.regional import RegionalProgram
-from fxprune.stepping import first_difference, recorded, told
+from fxprune.stepping import first_change, first_difference, recorded, told
 from fxprune.trials import Run, Side, Trial, reproducible, run, trials_of
 
 __all__ = ["BOUND", "verify"]
@@ -51,8 +51,8 @@ def verify(
         args: positional inputs, compared before the drawn ones.
         kwargs: keyword inputs.
         promise: "same": outputs equal bit for bit, and where a Program takes part its persistent
-            buffers after a step in train mode (batch statistics) as well. "close": outputs of
-            float64 copies of both within `bound`.
+            buffers after a step in train mode (batch statistics) and inputs that were written to
+            as well. "close": outputs of float64 copies of both within `bound`.
         trials: how many inputs to draw for each mode from the input spec of `before`, or of
             `after` where only that is a Program: batches 1, 3, 5, ... in eval mode and 2, 4, 6, ...
             in train mode, where batch norm refuses a single row. A mapping says it for each mode.
@@ -75,7 +75,8 @@ def verify(
         False
     """
     counts = trials if isinstance(trials, Mapping) else dict.fromkeys(modes, trials)
-    _check_request(after, before, promise, counts, bound)
+    _check_request(after, before, promise, bound)
+    _check_modes(modes, counts)
     given = None
     if args is not None or kwargs is not None:
         inputs = () if args is None else args
@@ -100,19 +101,27 @@ def verify(
     return comparison.certificate()
 
 
-def _check_request(
-    after: Any, before: Any, promise: str, trials: Mapping[str, int], bound: float
-) -> None:
+def _check_request(after: Any, before: Any, promise: str, bound: float) -> None:
     for name, side in (("after", after), ("before", before)):
         if not isinstance(side, nn.Module):
             raise PassTypeError(f"verify: {name} is a {type(side).__name__}, not an nn.Module")
     if promise not in ("same", "close"):
         raise PassError(f"verify: promise={promise!r} is unknown; give 'same' or 'close'")
+    if not (isinstance(bound, (int, float)) and bound >= 0):  # pyright: ignore
+        raise PassError(f"verify: bound={bound} is no bound; give 0 or more")
+
+
+def _check_modes(modes: Any, trials: Mapping[str, Any]) -> None:
+    if isinstance(modes, str) or not modes:
+        raise PassError(f"verify: modes={modes!r} are no modes; give a tuple, as ({EVAL!r},)")
+    for mode in (*modes, *trials):
+        if mode not in (EVAL, TRAIN):
+            raise PassError(f"verify: {mode!r} is no mode; there are {EVAL!r} and {TRAIN!r}")
     for mode, count in trials.items():
+        if type(count) is not int:
+            raise PassError(f"verify: trials={count!r} is no count in {mode} mode; give an int")
         if count < 0:
             raise PassError(f"verify: trials={count} is negative in {mode} mode; give 0 or more")
-    if not bound >= 0:
-        raise PassError(f"verify: bound={bound} is no bound; give 0 or more")
 
 
 @dataclass
@@ -178,7 +187,19 @@ class _Comparison:
 
     def _found(self, trial: Trial, after: Run, before: Run) -> list[Difference]:
         found = self.holder.nests("output", after.output, before.output)
-        return found + self._buffers(trial, after, before)
+        return found + self._written(after, before) + self._buffers(trial, after, before)
+
+    def _written(self, after: Run, before: Run) -> list[Difference]:
+        """Hold what was written to inputs to each other."""
+        if self.wide or not self._has_program:
+            return []
+        pairs = zip(after.inputs, before.inputs, strict=True)
+        held = [self.holder.leaves(f"input {i} afterwards", a, b) for i, (a, b) in enumerate(pairs)]
+        return [difference for difference in held if difference.text]
+
+    @property
+    def _has_program(self) -> bool:
+        return isinstance(self.after, Program) or isinstance(self.before, Program)
 
     def _differs(self, trial: Trial) -> bool:
         """Tell whether both sides run on an input, and differ."""
@@ -196,8 +217,7 @@ class _Comparison:
 
     def _buffers(self, trial: Trial, after: Run, before: Run) -> list[Difference]:
         """Hold batch statistics after a step in train mode to each other."""
-        has_program = isinstance(self.after, Program) or isinstance(self.before, Program)
-        if self.wide or trial.mode != TRAIN or not has_program:
+        if self.wide or trial.mode != TRAIN or not self._has_program:
             return []
         return [
             self.holder.leaves(f"buffer {name!r}", value, before.buffers[name])
@@ -225,14 +245,20 @@ class _Comparison:
         if isinstance(self.after, RegionalProgram) or isinstance(self.before, RegionalProgram):
             return None, ""
         steps: list[Any] = []
+        mode = trial.mode
         for side in self._sides:
             program, args, kwargs = side.prepared(trial)
             with reproducible(self.seed):
                 steps.append(recorded(program, args, kwargs))
+            mode = mode_of(program)
         node = first_difference(steps[0], steps[1], self.holder)
-        if node is None:
+        if node is not None:
+            return node.name, f"; the first node that differs is {told(self.after, node)}"
+        # What reads equal values may return others of them, or write otherwise.
+        changed = first_change(self.after, self.before, mode)
+        if changed is None:
             return None, ""
-        return node.name, f"; the first node that differs is {told(self.after, node)}"
+        return changed.name, f"; the first node that is another one is {told(self.after, changed)}"
 
 
 def _outcome(run: Run) -> str:

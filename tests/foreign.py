@@ -32,6 +32,8 @@ TABLE = {
     "unmade": "tests.foreign:Unmade",
     "break": "tests.foreign:Break",
     "gone": "tests.foreign:Gone",
+    "breaks": "tests.breaking:Breaks",
+    "close": "tests.breaking:Close",
 }
 
 

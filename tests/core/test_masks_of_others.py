@@ -278,6 +278,7 @@ def test_written_state_dicts_load_strictly_into_the_tools_own_models(tmp_path: P
         ({"0.weight": torch.tensor([float("nan")])}, "entries that are not finite"),
         ({"0.weight": torch.zeros(2, dtype=torch.complex64)}, "is a torch.complex64 tensor"),
         ({"0.weight": torch.eye(2).to_sparse()}, "in torch.sparse_coo"),
+        ({"0.weight": torch.ones(2, device="meta")}, "on the meta device"),
         ({"0.weight": [1, 0]}, "'0.weight' is a list, not a mask"),
         ({"0": {"weight": "x"}}, "'weight' is a str, not a mask"),
         ({"0": {"_output_": torch.ones(2)}}, "masks '_output_', which is no parameter"),
@@ -299,6 +300,14 @@ def test_other_values_are_factors_where_they_are_asked_for(tmp_path: Path) -> No
     mask = torch.tensor([0.5, -2.0])
     torch.save({"bias": mask}, tmp_path / "soft.pt")
     assert is_same(read_masks(tmp_path / "soft.pt", binary=False), {"bias": mask})
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_wrapped_models_fit(prefix: str) -> None:
+    program = fxprune.capture(nn.Sequential(nn.Linear(3, 2)), (torch.zeros(4, 3),))
+    assert list(fit_masks(program, {f"{prefix}0.weight": torch.ones(2, 3)})) == ["0.weight"]
+    with pytest.raises(MissingParameterError, match=r"'modul\.0\.weight'"):
+        fit_masks(program, {"modul.0.weight": torch.ones(2, 3)})
 
 
 def test_masks_that_fit_no_parameter_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import fxprune
 from fxprune.catalog import NO_DEFAULT, described, listed
 from fxprune.errors import InvariantError, PassError, RecipeError
 from fxprune.recipe import PassCall, Recipe
+from tests.breaking import FAULTS, Close, Net
 from tests.foreign import installed
 from tests.helpers import snapshot
 
@@ -85,6 +87,42 @@ def test_a_pass_that_leaves_the_program_broken_is_refused(program: fxprune.Progr
     with pytest.raises(InvariantError, match="break"):
         fxprune.prune(program, recipe({"name": "break"}), inplace=True)
     assert snapshot(program) == before
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("finalize", [{}, {"finalize": {}}])
+def test_a_broken_promise_is_told_and_nothing_is_written(
+    fault: str, finalize: dict[str, Any], tmp_path: Path
+):
+    torch.manual_seed(0)
+    net = Net()
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    rules = recipe({"name": "breaks", "args": {"fault": fault}}, **finalize)
+    kind = PassError if fault == "raising" else InvariantError
+    with pytest.raises(kind, match=f"(?s){FAULTS[fault][1]}"):
+        fxprune.compile(net, rules, (torch.randn(3, 4),), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+def test_a_pass_may_promise_outputs_that_are_close(program: fxprune.Program):
+    small = {"name": "close", "args": {"by": 1e-12}}
+    result = fxprune.compile(program, recipe(small))
+    assert "close" in [step.promise for step in result.certificate.passes]
+    with pytest.raises(InvariantError, match="'close' promised outputs that are close in float64"):
+        fxprune.compile(program, recipe({"name": "close", "args": {"by": 1e-3}}))
+
+
+@pytest.mark.parametrize("word", ["promise", "edits"])
+def test_a_pass_that_promises_what_is_unknown_is_refused_before_anything_runs(
+    word: str, program: fxprune.Program, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Close, word, "all")
+    steps: list[str] = []
+    with pytest.raises(PassError, match=r"the pass 'close' \w+ 'all'; there are '"):
+        fxprune.compile(program, recipe({"name": "close"}), on_pass=steps.append)
+    assert steps == ["capture"]
 
 
 def test_facts_that_no_pass_gives_are_missed_before_anything_runs(program: fxprune.Program):

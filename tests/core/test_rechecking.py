@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from fxprune.certificate import seal_of
 from fxprune.cli import app
 from fxprune.errors import FormatError
 from fxprune.rechecking import read_certificate
@@ -232,7 +234,39 @@ def changed_certificate() -> None:
     path.write_text(path.read_text().replace('"ok": true', '"ok": false', 1))
 
 
+def changed_evidence() -> None:
+    path = Path("out/certificate.json")
+    path.write_text(path.read_text().replace("one product a masked parameter", "nothing", 1))
+
+
+def sealed(change: Callable[[dict[str, Any]], None]) -> None:
+    path = Path("out/certificate.json")
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps({**data, "digest": seal_of(data)}))
+
+
+def changed_hash() -> None:
+    sealed(lambda data: data["passes"][0].update(graph_before="0" * 64))
+
+
+def changed_recipe() -> None:
+    sealed(lambda data: data["recipe"]["rule"][0].update(amount=1.5))
+
+
+def changed_file() -> None:
+    exported = torch.export.load("out/model.pt2")
+    node: Any = next(n for n in exported.graph.nodes if "relu" in str(n.target))
+    node.target = torch.ops.aten.tanh.default
+    exported.graph_module.recompile()
+    torch.export.save(exported, "out/model.pt2")
+
+
 TAMPERED = {
+    changed_evidence: "it is not as compile wrote it",
+    changed_hash: "the model's graphs are not those that were compiled",
+    changed_recipe: "the recipe cannot be run again: ",
+    changed_file: "the first node that differs is relu (aten.tanh.default",
     changed_weights: "'out.bias' holds other values than the model's and zeros",
     more_zeros: "the recipe, run again, gives 'out.bias' other values",
     changed_statistics: "the buffer 'norm.running_var' is not the model's",

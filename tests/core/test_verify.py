@@ -307,6 +307,14 @@ def test_bad_requests_are_refused() -> None:
         verify(model, model, (), promise="equal")
     with pytest.raises(PassError, match="trials=-1"):
         verify(model, model, (), trials=-1)
+    with pytest.raises(PassError, match="'evil' is no mode; there are 'eval' and 'train'"):
+        verify(model, model, (), trials={"evil": 3})
+    with pytest.raises(PassError, match="'test' is no mode"):
+        verify(model, model, (), modes=("eval", "test"))
+    with pytest.raises(PassError, match="modes='eval' are no modes; give a tuple"):
+        verify(model, model, (), modes="eval")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(PassError, match=r"trials=2\.5 is no count in eval mode"):
+        verify(model, model, (), trials={"eval": 2.5})  # pyright: ignore[reportArgumentType]
     with pytest.raises(PassError, match="bound=nan"):
         verify(model, model, (), bound=math.nan)
     with pytest.raises(PassTypeError, match="after is a str"):

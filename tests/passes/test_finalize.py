@@ -192,3 +192,23 @@ def test_a_frozen_parameter_stays_frozen():
     final = fxprune.finalize(p)
     assert not final.parameter("0.weight").requires_grad
     assert final.parameter("2.weight").requires_grad
+
+
+def test_a_model_that_writes_to_its_input_and_its_buffers_is_finalized():
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.add_(1)
+            return self.first(x.mul_(2.0)) * self.count
+
+    program = fxprune.capture(Writes(), (torch.randn(2, 3),))
+    rule = {"select": "*", "method": "l1_unstructured", "amount": 0.5}
+    masked = fxprune.prune(program, {"rule": [rule]})
+    final = fxprune.finalize(masked)
+    assert masked.count == final.count == program.count == 0
+    x = torch.randn(2, 3)
+    assert torch.equal(final(x.clone()), masked(x.clone()))

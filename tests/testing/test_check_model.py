@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,8 +129,9 @@ FAULTS: dict[str, tuple[str, Edit, str]] = {
 
 @pytest.mark.parametrize("check", FAULTS)
 def test_a_fault_of_fxprunes_is_told_with_the_simplest_recipe(
-    monkeypatch: pytest.MonkeyPatch, check: str
+    monkeypatch: pytest.MonkeyPatch, check: str, tmp_path: Path
 ):
+    monkeypatch.chdir(tmp_path)
     name, edit, told = FAULTS[check]
     module, _, function = name.rpartition(".")
     original = getattr(__import__(module, fromlist=[function]), function)
@@ -145,6 +147,7 @@ def test_a_fault_of_fxprunes_is_told_with_the_simplest_recipe(
     toml, _, script = shown.partition("\n\nprogram = ")
     assert len(Recipe.from_dict(tomllib.loads(toml)).rules) == 1
     monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     # Without the fault, what is printed runs.
     names = {"fxprune": fxprune, "torch": torch, "model": model("mlp"), "kwargs": {}}
     exec(f"import fxprune.testing\nprogram = {script}", {**names, "args": inputs("mlp")})

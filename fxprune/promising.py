@@ -1,0 +1,133 @@
+"""Holds a rewrite to the promise that it makes of outputs, and of what training needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxprune import tensors
+from fxprune.drawing import example_of
+from fxprune.errors import MissingParameterError
+from fxprune.program import TRAIN, Program
+from fxprune.transaction import fork
+from fxprune.trials import Trial, prepared, reproducible
+from fxprune.verify import BOUND, verify
+
+__all__ = ["PROMISES", "Held"]
+
+PROMISES = ("same", "close", "changes")
+
+# Above this many parameters one input is drawn in each mode, else three, of three batch sizes.
+_LARGE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Held:
+    """A Program as a rewrite finds it; the tensors are the same objects.
+
+    Args:
+        program: a fork of it.
+        promise: "same" or "close".
+        keys: the keys of its state dict, masks looked through.
+        trained: whether each parameter asks for gradients, by name.
+    """
+
+    program: Program
+    promise: str
+    keys: frozenset[str]
+    trained: dict[str, bool]
+
+    @classmethod
+    def of(cls, program: Program, promise: str) -> Held:
+        """Take down a Program that is about to be edited."""
+        return cls(fork(program), promise, _keys(program), _trained(program))
+
+    def broken(self, after: Program, *, bound: float = BOUND, trials: int = 3) -> str | None:
+        """Return how the promise is broken; None where it is kept.
+
+        A promise of equal outputs is one of equal keys, names and training too: a checkpoint
+        loads as before, and every parameter that had a gradient gets one.
+
+        Args:
+            after: what the rewrite left.
+            bound: for "close", as `fxprune.verify` takes it.
+            trials: how many inputs to draw for each mode.
+        """
+        close = self.promise == "close"
+        told = None if close else next(self._otherwise(after), None)
+        if told is not None:
+            return f"promised equal outputs, but {told}"
+        large = sum(p.numel() for p in after.parameters()) > _LARGE
+        how: Any = {"promise": self.promise, "bound": bound, "trials": 1 if large else trials}
+        certificate = verify(after, self.program, **how)
+        if not certificate:
+            what = "outputs that are close in float64" if close else "equal outputs"
+            return f"promised {what}, but they differ or cannot be compared: {certificate}"
+        lost = None if close else self._lost_gradient(after)
+        return None if lost is None else f"promised equal outputs, but {lost!r} gets no gradient"
+
+    def _otherwise(self, after: Program) -> Iterator[str]:
+        for key in sorted(self.keys ^ _keys(after)):
+            yield f"the key {key!r} {'went' if key in self.keys else 'came'}"
+        for name, trained in _trained(after).items():
+            if trained != self.trained.get(name, trained):
+                yield f"{name!r} is {'' if trained else 'not '}trained"
+        flags = {path: module.training for path, module in self.program.named_modules()}
+        for path, module in after.named_modules():
+            if module.training != flags.get(path, module.training):
+                yield f"the training flag of {path!r} is another one"
+        first = self.program.captured.first
+        owners = {id(tensors.parameter(self.program, name)): of for name, of in first.items()}
+        for name, of in first.items():
+            owner = owners.get(id(tensors.parameter(after, name)), of)
+            if owner != of:
+                yield f"{name!r} is the tensor that {owner!r} was"
+
+    def _lost_gradient(self, after: Program) -> str | None:
+        """Return a parameter that a step in train mode reached before, and does not now."""
+        if not self.program.captured.inputs.drawable:
+            return None
+        before, now = (_reached(program) for program in (self.program, after))
+        lost = [] if before is None or now is None else sorted(before - now)
+        return lost[0] if lost else None
+
+
+def _keys(program: Program) -> frozenset[str]:
+    names = program.captured.first
+    factors = {f"{n}{end}" for n in names if n in tensors.masks(program) for end in _FACTORS}
+    return frozenset({*names, *(key for key in program.state_dict() if key not in factors)})
+
+
+_FACTORS = ("_orig", "_mask")
+
+
+def _trained(program: Program) -> dict[str, bool]:
+    found: dict[str, bool] = {}
+    for name in program.captured.first:
+        try:
+            found[name] = tensors.parameter(program, name).requires_grad
+        except MissingParameterError:
+            continue
+    return found
+
+
+def _reached(program: Program) -> set[str] | None:
+    """Return the parameters that get a gradient in a step; None where there is no such step."""
+    args, kwargs = example_of(program, batch=2)
+    trial = Trial(TRAIN, "", args, kwargs, drawn=True)
+    module, args, kwargs = prepared(program, trial, wide=False)
+    module.zero_grad(set_to_none=True)
+    try:
+        with reproducible(0):
+            leaves = pytree.tree_leaves(module(*args, **kwargs))
+            ends = [x for x in leaves if isinstance(x, torch.Tensor) and x.requires_grad]
+            if ends:
+                torch.stack([end.abs().sum().double() for end in ends]).sum().backward()
+    except Exception:  # noqa: BLE001 - it cannot be trained so, and outputs were compared
+        return None
+    names = module.captured.first
+    return {name for name in names if tensors.parameter(module, name).grad is not None}
