@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import runpy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from fxprune.compiler import finalize, prune, shrink
 from fxprune.errors import AmountError
-from fxprune.files import export
+from fxprune.files import export, read_weights
 from fxprune.program import Program
 from fxprune.recipe import Recipe
 from fxprune.saving import load, save
@@ -129,6 +131,27 @@ def _exported(subject: Subject, recipe: Recipe, masked: Program) -> None:
         assert_same(loaded(*subject.args, **subject.kwargs), ours)
 
 
+def _weights(subject: Subject, recipe: Recipe, masked: Program) -> None:
+    final = finalize(masked)
+    with tempfile.TemporaryDirectory() as folder:
+        path = export(final, Path(folder, "model.safetensors"))
+        zeroed = copied(final)
+        for tensor in zeroed.state_dict().values():
+            tensor.zero_()
+        zeroed.load_state_dict(read_weights(path))
+        subject.same(zeroed, final)
+
+
+def _source(subject: Subject, recipe: Recipe, masked: Program) -> None:
+    final = finalize(masked).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = export(final, Path(folder, "model.py"))
+        loaded = runpy.run_path(str(path), run_name="model")["load"]()
+    # The file needs torch alone, so what is of another package's class it gives as a dict.
+    theirs, ours = (each(*subject.args, **subject.kwargs) for each in (loaded, final))
+    assert_same(pytree.tree_leaves(theirs), pytree.tree_leaves(ours))
+
+
 CHECKS = (
     ModelCheck(
         "parity",
@@ -156,11 +179,12 @@ CHECKS = (
     ModelCheck(
         "deepcopy",
         _deepcopied,
-        "fxprune.testing.assert_same(copy.deepcopy(masked), masked, args, kwargs)",
+        "import copy\nfxprune.testing.assert_same(copy.deepcopy(masked), masked, args, kwargs)",
     ),
     ModelCheck(
         "pickle",
         _pickled,
+        "import pickle\n"
         "again = pickle.loads(pickle.dumps(masked))\n"
         "fxprune.testing.assert_same(again, masked, args, kwargs)",
     ),
@@ -185,6 +209,26 @@ EXPORTS = (
         _exported,
         'path = fxprune.export(fxprune.finalize(masked).eval(), "model.pt2")\n'
         "loaded = torch.export.load(path).module()",
+    ),
+    ModelCheck(
+        "weights",
+        _weights,
+        "import copy, safetensors.torch\n"
+        "final = fxprune.finalize(masked)\n"
+        'path = fxprune.export(final, "model.safetensors")\n'
+        "again = copy.deepcopy(final)\n"
+        "again.load_state_dict(safetensors.torch.load_file(path))\n"
+        "fxprune.testing.assert_same(again, final, args, kwargs)",
+    ),
+    ModelCheck(
+        "source",
+        _source,
+        "import runpy\n"
+        "final = fxprune.finalize(masked).eval()\n"
+        'loaded = runpy.run_path(fxprune.export(final, "model.py"))["load"]()\n'
+        "leaves = torch.utils._pytree.tree_leaves\n"
+        "found = [leaves(each(*args, **kwargs)) for each in (loaded, final)]\n"
+        "fxprune.testing.assert_same(*found)",
     ),
 )
 

@@ -95,7 +95,7 @@ def test_a_model_that_cannot_be_captured_raises():
 # Faults
 
 
-Edit = Callable[[Program], Any]
+Edit = Callable[[Any], Any]
 
 
 def after(function: Any, edit: Edit) -> Any:
@@ -124,6 +124,12 @@ FAULTS: dict[str, tuple[str, Edit, str]] = {
     "save": ("fxprune.testing.model_checks.load", louder, "'2.bias', entry (0,)"),
     "shrink": ("fxprune.testing.model_checks.shrink", louder, "differs by up to"),
     "export": ("fxprune.testing.model_checks.export", lambda path: path.unlink(), "No such file"),
+    "weights": (
+        "fxprune.testing.model_checks.read_weights",
+        lambda weights: weights["0.weight"].add_(1),
+        "'0.weight'",
+    ),
+    "source": ("runpy.run_path", lambda names: names.pop("load"), "load"),
 }
 
 
