@@ -174,7 +174,8 @@ def test_a_program_captured_contiguous_takes_channels_last() -> None:
     model, x = made("conv")
     program = fxprune.capture(model, (x,)).eval()
     model.eval()
-    check_same(program(channels_last(x)), model(x))
+    images = channels_last(x)  # for which a CPU may have another kernel, which rounds otherwise
+    check_same(program(images), model(images))
     moved = channels_last(copy.deepcopy(program))
     check_same(moved(x), channels_last(copy.deepcopy(model))(x))
 
