@@ -11,8 +11,8 @@ import networkx as nx
 from torch.fx.node import Node
 
 from fxprune import ops, tensors
-from fxprune.errors import MissingParameterError, PassError, PassTypeError
-from fxprune.program import BOTH, EVAL, TRAIN, Program, mode_of
+from fxprune.errors import MissingParameterError, PassError
+from fxprune.program import BOTH, EVAL, TRAIN, Program, check_program, mode_of
 from fxprune.reads import is_product, parameter_of
 
 __all__ = [
@@ -110,7 +110,7 @@ def alias_groups(program: Program) -> tuple[tuple[str, ...], ...]:
         >>> alias_groups(fxprune.capture(model, (torch.zeros(4, 3),)))
         (('0.weight', '1.weight'),)
     """
-    _check_program(program)
+    check_program(program, "dataflow")
     return tuple(names for names in tensors.aliases(program).values() if len(names) > 1)
 
 
@@ -188,15 +188,8 @@ def reachable(program: Program, a: str | Vertex, b: str | Vertex, mode: str | No
     return bool(nx.has_path(view, _find(program, view, a), _find(program, view, b)))
 
 
-def _check_program(program: Any) -> None:
-    if not isinstance(program, Program):
-        raise PassTypeError(
-            f"dataflow takes a Program, not {type(program).__name__}; call fxprune.capture first"
-        )
-
-
 def _graph_of(program: Program, mode: str | None) -> Any:
-    _check_program(program)
+    check_program(program, "dataflow")
     graphs = program.graphs
     found = mode_of(program) if mode is None else mode
     if found in (TRAIN, EVAL) and BOTH in graphs:
