@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from fxprune import ops, tensors
 from fxprune.errors import MissingParameterError, PassError
 from fxprune.program import BOTH, EVAL, TRAIN, Program, check_program, mode_of
 from fxprune.reads import is_product, parameter_of
+from fxprune.wording import nearest
 
 __all__ = [
     "Use",
@@ -209,8 +209,8 @@ def _find(program: Program, view: Any, name: str | Vertex) -> Vertex:
         if vertex in view:
             return vertex
     names: list[str] = [vertex.name for vertex in view]
-    near = difflib.get_close_matches(found[-1].name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(found[-1].name, names)
+    hint = f"; did you mean {near!r}?" if near else ""
     raise MissingParameterError(
         f"the graph has no parameter, buffer or node {found[-1].name!r}{hint}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from fxprune.file_sinks import sink
 from fxprune.files import PICKLED, read_content
 from fxprune.mask_formats import FORMATS, masks_in, state_for
 from fxprune.program import Program, check_program
+from fxprune.wording import did_you_mean
 from fxprune.writing import PathLike, replacing
 
 __all__ = ["fit_masks", "read_masks", "write_masks"]
@@ -133,8 +133,7 @@ def write_masks(program: Program, path: PathLike, *, format: str = "plain") -> P
     target = Path(path)
     suffix = target.suffix.lower()
     if format not in FORMATS:
-        near = difflib.get_close_matches(str(format), FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(FORMATS)}"
+        hint = did_you_mean(str(format), FORMATS, f"there are {', '.join(FORMATS)}")
         raise FormatError(f"format={format!r} is not known; {hint}")
     if suffix not in (_SAFE, *PICKLED) or (format in _NESTED and suffix == _SAFE):
         known = ", ".join(PICKLED if format in _NESTED else (_SAFE, *PICKLED))
