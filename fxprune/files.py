@@ -19,19 +19,15 @@ from fxprune.reading import check_is_file, reading
 from fxprune.regional import check_whole
 from fxprune.source_code import write_source
 from fxprune.unpickling import unpickled
-from fxprune.writing import PathLike, replacing, replacing_folder, write_text
+from fxprune.writing import PathLike, replacing
 
 __all__ = [
     "PICKLED",
-    "PathLike",
     "check_writable",
     "export",
     "load_pt2",
     "read_content",
     "read_weights",
-    "replacing",
-    "replacing_folder",
-    "write_text",
 ]
 
 _SAFE = ".safetensors"

@@ -182,7 +182,7 @@ def _dead(mask: torch.Tensor | None) -> int:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return tensor.nbytes
 
 
 def _digest(*parts: torch.Tensor) -> str:
