@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 
-__all__ = ["Batched", "argument_names", "batched", "name_arguments"]
+__all__ = ["Batched", "argument_names", "batched", "exact", "name_arguments"]
 
 
 @dataclass(frozen=True)

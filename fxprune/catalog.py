@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from fxprune.errors import PassError
 from fxprune.facts import Scores
 from fxprune.pipeline import Rewrite
 from fxprune.registry import GROUP, create, distribution_of, faults, find, names
+from fxprune.wording import did_you_mean, nearest
 
 __all__ = [
     "NO_DEFAULT",
@@ -112,11 +112,11 @@ def score_fault(name: str, known: Iterable[str]) -> str:
         "is a pass, but no score (it gives Ranking); give one of 'magnitude', 'norm', 'random'"
     """
     scores = [*known, *_foreign_scores(known)]
-    told = ", ".join(f"'{score}'" for score in scores)
+    told = _told(scores)
     if name not in names():
-        close = difflib.get_close_matches(name, scores, n=1)
+        close = nearest(name, scores)
         if close:
-            return f"is not known; did you mean '{close[0]}'? Known: {told}"
+            return f"is not known; did you mean '{close}'? Known: {told}"
         return f"is not known; known: {told}; {_INSTALL}"
     try:
         found = find(name)
@@ -138,8 +138,7 @@ def call_fault(name: str) -> str:
         ('', "the pass 'rank' is a step of rules; write a [[rule]]")
     """
     if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"{_INSTALL}; known: {_told(names())}"
+        hint = did_you_mean(name, names(), f"{_INSTALL}; known: {_told(names())}")
         return f"there is no pass '{name}'; {hint}"
     try:
         found = find(name)
@@ -166,8 +165,7 @@ def pass_fault(name: str, args: Mapping[str, Any], *, own: Iterable[str] = ()) -
     takes = [option for option in options if option not in own]
     odd = next((option for option in args if option not in takes), None)
     if odd is not None:
-        close = difflib.get_close_matches(odd, takes, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"it takes {_told(takes) or 'none'}"
+        hint = did_you_mean(odd, takes, f"it takes {_told(takes) or 'none'}")
         return f"args has '{odd}', which the pass '{name}' does not take; {hint}"
     missing = [o for o in takes if options[o] is NO_DEFAULT and o not in args]
     if missing:

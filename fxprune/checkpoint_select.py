@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from fxprune.checkpoint_files import INDEX, SUFFIX, Checkpoint
 from fxprune.checkpoint_weights import FLOATS, Weight
@@ -16,6 +13,7 @@ from fxprune.recipe import Recipe, Rule, Select
 from fxprune.recipe_errors import show
 from fxprune.room import Room
 from fxprune.select_conditions import conditions, globbed
+from fxprune.wording import dtype_name, nearest
 
 __all__ = ["check_recipe", "selected", "weights_of"]
 
@@ -50,12 +48,12 @@ def weights_of(checkpoint: Checkpoint, room: Room) -> tuple[dict[str, Weight], d
     """
     weights: dict[str, Weight] = {}
     others: dict[str, str] = {}
-    known = ", ".join(_word(dtype) for dtype in FLOATS)
+    known = ", ".join(dtype_name(dtype) for dtype in FLOATS)
     for name, (shard, stored) in checkpoint.tensors.items():
         if stored.dtype in FLOATS:
             weights[name] = Weight(shard, stored, stored.dtype, room)
         else:
-            kind = stored.kind if stored.dtype is None else _word(stored.dtype)
+            kind = stored.kind if stored.dtype is None else dtype_name(stored.dtype)
             others[name] = f"its dtype is {kind}; of a checkpoint {known} are pruned"
     return weights, others
 
@@ -128,11 +126,7 @@ def _nearest(rules: Iterable[Rule], names: Iterable[str]) -> str:
     globs = (glob for rule in rules if rule.select for glob in rule.select.path)
     for glob in globs:
         if not globbed(known, [glob]):
-            near = difflib.get_close_matches(glob, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(glob, known, cutoff=0.5)
+            hint = f"; did you mean {near!r}?" if near else ""
             return f" (path {glob!r} fits no tensor{hint})"
     return ""
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -29,6 +29,7 @@ from fxprune.program import BOTH, Program
 from fxprune.recipe import Recipe
 from fxprune.reports import report
 from fxprune.sites import sites_of
+from fxprune.wording import dtype_name
 
 __all__ = ["inspect_command"]
 
@@ -93,7 +94,7 @@ def _as_json(program: Program, masked: Program | None) -> str:
             "aliases": site.aliases,
             "modules": site.modules,
             "shape": tuple(site.shape),
-            "dtype": str(site.dtype).removeprefix("torch."),
+            "dtype": dtype_name(site.dtype),
             "uses": [{"op": op, "role": role} for op, role in site.uses],
         }
         for site in sites_of(program)
@@ -151,7 +152,7 @@ def _print_program(page: Page, program: Program) -> None:
         (
             site.name,
             "x".join(map(str, site.shape)) or "scalar",
-            str(site.dtype).removeprefix("torch."),
+            dtype_name(site.dtype),
             ", ".join(f"{role} of {op}" for op, role in site.uses) or "nothing",
         )
         for site in sites

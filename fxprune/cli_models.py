@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -26,6 +25,7 @@ from fxprune.files import load_pt2, read_weights
 from fxprune.program import Program
 from fxprune.saving import load
 from fxprune.source import copy_model
+from fxprune.wording import did_you_mean, dtype_name
 
 __all__ = ["Loaded", "check_call", "importing_from_here", "load_model", "load_weights"]
 
@@ -192,8 +192,7 @@ def _attribute(module: types.ModuleType, name: str, spec: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             known = [other for other in dir(found) if not other.startswith("_")]
-            near = difflib.get_close_matches(part, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else _USAGE
+            hint = did_you_mean(part, known, _USAGE)
             raise CommandError(f"{spec}: there is no {part!r}; {hint}")
         found = getattr(found, part)
     return found
@@ -247,7 +246,7 @@ def _number_kind(tensor: torch.Tensor) -> tuple[bool, bool]:
 def _shapes(loaded: Loaded) -> str:
     leaves = pytree.tree_leaves((loaded.args, loaded.kwargs))
     found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return ", ".join(f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for x in found)
+    return ", ".join(f"{dtype_name(x.dtype)}{list(x.shape)}" for x in found)
 
 
 def _told(error: BaseException, file: str | None = None) -> str:

@@ -14,12 +14,11 @@ from torch.nn.utils.prune import BasePruningMethod
 from fxprune import tensors
 from fxprune.adoption import adoption_notes, joined_masks
 from fxprune.checker import check_values
-from fxprune.errors import PassTypeError
 from fxprune.facts import GivenMasks, Importance
 from fxprune.observing import Holder, Observer
 from fxprune.pipeline import Facts, Pipeline, Rewrite, Watch
 from fxprune.plans import Plan, recipe_of
-from fxprune.program import Program
+from fxprune.program import Program, check_program
 from fxprune.proving import hold_same
 from fxprune.quiet import alone
 from fxprune.ranks import ready, together
@@ -271,11 +270,9 @@ def edit(
 
     Raises:
         InvariantError: the promise is broken; `program` is as it was.
+        PassTypeError: it is no Program.
     """
-    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError(
-            f"{step.name} takes a Program, not {type(program).__name__}; call fxprune.capture first"
-        )
+    check_program(program, step.name)
     work = fork(program) if inplace else copied(program)
     Pipeline((step,)).run(work, Facts(), on_pass=on_pass, watch=watch)
     if same and is_spread(program):

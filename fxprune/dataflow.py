@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,9 +10,10 @@ import networkx as nx
 from torch.fx.node import Node
 
 from fxprune import ops, tensors
-from fxprune.errors import MissingParameterError, PassError, PassTypeError
-from fxprune.program import BOTH, EVAL, TRAIN, Program, mode_of
+from fxprune.errors import MissingParameterError, PassError
+from fxprune.program import BOTH, EVAL, TRAIN, Program, check_program, mode_of
 from fxprune.reads import is_product, parameter_of
+from fxprune.wording import nearest
 
 __all__ = [
     "Use",
@@ -110,7 +110,7 @@ def alias_groups(program: Program) -> tuple[tuple[str, ...], ...]:
         >>> alias_groups(fxprune.capture(model, (torch.zeros(4, 3),)))
         (('0.weight', '1.weight'),)
     """
-    _check_program(program)
+    check_program(program, "dataflow")
     return tuple(names for names in tensors.aliases(program).values() if len(names) > 1)
 
 
@@ -188,15 +188,8 @@ def reachable(program: Program, a: str | Vertex, b: str | Vertex, mode: str | No
     return bool(nx.has_path(view, _find(program, view, a), _find(program, view, b)))
 
 
-def _check_program(program: Any) -> None:
-    if not isinstance(program, Program):
-        raise PassTypeError(
-            f"dataflow takes a Program, not {type(program).__name__}; call fxprune.capture first"
-        )
-
-
 def _graph_of(program: Program, mode: str | None) -> Any:
-    _check_program(program)
+    check_program(program, "dataflow")
     graphs = program.graphs
     found = mode_of(program) if mode is None else mode
     if found in (TRAIN, EVAL) and BOTH in graphs:
@@ -216,8 +209,8 @@ def _find(program: Program, view: Any, name: str | Vertex) -> Vertex:
         if vertex in view:
             return vertex
     names: list[str] = [vertex.name for vertex in view]
-    near = difflib.get_close_matches(found[-1].name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(found[-1].name, names)
+    hint = f"; did you mean {near!r}?" if near else ""
     raise MissingParameterError(
         f"the graph has no parameter, buffer or node {found[-1].name!r}{hint}"
     )

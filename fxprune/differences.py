@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxprune.bits import same_bits
+from fxprune.wording import dtype_name
 
 __all__ = ["Difference", "Holder", "largest_gap"]
 
@@ -117,7 +118,7 @@ def _equal(after: Any, before: Any) -> bool:
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
 
 
 def _shape_of(value: Any) -> str:

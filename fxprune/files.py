@@ -11,27 +11,23 @@ import torch
 from safetensors.torch import load_file
 
 from fxprune.bounds import check_tensor_file
-from fxprune.errors import FormatError, FxpruneError, PassTypeError
+from fxprune.errors import FormatError, FxpruneError
 from fxprune.exporting import SOURCE, WRITERS, check_format
-from fxprune.program import Program
+from fxprune.program import Program, check_program
 from fxprune.pt2_files import load_pt2
 from fxprune.reading import check_is_file, reading
 from fxprune.regional import check_whole
 from fxprune.source_code import write_source
 from fxprune.unpickling import unpickled
-from fxprune.writing import PathLike, replacing, replacing_folder, write_text
+from fxprune.writing import PathLike, replacing
 
 __all__ = [
     "PICKLED",
-    "PathLike",
     "check_writable",
     "export",
     "load_pt2",
     "read_content",
     "read_weights",
-    "replacing",
-    "replacing_folder",
-    "write_text",
 ]
 
 _SAFE = ".safetensors"
@@ -57,6 +53,7 @@ def export(program: Program, path: PathLike) -> Path:
     Raises:
         FormatError: the suffix is unknown, the file cannot be written there, or torch cannot
             export the Program to it; an earlier file is untouched.
+        PassTypeError: it is no Program.
 
     Example:
         >>> import fxprune, tempfile
@@ -66,10 +63,7 @@ def export(program: Program, path: PathLike) -> Path:
         ...     sorted(read_weights(path))
         ['bias', 'weight']
     """
-    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError(
-            f"export takes a Program, not {type(program).__name__}; call fxprune.capture first"
-        )
+    check_program(program, "export")
     target = Path(path)
     suffix = target.suffix.lower()
     check_format(suffix)

@@ -17,7 +17,7 @@ import torch
 
 from fxprune.compiler import edit, is_pruned
 from fxprune.errors import PassTypeError
-from fxprune.functional_base import BasePruningMethod, PruningContainer, check_program
+from fxprune.functional_base import BasePruningMethod, PruningContainer, check_module
 from fxprune.functional_methods import (
     CustomFromMask,
     Identity,
@@ -158,7 +158,7 @@ def global_unstructured(
         raise PassTypeError("global_unstructured: importance_scores must be a dict")
     pairs = list(parameters)
     for program, _ in pairs:
-        check_program(program)
+        check_module(program)
     programs = {id(program): program for program, _ in pairs}
     if len(programs) != 1:
         raise PassTypeError(
@@ -191,6 +191,6 @@ def remove(module: Program, name: str) -> Program:
     Raises:
         NotPrunedError: the parameter has no mask.
     """
-    check_program(module)
+    check_module(module)
     step = create("finalize", names=(name,), source_order=False)
     return edit(module, step, inplace=True)

@@ -22,7 +22,7 @@ from fxprune.stages import stage_of
 __all__ = [
     "BasePruningMethod",
     "PruningContainer",
-    "check_program",
+    "check_module",
     "imported_rule",
     "mask_parameters",
 ]
@@ -150,7 +150,7 @@ def mask_parameters(
     Raises:
         PassTypeError: `program` is no Program.
     """
-    check_program(program)
+    check_module(program)
     keys = method.rule() if isinstance(method, BasePruningMethod) else imported_rule(method)
     if keys["method"] != "identity":
         keys["scope"] = scope
@@ -162,7 +162,7 @@ def mask_parameters(
     run_stages(program, [stage], given, inplace=True)
 
 
-def check_program(module: Any) -> None:
+def check_module(module: Any) -> None:
     """Check that a function of torch.nn.utils.prune's name was handed a Program.
 
     Raises:

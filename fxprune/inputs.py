@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError
 from fxprune.nesting import Nesting
+from fxprune.wording import dtype_name
 
 __all__ = ["Input", "InputSpec"]
 
@@ -41,7 +42,7 @@ class Input:
     def __str__(self) -> str:
         if self.dtype is None:
             return f"{self.name} = {self.constant!r}"
-        kind = str(self.dtype).removeprefix("torch.")
+        kind = dtype_name(self.dtype)
         seen = "" if self.low is None else f" in {self.low}..{self.high}"
         return f"{self.name}: {kind}[{', '.join(map(str, self.shape))}]{seen}"
 

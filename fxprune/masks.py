@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,12 +10,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxprune import tensors
-from fxprune.errors import FormatError, NotPrunedError, PassTypeError, SelectError, ShapeError
+from fxprune.errors import FormatError, NotPrunedError, SelectError, ShapeError
 from fxprune.exporting import write_tensors
 from fxprune.file_sinks import sink
 from fxprune.files import PICKLED, read_content
 from fxprune.mask_formats import FORMATS, masks_in, state_for
-from fxprune.program import Program
+from fxprune.program import Program, check_program
+from fxprune.wording import did_you_mean
 from fxprune.writing import PathLike, replacing
 
 __all__ = ["fit_masks", "read_masks", "write_masks"]
@@ -127,16 +127,13 @@ def write_masks(program: Program, path: PathLike, *, format: str = "plain") -> P
         FormatError: the format is unknown or does not go with the suffix, or the file cannot be
             written; an earlier file is untouched.
         NotPrunedError: the program has no mask.
+        PassTypeError: it is no Program.
     """
-    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError(
-            f"write_masks takes a Program, not {type(program).__name__}; call fxprune.capture first"
-        )
+    check_program(program, "write_masks")
     target = Path(path)
     suffix = target.suffix.lower()
     if format not in FORMATS:
-        near = difflib.get_close_matches(str(format), FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(FORMATS)}"
+        hint = did_you_mean(str(format), FORMATS, f"there are {', '.join(FORMATS)}")
         raise FormatError(f"format={format!r} is not known; {hint}")
     if suffix not in (_SAFE, *PICKLED) or (format in _NESTED and suffix == _SAFE):
         known = ", ".join(PICKLED if format in _NESTED else (_SAFE, *PICKLED))

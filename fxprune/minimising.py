@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.inputs import InputSpec
 from fxprune.trials import Trial
+from fxprune.wording import dtype_name
 
 __all__ = ["minimised"]
 
@@ -118,7 +119,7 @@ def _told(leaves: list[Any], spec: InputSpec | None) -> Iterator[str]:
     for i, leaf in enumerate(leaves):
         name = spec.inputs[i].name if named and spec is not None else f"input {i}"
         if isinstance(leaf, torch.Tensor):
-            kind = f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+            kind = f"{dtype_name(leaf.dtype)}{list(leaf.shape)}"
             yield f"{name}: {kind} {_entries(leaf)}"
 
 

@@ -19,6 +19,7 @@ from fxprune.program import Program
 from fxprune.randomness import generator_states
 from fxprune.recipe import Recipe, Rule
 from fxprune.stages import Stage
+from fxprune.wording import dtype_name
 
 __all__ = ["Holder", "Observer"]
 
@@ -133,7 +134,7 @@ def _row(program: Program, name: str) -> PlannedParameter:
         name=name,
         aliases=tensors.aliases(program)[name],
         shape=tuple(parameter.shape),
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=dtype_name(parameter.dtype),
         numel=parameter.numel(),
         zeros=0,
         bytes=_bytes(parameter),
@@ -181,7 +182,7 @@ def _dead(mask: torch.Tensor | None) -> int:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return tensor.nbytes
 
 
 def _digest(*parts: torch.Tensor) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from torch._ops import OpOverload
 from torch.fx.node import Node, map_aggregate
 
-__all__ = ["argument", "canonical_name", "has_role", "roles", "schema_arguments"]
+__all__ = ["RECURRENT", "argument", "canonical_name", "has_role", "roles", "schema_arguments"]
 
 # Positions of the parts within the parameter list of one layer and direction, from
 # torch.nn.RNNBase._flat_weights: weights first, then the biases where there are any.

@@ -66,7 +66,7 @@ class Peers:
         self.meet(step)
         with self._answered(step):
             found = tensor.full_tensor()
-        self.bytes += found.numel() * found.element_size()
+        self.bytes += found.nbytes
         return found
 
     def generator(self, mine: torch.Generator, step: str) -> torch.Generator:
@@ -160,7 +160,7 @@ class Peers:
         with self._answered(step):
             dist.all_reduce(mine, op, group=self.group)
             found = mine.cpu()  # waits for the device
-        self.bytes += mine.numel() * mine.element_size()
+        self.bytes += mine.nbytes
         return found
 
     def _from(self, rank: int, tensor: torch.Tensor, step: str) -> torch.Tensor:
@@ -168,7 +168,7 @@ class Peers:
         with self._answered(step):
             dist.broadcast(tensor, dist.get_global_rank(self.group, rank), group=self.group)
             found = tensor.cpu()
-        self.bytes += tensor.numel() * tensor.element_size()
+        self.bytes += tensor.nbytes
         return found
 
     @contextmanager

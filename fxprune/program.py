@@ -13,7 +13,7 @@ from fxprune import tensors
 from fxprune.captured import Captured
 from fxprune.codegen import NestedCodeGen, fast_graph
 from fxprune.drawing import example_of
-from fxprune.errors import InvariantError, PassError
+from fxprune.errors import InvariantError, PassError, PassTypeError
 from fxprune.flat_regions import guarded
 from fxprune.forward import forward_like
 from fxprune.graphs import copy_graph, decode_graph, encode_graph
@@ -26,7 +26,7 @@ from fxprune.source import own_results
 if TYPE_CHECKING:
     from fxprune.facts import RuleRecord
 
-__all__ = ["BOTH", "EVAL", "TRAIN", "Captured", "Program"]
+__all__ = ["BOTH", "EVAL", "TRAIN", "Captured", "Program", "check_program", "mode_of"]
 
 BOTH, TRAIN, EVAL = "both", "train", "eval"
 # The parts of a module that hold its tensors and children.
@@ -251,6 +251,7 @@ def mode_of(program: Program) -> str:
 
     Raises:
         InvariantError: the flags disagree, so that no captured graph is right.
+        PassError: its graphs are those of regions, which no one mode chooses.
     """
     if BOTH in program.graphs:
         return BOTH
@@ -268,6 +269,13 @@ def mode_of(program: Program) -> str:
         f"{tensors.quoted(on)}, off for {tensors.quoted(off)}; call train() or eval() on the "
         "program, or set these alike"
     )
+
+
+def check_program(program: object, step: str) -> None:
+    """Raise a PassTypeError where what a step, as "save", was given is no Program."""
+    if not isinstance(program, Program):
+        kind = type(program).__name__
+        raise PassTypeError(f"{step} takes a Program, not {kind}; call fxprune.capture first")
 
 
 def _let_source_names_win(program: Program) -> None:

@@ -7,7 +7,6 @@ whole tensor. So every process finds the cuts that one process with all scores w
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from fxprune.peers import Peers
 from fxprune.program import Program
 from fxprune.ranking import check_values, count_of, counting, cut_group
 from fxprune.scan import chunks_of, is_at, joined_dtype, sides_of
+from fxprune.shards import placing
 from fxprune.tallies import Tally, check_parts, digest, layouts, tally
 from fxprune.wrapping import check_root_alone, check_takes_masks, is_wrapped, reshard
 
@@ -218,14 +218,13 @@ class _Ranks:
         """Return what makes the keys of the indices in the whole of units at a threshold."""
         source, parameter = group.sources[name], tensors.parameter(self.program, name)
         first = 2 ** (_index_bits(self.tally.units[name]) - 1)
-        placing: Any = importlib.import_module("fxprune.placing") if source.part else None
-        lines = placing.coordinates(parameter, name) if source.part else ()
+        lines = placing().coordinates(parameter, name) if source.part else ()
 
         def make() -> Iterator[torch.Tensor]:
             for start, stop in chunks_of(source):
                 places = _tied(source, start, stop, group.threshold)
                 if source.part:
-                    places = placing.flat_indices(lines, parameter.shape, places)
+                    places = placing().flat_indices(lines, parameter.shape, places)
                 yield places - first
 
         return make

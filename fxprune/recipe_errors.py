@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from fxprune.wording import nearest
 
 __all__ = [
     "choices",
@@ -113,7 +114,7 @@ def choices(value: object, known: Sequence[str]) -> str:
         >>> choices("globl", ["local", "global"])
         "is not known; did you mean 'global'? Known: 'local', 'global'"
     """
-    close = _closest(value, known)
+    close = nearest(value, known) if isinstance(value, str) else None
     names = ", ".join(f"'{name}'" for name in known)
     if close:
         return f"is not known; did you mean '{close}'? Known: {names}"
@@ -252,9 +253,9 @@ def _inner(model: type[BaseModel], key: str | int) -> type[BaseModel] | None:
 def _unknown(place: str, key: str, table: type[BaseModel]) -> _Fault:
     known = [field.alias or name for name, field in table.model_fields.items()]
     kind = "table or key" if "rule" in known else "key"
-    close = _closest(key, known)
+    close = nearest(key, known)
     mend = f"did you mean '{close}'?" if close else f"known: {', '.join(known)}"
-    return _Fault(place, f"unknown {kind} {show(key)}; {mend}", close)
+    return _Fault(place, f"unknown {kind} {show(key)}; {mend}", close or "")
 
 
 def _problem(item: Mapping[str, Any], key: str) -> str:
@@ -271,11 +272,6 @@ def _inside(item: object) -> Iterable[object]:
     if isinstance(item, Mapping):
         return cast("Mapping[object, object]", item).values()
     return cast("list[object]", item) if isinstance(item, list) else ()
-
-
-def _closest(value: object, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
-    return close[0] if close else ""
 
 
 def _rules(data: Mapping[str, Any]) -> Sequence[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from fxprune.errors import FxpruneError, PassError
+from fxprune.wording import did_you_mean
 
 __all__ = ["GROUP", "create", "distribution_of", "faults", "find", "names"]
 
@@ -33,10 +33,9 @@ def find(name: str) -> type[Any]:
     """
     table = _table()
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(table)}"
+        hint = did_you_mean(name, table, f"there are {', '.join(table)}")
         broken = "".join(f"\n  {fault}" for fault in faults())
-        raise PassError(f"there is no pass {name!r}{hint}{broken}")
+        raise PassError(f"there is no pass {name!r}; {hint}{broken}")
     module, _, attribute = table[name].partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

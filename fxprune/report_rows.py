@@ -11,6 +11,7 @@ from fxprune.errors import PassError
 from fxprune.facts import ParamRecord, RuleRecord
 from fxprune.program import Program
 from fxprune.shards import count_of
+from fxprune.wording import dtype_name
 
 __all__ = ["ParameterReport", "reasons", "record_data", "row_data", "row_of", "share"]
 
@@ -82,11 +83,11 @@ def row_of(
         name=name,
         aliases=aliases,
         shape=tuple(parameter.shape),
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=dtype_name(parameter.dtype),
         numel=parameter.numel(),
         zeros=count_of(tensors.value(program, name) == 0),
-        bytes=parameter.numel() * parameter.element_size(),
-        mask_bytes=0 if mask is None else mask.numel() * mask.element_size(),
+        bytes=parameter.nbytes,
+        mask_bytes=0 if mask is None else mask.nbytes,
         rules=tuple(dict.fromkeys(rule for rule, _ in did)),
         units=last.units,
         alive=last.alive,

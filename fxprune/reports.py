@@ -10,10 +10,10 @@ from rich.table import Table
 
 from fxprune import tensors
 from fxprune.certificate import Certificate
-from fxprune.errors import MissingParameterError, PassTypeError
+from fxprune.errors import MissingParameterError
 from fxprune.facts import PassRecord, RuleRecord
 from fxprune.footprints import Latency, latency_of
-from fxprune.program import Program
+from fxprune.program import Program, check_program
 from fxprune.report_rows import (
     ParameterReport,
     reasons,
@@ -178,10 +178,7 @@ def report(program: Program, *, before: Program | None = None) -> Report:
         Sparsity in weight: 50.00%
         Global sparsity: 50.00%
     """
-    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError(
-            f"report takes a Program, not {type(program).__name__}; call fxprune.capture first"
-        )
+    check_program(program, "report")
     records = program.captured.records
     rows = tuple(
         row_of(program, name, aliases, records)

@@ -12,9 +12,9 @@ from typing import Any
 from safetensors import safe_open
 
 from fxprune.checker import check_invariants
-from fxprune.errors import FormatError, PassTypeError
+from fxprune.errors import FormatError
 from fxprune.file_sinks import write_tensor_file
-from fxprune.program import Program
+from fxprune.program import Program, check_program
 from fxprune.reading import check_is_file, reading
 from fxprune.regional import check_whole
 from fxprune.saved_document import parse_document, write_document
@@ -43,6 +43,7 @@ def save(program: Program, path: PathLike) -> Path:
     Raises:
         FormatError: the Program holds what such a file cannot, or it cannot be written there; an
             earlier file is untouched.
+        PassTypeError: it is no Program.
 
     Example:
         >>> import fxprune, tempfile, torch
@@ -52,10 +53,7 @@ def save(program: Program, path: PathLike) -> Path:
         >>> print(again.inputs, list(again.state_dict()))
         input: float32[batch, 3] ['weight', 'bias']
     """
-    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError(
-            f"save takes a Program, not {type(program).__name__}; call fxprune.capture first"
-        )
+    check_program(program, "save")
     target = Path(path)
     check_whole(program, target)
     with replacing(target) as temporary:

@@ -11,6 +11,7 @@ from typing import Any
 from fxprune.facts import ParamSite
 from fxprune.recipe_select import Select
 from fxprune.regexes import found_in
+from fxprune.wording import dtype_name
 
 __all__ = ["Condition", "conditions", "globbed", "likeness"]
 
@@ -95,7 +96,7 @@ def _tensors(select: Select, site: ParamSite) -> Iterator[Condition]:
     if select.ndim:
         text = f"it has {rank} dimensions, not {_either(map(str, select.ndim))}"
         yield Condition(rank in select.ndim, text, select.ndim, (rank,))
-    kind = str(site.dtype).removeprefix("torch.")
+    kind = dtype_name(site.dtype)
     if select.dtype:
         text = f"its dtype is {kind}, not {_either(select.dtype)}"
         yield Condition(kind in select.dtype, text, select.dtype, (kind,))

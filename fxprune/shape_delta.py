@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from fxprune import ops, tensors
-from fxprune.errors import FormatError, PassError, PassTypeError
-from fxprune.program import Program
+from fxprune.errors import FormatError, PassError
+from fxprune.program import Program, check_program
 from fxprune.reads import parameter_of
 from fxprune.shell import raw_parameter
 
@@ -74,8 +74,7 @@ def shape_delta(program: Program) -> dict[str, Any]:
         >>> shape_delta(capture(nn.Linear(3, 2), (torch.zeros(2, 3),)))["cut"]
         {}
     """
-    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError(f"shape_delta takes a Program, not {type(program).__name__}")
+    check_program(program, "shape_delta")
     if program.masks:
         raise PassError("the program has masks; finalize it, so that its keys are the source's")
     kept, names = _composed(program), tensors.aliases(program)

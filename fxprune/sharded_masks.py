@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -12,10 +11,6 @@ from fxprune.peers import Peers
 from fxprune.program import Program
 
 __all__ = ["given_mask", "pruned_mask", "whole", "whole_ones"]
-
-
-def _placing() -> Any:
-    return importlib.import_module("fxprune.placing")
 
 
 def pruned_mask(
@@ -32,8 +27,8 @@ def pruned_mask(
     """
     parameter = tensors.parameter(program, name)
     if not peers.whole_masks:
-        here = gone if part else _placing().piece(gone, parameter)
-        return _placing().placed(_kept(_old(program, name), here), parameter)
+        here = gone if part else shards.placing().piece(gone, parameter)
+        return shards.placing().placed(_kept(_old(program, name), here), parameter)
     if part:
         gone = _gathered(peers, gone, parameter, name)
     old = tensors.masks(program).get(name)
@@ -70,7 +65,7 @@ def given_mask(
     if not peers.whole_masks:
         new = _old(program, name)
         new = new if mask is None else new * shards.part_like(mask, parameter).to(new)
-        return _placing().placed(new.contiguous().clone(), parameter)
+        return shards.placing().placed(new.contiguous().clone(), parameter)
     ones = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
     new = ones if old is None else old.detach().clone(memory_format=torch.contiguous_format)
     if mask is None:
@@ -94,4 +89,4 @@ def whole(peers: Peers, tensor: Any, name: str) -> torch.Tensor:
 
 def _gathered(peers: Peers, bits: torch.Tensor, like: Any, name: str) -> torch.Tensor:
     step = f"gathering the mask of {name!r}"
-    return _placing().gathered_bits(bits, like, lambda packed: peers.gather(packed, step))
+    return shards.placing().gathered_bits(bits, like, lambda packed: peers.gather(packed, step))

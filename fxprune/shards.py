@@ -23,6 +23,7 @@ __all__ = [
     "like",
     "part",
     "part_like",
+    "placing",
     "refuse_sharded",
     "refuse_spread_source",
 ]
@@ -39,6 +40,11 @@ def is_spread(module: nn.Module) -> bool:
     return is_wrapped(module) or any(is_sharded(tensor) for tensor in module.parameters())
 
 
+def placing() -> Any:
+    """Return the module `fxprune.placing`, which imports torch.distributed.tensor."""
+    return importlib.import_module("fxprune.placing")
+
+
 def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return a tensor spread over processes as another one of its shape is.
 
@@ -48,7 +54,7 @@ def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """
     if not is_sharded(other):
         return tensor
-    return importlib.import_module("fxprune.placing").spread(tensor, other)
+    return placing().spread(tensor, other)
 
 
 def count_of(tensor: torch.Tensor) -> int:

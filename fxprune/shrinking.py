@@ -11,10 +11,10 @@ import torch
 
 from fxprune import tensors
 from fxprune.certificate import UNCHECKED, Certificate
-from fxprune.errors import InvariantError, PassError, PassTypeError
+from fxprune.errors import InvariantError, PassError
 from fxprune.footprints import footprint_of
 from fxprune.pipeline import Facts, Pipeline, Watch
-from fxprune.program import EVAL, Program
+from fxprune.program import EVAL, Program, check_program
 from fxprune.registry import create
 from fxprune.shrink_record import ShrinkRecord, joined_record
 from fxprune.transaction import commit, fork
@@ -54,6 +54,7 @@ def shrink(
     Raises:
         InvariantError: outputs differ; the Program is as it was.
         PassError: the shapes in the Program are not known.
+        PassTypeError: it is no Program.
 
     Example:
         >>> import torch
@@ -146,10 +147,7 @@ def cut_channels(
 
 
 def _check_request(program: Program, round_to: int) -> None:
-    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError(
-            f"shrink takes a Program, not {type(program).__name__}; call fxprune.capture first"
-        )
+    check_program(program, "shrink")
     if type(round_to) is not int or round_to < 1:
         raise PassError(f"shrink: round_to={round_to!r} is no count; give 1 or more")
     if not program.captured.inputs.drawable:

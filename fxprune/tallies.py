@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,15 +57,11 @@ def check_parts(program: Program) -> None:
     for name in tensors.aliases(program):
         tensor = tensors.parameter(program, name)
         if shards.is_sharded(tensor):
-            _placing().coordinates(tensor, name)
+            shards.placing().coordinates(tensor, name)
 
 
 def _layout(tensor: torch.Tensor) -> str:
-    return _placing().layout_of(tensor) if shards.is_sharded(tensor) else "whole"
-
-
-def _placing() -> Any:
-    return importlib.import_module("fxprune.placing")
+    return shards.placing().layout_of(tensor) if shards.is_sharded(tensor) else "whole"
 
 
 def tally(peers: Peers, program: Program, sources: Mapping[str, ScoreSource]) -> Tally:
@@ -99,7 +94,7 @@ def _counted(
 
     Meshes that are parts of a larger one hold the same: that of the lowest rank counts.
     """
-    lowest = [_placing().lowest_rank(t) if _holds(t) else _NOBODY for t in held.values()]
+    lowest = [shards.placing().lowest_rank(t) if _holds(t) else _NOBODY for t in held.values()]
     least = peers.least(torch.tensor(lowest, dtype=torch.int64), "finding who holds what")
     first = dict(
         zip(held, (torch.tensor(lowest, dtype=torch.int64) == least).tolist(), strict=True)
@@ -108,7 +103,7 @@ def _counted(
         name
         for name in sources
         if (
-            first[name] and _placing().is_first_replica(held[name])
+            first[name] and shards.placing().is_first_replica(held[name])
             if name in held
             else peers.rank == 0
         )

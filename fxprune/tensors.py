@@ -6,7 +6,6 @@ is what the attribute of the Program means.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from torch import nn
 from fxprune.errors import MissingParameterError, PassTypeError
 from fxprune.shards import like
 from fxprune.shell import mask_of, raw_parameter, submodule
+from fxprune.wording import did_you_mean
 
 if TYPE_CHECKING:
     from fxprune.program import Program
@@ -43,9 +43,8 @@ def owner(program: Program, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     if name in known:
         return submodule(program, path), attribute
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; there are {quoted(known)}"
-    raise MissingParameterError(f"the program has no parameter {name!r}{hint}")
+    hint = did_you_mean(name, known, f"there are {quoted(known)}")
+    raise MissingParameterError(f"the program has no parameter {name!r}; {hint}")
 
 
 def parameter(program: Program, name: str) -> nn.Parameter:

@@ -12,6 +12,7 @@ from fxprune.errors import DimError, NormError, PassError, PassTypeError, ShapeE
 from fxprune.facts import Importance, ParamSite
 from fxprune.flat_parts import flat_part
 from fxprune.program import Program
+from fxprune.wording import dtype_name
 
 __all__ = [
     "Entries",
@@ -141,7 +142,7 @@ def _scored(site: ParamSite, value: torch.Tensor) -> torch.Tensor:
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    dtype = dtype_name(tensor.dtype)
     return dtype if tensor.layout is torch.strided else f"{dtype} in {tensor.layout}"
 
 

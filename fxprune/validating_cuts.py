@@ -12,7 +12,7 @@ from fxprune.announced import Announced, Fault
 from fxprune.bits import same_bits
 from fxprune.snapshot import Place, Snapshot
 
-__all__ = ["CutTree"]
+__all__ = ["CutTree", "constants_of"]
 
 _CONSTANT = "_constant"
 

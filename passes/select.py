@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,6 +19,7 @@ from fxprune.select_conditions import globbed
 from fxprune.selecting import Choice, Verdict, verdicts_of
 from fxprune.sites import sites_of
 from fxprune.tracing import source_line
+from fxprune.wording import nearest
 
 __all__ = ["SelectParameters"]
 
@@ -126,8 +126,8 @@ def _hints(program: Program, choice: Choice) -> Iterator[str]:
         values = there[key]
         if value in values or (key == "path" and globbed(values, [value])):
             continue
-        near = difflib.get_close_matches(value, sorted(values), n=1, cutoff=0.5)
-        mend = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(value, sorted(values), cutoff=0.5)
+        mend = f"; did you mean {near!r}?" if near else ""
         yield f"{key} {value!r} does not occur in the program{mend}"
 
 

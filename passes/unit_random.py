@@ -8,11 +8,10 @@ from typing import ClassVar
 import torch
 
 from fxprune.coupling import Coupling
+from fxprune.draws import generator_of
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.unit_scores import CoupledScores, living_units, scores_of_units
-
-from .random import generator_of
 
 __all__ = ["ScoreUnitRandom"]
 

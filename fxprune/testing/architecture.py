@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.testing.layers import SPATIAL, Layer
 
-__all__ = ["Arch", "Built", "build"]
+__all__ = ["BATCH", "STEPS", "VOCABULARY", "Arch", "Built", "Named", "build"]
 
 BATCH = 3
 STEPS = 3

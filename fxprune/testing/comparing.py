@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.bits import same_bits
+from fxprune.wording import dtype_name
 
 __all__ = ["DifferenceError", "difference", "entry_difference", "is_same"]
 
@@ -77,4 +78,4 @@ def _told(x: Any) -> str:
     if not isinstance(x, Tensor):
         return repr(x)
     shape = "" if x.is_meta else f" {x.detach().flatten()[:12].tolist()}"
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}{shape}"
+    return f"{dtype_name(x.dtype)} {tuple(x.shape)}{shape}"

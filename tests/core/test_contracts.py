@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
+import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ each_file = pytest.mark.parametrize(
 )
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -98,11 +102,40 @@ def test_modules_list_their_names(path: Path):
 
 
 @each_file
+def test_what_other_modules_take_is_listed(path: Path):
+    tree = parse(path)
+    taken = [
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fxprune.")
+        for alias in node.names
+    ]
+    files = {name: ROOT / Path(*str(name).split(".")).with_suffix(".py") for name, _ in taken}
+    listed = {name: names_in_all(parse(file)) for name, file in files.items() if file.exists()}
+    assert [(m, name) for m, name in taken if m in listed and name not in (listed[m] or ())] == []
+
+
+@each_file
 def test_library_neither_prints_nor_asserts(path: Path):
     nodes = list(ast.walk(parse(path)))
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     assert [call.lineno for call in calls if ast.unparse(call.func) == "print"] == []
     assert [node.lineno for node in nodes if isinstance(node, ast.Assert)] == []
+
+
+def named_in_the_map() -> set[str]:
+    """The names of files, some with a *, in CONTRIBUTING's table of where things are."""
+    lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    return {name.rpartition("/")[2] for name in re.findall(r"`([\w/*]+\.py)`", "\n".join(rows))}
+
+
+def test_the_map_names_every_module_of_the_compiler_and_no_other_file():
+    names, compiler = named_in_the_map(), {path.name for path in COMPILER}
+    there = compiler | {path.name for path in PASSES}
+    assert [name for name in sorted(names) if not fnmatch.filter(there, name)] == []
+    found = {file for name in names for file in fnmatch.filter(compiler, name)}
+    assert sorted(compiler - found) == []
 
 
 def test_public_names_are_few():

@@ -21,9 +21,10 @@ from torch.utils import _pytree as pytree
 import fxprune
 from fxprune import exporting, writing
 from fxprune.errors import FormatError, FxpruneError, PassTypeError
-from fxprune.files import export, read_weights, replacing, replacing_folder, write_text
+from fxprune.files import export, read_weights
 from fxprune.program import Program
 from fxprune.testing.comparing import difference, is_same
+from fxprune.writing import replacing, replacing_folder, write_text
 from tests.zoo import ZOO, with_batch
 
 MODELS = ["lenet", "stochastic_depth", "aux_head", "lstm", "kwargs_dict", "tied_embedding"]
