@@ -53,9 +53,9 @@ def flat_of(atoms: Atoms, value: Value, axis: int, node: Node) -> Flat:
     factors = value.axes[axis]
     size = sizes_of(factors)
     const = _along(value, axis)
-    tracked = [at for at, factor in enumerate(factors) if factor.atoms is not None]
     if len(factors) == 1:
         return Flat(size, factors[0].atoms, const.reshape(-1))
+    tracked = _tracked(atoms, factors, node)
     if len(tracked) > 1 or size >= OPEN:
         for factor in factors:
             atoms.pin(factor.atoms, "the axis has parts that can be cut each in its own way", node)
@@ -70,6 +70,16 @@ def flat_of(atoms: Atoms, value: Value, axis: int, node: Node) -> Flat:
         cells = None if ids is None else np.broadcast_to(ids.reshape(shape), sizes).reshape(-1)
     spread = const.reshape(-1) if const.size == 1 else np.broadcast_to(const, sizes).reshape(-1)
     return Flat(size, cells, spread)
+
+
+def _tracked(atoms: Atoms, factors: Axis, node: Node) -> list[int]:
+    """Return which factors can be cut; copies stay where another one can."""
+    tracked = [at for at, factor in enumerate(factors) if factor.atoms is not None]
+    own = [at for at in tracked if not factors[at].copies]
+    for at in tracked if own else ():
+        if factors[at].copies:
+            atoms.pin(factors[at].atoms, "they are copies of channels that can be cut", node)
+    return own or tracked
 
 
 def joined_axis(atoms: Atoms, left: Axis, right: Axis, node: Node) -> Axis | None:
@@ -88,7 +98,7 @@ def joined_axis(atoms: Atoms, left: Axis, right: Axis, node: Node) -> Axis | Non
         else:
             for part in (a, b):
                 atoms.pin(part.atoms, "it meets a value that cannot be cut", node)
-        made.append(a if a.atoms is not None else b)
+        made.append(b if a.atoms is None or (a.copies and b.atoms is not None) else a)
     return tuple(made)
 
 

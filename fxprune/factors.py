@@ -38,10 +38,13 @@ class Factor:
     Args:
         size: how many indices it has; a large prime stands for a symbolic size.
         atoms: the atom of each index, shape (size,); None where nothing may be cut.
+        copies: whether all indices are the same, so that any may go: where an axis can be cut in
+            one part alone, that is another one.
     """
 
     size: int
     atoms: Ids | None = None
+    copies: bool = False
 
 
 Axis = tuple[Factor, ...]
@@ -106,7 +109,7 @@ def with_axis(value: Value, dim: int, axis: Axis, const: Array) -> Value:
     """
     axes = (*value.axes[:dim], axis, *value.axes[dim + 1 :])
     sizes = [1] * sum(map(len, axes))
-    if const.size > 1:
+    if const.size != 1:  # of an empty part it is empty
         first = sum(map(len, axes[:dim]))
         sizes[first : first + len(axis)] = [factor.size for factor in axis]
     return Value(axes, const.reshape(sizes))

@@ -15,12 +15,12 @@ from fxprune import ops
 from fxprune.aliasing import Aliases
 from fxprune.atoms import Atoms
 from fxprune.axes import Flat, flat_of, joined_axis
-from fxprune.factors import Axis, Bools, Ids, Value, opaque, unknown
+from fxprune.factors import Axis, Bools, Factor, Ids, Value, opaque, unknown
 from fxprune.importing import VALUE
 from fxprune.pattern import Refusal
 from fxprune.program import Program
 from fxprune.reads import parameter_read
-from fxprune.sizes import Sizes
+from fxprune.sizes import OPEN, Sizes
 from fxprune.stored_values import StoredValues
 
 __all__ = ["Edit", "Flow", "Found", "Transfer", "parts_of", "transfer"]
@@ -117,6 +117,20 @@ class Flow:
         """Return the shape of a node's output, symbols as primes; None where it is not noted."""
         noted = node.meta.get(VALUE) if isinstance(node, Node) else None
         return None if noted is None else self._sizes.of(noted[0])
+
+    def copies(self, size: int) -> Axis:
+        """Return an axis of channels that are all the same: as many are made as are needed.
+
+        Of a size that is symbolic in part the fixed part can be cut, as heads behind a batch.
+
+        Args:
+            size: as `shape` gives it.
+        """
+        fixed = self._sizes.fixed(size)
+        if fixed == 1 or fixed >= OPEN:
+            return (Factor(size),)
+        own = Factor(fixed, self.atoms.fresh(fixed), copies=True)
+        return (own,) if fixed == size else (Factor(size // fixed), own)
 
     def concrete(self, node: Any) -> torch.Tensor | None:
         """Return the tensor that a node reads: stored, masked or viewed; None if it is computed."""

@@ -42,6 +42,8 @@ _PRIVATE = frozenset(
             "_convolution",
             "_convolution_mode",
         ),
+        # Export guards casts and sizes that depend on values.
+        *("_assert_async", "_assert_scalar", "_assert_tensor_metadata"),
         *("_fft_c2c", "_fused_rms_norm", "_native_batch_norm_legit_functional"),
         *("_native_multi_head_attention", "_neg_view", "_reshape_alias", "_safe_softmax"),
         *("_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention"),

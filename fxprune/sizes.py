@@ -29,6 +29,19 @@ class Sizes:
         """Return the sizes of a shape as numbers."""
         return tuple(size if isinstance(size, int) else self._symbolic(size) for size in shape)
 
+    def fixed(self, size: int) -> int:
+        """Return a size without its symbols.
+
+        Example:
+            >>> sizes = Sizes()
+            >>> sizes.fixed(*sizes.of(["8*s0"]))
+            8
+        """
+        for prime in self._primes.values():
+            while size % prime == 0:
+                size //= prime
+        return size
+
     def _symbolic(self, size: str) -> int:
         product = 1
         for part in size.split("*"):

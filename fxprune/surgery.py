@@ -12,7 +12,7 @@ import torch
 from torch.fx.node import Node
 
 from fxprune import ops
-from fxprune.factors import Axis, Factor, Ids, Value
+from fxprune.factors import Axis, Factor, Ids, Value, sizes_of
 from fxprune.flow import Flow
 from fxprune.importing import VALUE
 from fxprune.removal import Removal
@@ -20,6 +20,8 @@ from fxprune.rewriter import Rewriter
 from fxprune.sinks import Sink
 
 __all__ = ["Surgery"]
+
+_SELECT = torch.ops.aten.index_select.default
 
 
 class Surgery:
@@ -149,6 +151,23 @@ class Surgery:
         each = self.rewriter.call(operator.floordiv, (size, before), before=node)
         return self.rewriter.call(operator.mul, (each, after), before=node)
 
+    def set_entry(self, node: Node, role: str, at: int, axis: Axis) -> None:
+        """Change one entry of an argument that is a list of counts."""
+        if self.is_cut(axis):
+            given = list(ops.argument(node, role))
+            self.set_role(node, role, [*given[:at], self.size(axis), *given[at + 1 :]])
+
+    def keep_count(self, node: Node, axis: Axis) -> None:
+        """Let a size that a graph reads be what it was before channels of the axis went."""
+        if not self.is_cut(axis):
+            return
+        before, after = self._ratio(axis)
+        last = node.next
+        each = self.rewriter.call(operator.floordiv, (node, after), before=last)
+        whole = self.rewriter.call(operator.mul, (each, before), before=last)
+        self.rewriter.replace_uses(node, whole)
+        self.rewriter.set_argument(each, 0, node)
+
     def set_parts(self, node: Node, dim: int, runs: list[Ids]) -> None:
         """Split by sizes where parts lose channels."""
         if any(self.removal.touches(run) for run in runs):
@@ -167,7 +186,7 @@ class Surgery:
             self.set_role(node, *(("length", end - start) if counts else ("end", end)))
             return
         read = self._constant(node, new)
-        self._replace(node, torch.ops.aten.index_select.default, (dim, read))
+        self._replace(node, _SELECT, (dim, read))
 
     def set_index(self, node: Node, whole: Ids, at: int) -> None:
         """Move the one index that is selected."""
@@ -181,6 +200,17 @@ class Surgery:
             fresh = self._constant(node, self._moved(whole, places % len(whole)))
             self.rewriter.replace_argument(node, read, fresh)
             self._drop(read)
+
+    def take(self, node: Node, axis: Axis) -> None:
+        """Take of the one axis that an operator makes the channels that stay."""
+        if not self.is_cut(axis):
+            return
+        read = self._constant(node, self.index(axis).numpy())
+        taken = self.rewriter.call(_SELECT, (node, 0, read), before=node.next)
+        self.rewriter.note_all(taken, node)
+        if VALUE in node.meta:  # it goes on making all of them
+            self.rewriter.note(node, VALUE, ((sizes_of(axis),), node.meta[VALUE][1]))
+        self.rewriter.replace_uses(node, taken)
 
     def set_squeeze(self, node: Node, dims: list[int], axes: Iterable[Axis]) -> None:
         """Name the axes that go, where others may be left with one channel."""

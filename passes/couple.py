@@ -203,17 +203,25 @@ class _Finder:
                 yield name, self._reason(name, set(selected))
 
     def _reason(self, name: str, selected: set[str]) -> Refusal:
-        if name not in self.made:
-            return Refusal("it makes no channels of its own", None)
-        roots = self.made[name]
-        for pin in self.atoms.pins if not self.free[roots].any() else ():
-            if np.isin(roots, self.labels[pin.atoms]).any():
-                return Refusal(_told(pin.reason, pin.node), pin.node)
-        others = [n for n, made in self.made.items() if np.isin(roots, made).any()]
+        own = self.made.get(name)
+        if own is None:
+            there = [ids for _, ids in self.places.get(name, ())]
+            stay = self._stay(self.labels[np.concatenate(there)]) if there else None
+            return stay or Refusal("it makes no channels of its own", None)
+        if not self.free[own].any() and (stay := self._stay(own)):
+            return stay
+        others = [n for n, made in self.made.items() if np.isin(own, made).any()]
         others = [n for n in others if n not in selected]
         return Refusal(
             f"its channels are also those of {tensors.quoted(others)}; select all of them", None
         )
+
+    def _stay(self, roots: Ids) -> Refusal | None:
+        """Return why some components stay; None where none of them is pinned."""
+        for pin in self.atoms.pins:
+            if np.isin(roots, self.labels[pin.atoms]).any():
+                return Refusal(_told(pin.reason, pin.node), pin.node)
+        return None
 
 
 def _widths(places: Sequence[Place], counts: Ids) -> list[tuple[int, ...]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch.fx.node import Node
 
-from fxprune.factors import Value, opaque, unknown
+from fxprune.factors import Axis, Factor, Value, opaque, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.program import TRAIN
+from fxprune.sizes import OPEN
 
 
 @transfer(
@@ -15,16 +16,16 @@ from fxprune.program import TRAIN
     "sym_not sym_ite sym_sqrt numel size"
 )
 def number(flow: Flow, node: Node) -> Refusal | None:
-    """A number; one that counts channels must not change."""
+    """A number; one that counts channels must not change: what reads it is told otherwise."""
     for read in node.all_input_nodes:
         value = flow.value(read)
         dim = flow.argument(node, "dim")
         if isinstance(dim, int) and value.axes:
-            flow.pin(value.axes[dim % len(value.axes)], "they are counted", node)
-            for at, axis in enumerate(value.axes):
-                for factor in axis:
-                    if at != dim % len(value.axes) and factor.atoms is not None:
-                        flow.atoms.met(factor.atoms)
+            axis = value.axes[dim % len(value.axes)]
+            flow.edits.append(lambda cut, axis=axis: cut.keep_count(node, axis))
+            for factor in value.factors:
+                if factor.atoms is not None:
+                    flow.atoms.met(factor.atoms)
         else:
             flow.pin_value(value, "they are counted", node)
     return None if flow.shape(node) is None else Refusal("it counts channels", node)
@@ -42,13 +43,35 @@ def nothing(flow: Flow, node: Node) -> None:
 
 
 @transfer(
-    "zeros ones full empty arange linspace eye tril_indices triu_indices rand randn scalar_tensor "
-    "randint randperm"
+    "empty linspace eye tril_indices triu_indices rand randn scalar_tensor randint randperm"
 )
 def made(flow: Flow, node: Node) -> Value | Refusal:
     """A tensor of given sizes."""
     shape = flow.shape(node)
     return Refusal("its output has no noted shape", node) if shape is None else opaque(shape)
+
+
+@transfer("zeros ones full")
+def filled(flow: Flow, node: Node) -> Value | Refusal:
+    """One number everywhere: fewer channels of it are made, where others are not needed."""
+    shape = flow.shape(node)
+    if shape is None:
+        return Refusal("its output has no noted shape", node)
+    axes = [flow.copies(size) for size in shape]
+    flow.edits.append(lambda cut: cut.set_sizes(node, "size", axes))
+    return unknown(axes)
+
+
+@transfer("arange")
+def counted(flow: Flow, node: Node) -> Value | Refusal:
+    """Numbers in order, as the slopes of heads are made of: of them those that are needed."""
+    shape = flow.shape(node)
+    if shape is None:
+        return Refusal("its output has no noted shape", node)
+    size = shape[0]
+    axis: Axis = (Factor(size, flow.atoms.fresh(size) if size < OPEN else None),)
+    flow.edits.append(lambda cut: cut.take(node, axis))
+    return unknown([axis])
 
 
 @transfer("new_empty new_zeros new_ones new_full new_tensor new_empty_strided")

@@ -87,7 +87,8 @@ def sliced(flow: Flow, node: Node) -> Value | Refusal:
         return with_axis_unknown(value, dim, (Factor(shape[dim]),))
     index, whole = _run(flow, node, value.shape[dim]), flow.flat(value, dim, node).atoms
     if whole is None or index is None:
-        return Refusal("its bounds are computed", node)
+        flow.pin(value.axes[dim], "its bounds are computed", node)
+        return with_axis_unknown(value, dim, (Factor(shape[dim]),))
     flow.atoms.met(whole)
     flow.edits.append(lambda cut: cut.set_slice(node, dim, whole, index))
     return taken(flow, node, value, dim, index)

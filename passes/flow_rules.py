@@ -11,6 +11,7 @@ _MODULES = (
     "convolution",
     "joins",
     "linear",
+    "lookups",
     "norms",
     "numbers",
     "parts",

@@ -124,8 +124,8 @@ def expanded(flow: Flow, node: Node) -> Value | Refusal:
         old = value.axes[at - missing] if at >= missing else ()
         if at < missing or sizes_of(old) != size:
             flow.pin(old, "one channel is repeated", node)
-            axes.append((Factor(size),))
-            dims.append(1)
+            axes.append(flow.copies(size))
+            dims += [1] * len(axes[-1])
             continue
         first = value.first_factor(at - missing)
         axes.append(old)
@@ -139,31 +139,39 @@ def expanded(flow: Flow, node: Node) -> Value | Refusal:
 @transfer("repeat tile")
 def repeated(flow: Flow, node: Node) -> Value | Refusal:
     """Whole axes again and again, behind each other."""
-    value = flow.value(node.args[0])
+    value, shape = flow.value(node.args[0]), flow.shape(node)
     times: Any = flow.argument(node, "repeats", flow.argument(node, "dims"))
-    if not isinstance(times, (list, tuple)) or len(times) < len(value.axes):
+    if not isinstance(times, (list, tuple)) or len(times) < len(value.axes) or shape is None:
         return Refusal("its counts are computed", node)
-    shape = flow.shape(node)
     missing = len(times) - len(value.axes)
     axes: list[Axis] = []
     dims: list[int] = []
     for at, count in enumerate(times):
         old = value.axes[at - missing] if at >= missing else ()
-        tracked = any(factor.atoms is not None for factor in old)
-        if not tracked and shape is not None:
-            axes.append((Factor(shape[at]),))
-            dims.append(1)
-            if any(
-                value.const.shape[value.first_factor(at - missing) + i] > 1 for i in range(len(old))
-            ):
-                return Refusal("it repeats an axis of several constants", node)
-            continue
-        if not isinstance(count, int):
+        first = value.first_factor(at - missing) if old else 0
+        own = value.const.shape[first : first + len(old)]
+        axis = _repeated(flow, node, at, count, old)
+        if sizes_of(axis) != shape[at]:  # a sum of symbols is one of its own
             return Refusal("its counts are computed", node)
-        first = value.first_factor(at - missing)
-        axes.append(old if count == 1 else (Factor(count), *old))
-        dims += [*([] if count == 1 else [1]), *value.const.shape[first : first + len(old)]]
+        axes.append(axis)
+        dims += [*[1] * (len(axis) - len(own)), *own]
     return Value(tuple(axes), value.const.reshape(dims))
+
+
+def _repeated(flow: Flow, node: Node, at: int, count: Any, old: Axis) -> Axis:
+    """Return an axis several times; of one channel, copies: as many as are needed."""
+    shape = flow.shape(node) or ()
+    if count == 1 and old:
+        return old
+    if sizes_of(old) != 1 or any(factor.atoms is not None for factor in old):
+        times = count if isinstance(count, int) else shape[at] // sizes_of(old)
+        return (Factor(times), *old)
+    if not isinstance(count, int):
+        return (Factor(shape[at]),)
+    axis = flow.copies(count)
+    role = "repeats" if ops.has_role(node, "repeats") else "dims"
+    flow.edits.append(lambda cut: cut.set_entry(node, role, at, axis))
+    return axis
 
 
 @transfer("repeat_interleave")
