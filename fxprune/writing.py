@@ -157,7 +157,7 @@ def replacing_files(folder: PathLike) -> Generator[Path]:
 
 
 def can_swap(target: Path) -> bool:
-    """Tell whether a folder can be exchanged: it has files alone, is no mount and not the current one.
+    """Tell whether a folder can be exchanged: it has files alone, and nobody is bound to it.
 
     Args:
         target: the folder.
