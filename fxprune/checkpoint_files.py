@@ -142,10 +142,21 @@ def _open_index(path: Path) -> Checkpoint:
     weights = parse_json(path, raw).get("weight_map")
     places = cast("Mapping[str, Any]", weights) if isinstance(weights, Mapping) else {}
     if not places:
-        raise FormatError(f"{path}: this index has no weight_map of names and files")
+        raise FormatError(
+            f"{path}: this index has no weight_map of names and files; get it again, or give a "
+            f"{SUFFIX} file"
+        )
     for name in places.values():
         _check_name(path, name)
-    shards = tuple(Shard.of(path.parent / name) for name in sorted(set(places.values())))
+    names = sorted(set(places.values()))
+    absent = [name for name in names if not (path.parent / name).exists()]
+    if absent:
+        more = f", with {len(absent) - 1} more of its {len(names)} files" if len(absent) > 1 else ""
+        raise FormatError(
+            f"{path}: {show(absent[0])}, which this index names, is missing in its folder{more}; "
+            "get the checkpoint again"
+        )
+    shards = tuple(Shard.of(path.parent / name) for name in names)
     there: dict[str, str] = {}
     for shard in shards:
         for tensor in shard.header.tensors:
@@ -164,7 +175,8 @@ def _check_name(path: Path, name: object) -> None:
     """Take plain names only: a shard of another folder would be written there."""
     if not isinstance(name, str) or not name.endswith(SUFFIX) or set(name) & set("/\\:\0"):
         raise FormatError(
-            f"{path}: {show(name)} is no name of a {SUFFIX} file in the folder of the index"
+            f"{path}: {show(name)} is no name of a {SUFFIX} file in the folder of the index; put "
+            "all shards beside it and correct the name"
         )
 
 

@@ -96,9 +96,15 @@ def _check_rule(rule: Rule) -> None:
     asked = [key for key in ("match", "prune") if getattr(rule, key, None)]
     asked += [f"select.{key}" for key in _KEYS if getattr(select, key, None)]
     if asked or select is None:
+        need = "need" if len(asked) > 1 else "needs"
         raise RecipeError(
-            f"{where}: {' and '.join(asked) or 'match'} needs the model's graph, and a checkpoint "
+            f"{where}: {' and '.join(asked) or 'match'} {need} the model's graph, and a checkpoint "
             f"has none; {_INSTEAD}"
+        )
+    if rule.coupled:
+        raise RecipeError(
+            f"{where}: coupled needs the model's graph, which tells what channels go together, and "
+            "a checkpoint has none; leave it out, or compile the model"
         )
     if rule.imported or rule.score_name not in (None, "magnitude", "norm", "random"):
         raise RecipeError(

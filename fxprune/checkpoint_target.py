@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fxprune.checkpoint_files import INDEX, SUFFIX, Checkpoint
 from fxprune.errors import FormatError
-from fxprune.writing import PathLike
+from fxprune.writing import PathLike, can_swap, swapped
 
 try:
     import fcntl
@@ -53,8 +53,11 @@ class Target:
         Raises:
             FormatError: the disk is full, or a file cannot be written.
         """
-        beside = self.place if self.place.is_dir() else self.place.parent
-        _clean(beside, self.place.name)
+        parent = self.place.resolve().parent
+        for folder in (self.place, parent):
+            _clean(folder, self.place.name)
+        # Beside the folder it can be exchanged with it, within it is on the folder's disk.
+        beside = self.place if self.place.is_dir() and not can_swap(self.place) else parent
         aside = beside / f"{_prefix(self.place.name)}{secrets.token_hex(6)}"
         try:
             aside.mkdir()
@@ -73,6 +76,8 @@ class Target:
             return
         if not self.place.exists():
             os.replace(aside, self.place)
+            return
+        if swapped(aside, self.place):
             return
         kept = aside / _KEPT
         kept.mkdir()
@@ -144,7 +149,9 @@ def _prefix(name: str) -> str:
 
 def _clean(beside: Path, name: str) -> None:
     """Remove what a killed run left; what another run is using is locked."""
-    lefts = [left for left in beside.iterdir() if left.name.startswith(_prefix(name))]
+    lefts: list[Path] = []
+    with contextlib.suppress(OSError):  # no folder, or one that cannot be listed
+        lefts = [left for left in beside.iterdir() if left.name.startswith(_prefix(name))]
     for left in lefts:
         with contextlib.suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)

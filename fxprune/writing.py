@@ -15,11 +15,13 @@ from fxprune.swapping import swap
 
 __all__ = [
     "PathLike",
+    "can_swap",
     "check_file",
     "check_folder",
     "replacing",
     "replacing_files",
     "replacing_folder",
+    "swapped",
     "write_text",
 ]
 
@@ -129,10 +131,10 @@ def replacing_folder(path: PathLike) -> Generator[Path]:
     target = Path(path)
     check_folder(target)
     # Beside the folder it can be exchanged with it; within, it is on the folder's disk at least.
-    place = target.resolve().parent if _can_swap(target) else _place_of(target)
+    place = target.resolve().parent if can_swap(target) else _place_of(target)
     with _prepared(target, place) as temporary:
         yield temporary
-        if not (_moved(temporary, target) or _swapped(temporary, target)):
+        if not (_moved(temporary, target) or swapped(temporary, target)):
             _move_files(temporary, target)
 
 
@@ -152,6 +154,47 @@ def replacing_files(folder: PathLike) -> Generator[Path]:
     with _prepared(target, target) as temporary:
         yield temporary
         _move_files(temporary, target)
+
+
+def can_swap(target: Path) -> bool:
+    """Tell whether a folder can be exchanged: it has files alone, and nobody is bound to it.
+
+    Args:
+        target: the folder.
+    """
+    if not target.is_dir() or target.is_mount() or target.samefile(Path.cwd()):
+        return False
+    if any(old.is_dir() and not old.is_symlink() for old in target.iterdir()):
+        return False
+    return os.access(target.resolve().parent, os.W_OK)
+
+
+def swapped(temporary: Path, target: Path) -> bool:
+    """Add the files that stay to a temporary folder, and exchange it with the target.
+
+    Args:
+        temporary: the folder to come, beside the target; on success it holds what was there.
+        target: the folder that is there.
+
+    Returns:
+        False where that cannot be done in one step; then nothing has changed.
+    """
+    if not can_swap(target):
+        return False
+    others = [old for old in target.iterdir() if not (temporary / old.name).exists()]
+    try:
+        for old in others:
+            os.link(old, temporary / old.name, follow_symlinks=False)
+        owner = target.stat()
+        os.chown(temporary, owner.st_uid, owner.st_gid)
+        shutil.copystat(target, temporary)
+        if swap(temporary, target.resolve()):
+            return True
+    except OSError:
+        pass  # the disk has no links, the owner is another, or a file went away
+    for old in others:
+        (temporary / old.name).unlink(missing_ok=True)
+    return False
 
 
 @contextmanager
@@ -178,35 +221,6 @@ def _moved(temporary: Path, target: Path) -> bool:
             raise
         return False
     return True
-
-
-def _can_swap(target: Path) -> bool:
-    """Tell whether a folder has files alone, and nobody is bound to it: no mount, no process."""
-    if not target.is_dir() or target.is_mount() or target.samefile(Path.cwd()):
-        return False
-    if any(old.is_dir() and not old.is_symlink() for old in target.iterdir()):
-        return False
-    return os.access(target.resolve().parent, os.W_OK)
-
-
-def _swapped(temporary: Path, target: Path) -> bool:
-    """Add the files that stay to the temporary folder, and exchange it with the target."""
-    if not _can_swap(target):
-        return False
-    others = [old for old in target.iterdir() if not (temporary / old.name).exists()]
-    try:
-        for old in others:
-            os.link(old, temporary / old.name, follow_symlinks=False)
-        owner = target.stat()
-        os.chown(temporary, owner.st_uid, owner.st_gid)
-        shutil.copystat(target, temporary)
-        if swap(temporary, target.resolve()):
-            return True
-    except OSError:
-        pass  # the disk has no links, the owner is another, or a file went away
-    for old in others:
-        (temporary / old.name).unlink(missing_ok=True)
-    return False
 
 
 def _temporary_name() -> str:

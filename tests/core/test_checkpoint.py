@@ -402,7 +402,16 @@ def test_progress_is_told_in_bytes(tmp_path: Path):
     ("rule", "kind", "text"),
     [
         ({"select": {"op": "linear"}}, RecipeError, "select.op needs the model's graph"),
-        ({"select": {"module": "X", "role": "w"}}, RecipeError, "select.role and select.module"),
+        (
+            {"select": {"module": "X", "role": "w"}},
+            RecipeError,
+            "select.role and select.module need",
+        ),
+        (
+            {"method": "ln_structured", "n": 2, "dim": 0, "scope": "local", "coupled": True},
+            RecipeError,
+            "coupled needs the model's graph",
+        ),
         ({"method": "package.module:Class"}, RecipeError, "gets whole tensors"),
         ({"amount": 100}, AmountError, "more than the 12 entries that are alive"),
         ({"select": "a.weigth"}, SelectError, "did you mean 'a.weight'"),

@@ -25,6 +25,7 @@ from fxprune import checkpoint_io, checkpoint_write
 from fxprune.checkpoint import prune_checkpoint
 from fxprune.checkpoint_files import open_checkpoint
 from fxprune.errors import FormatError
+from fxprune.swapping import swap
 
 RECIPE = {"rule": [{"select": "*", "method": "l1_unstructured", "amount": 0.5}]}
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -144,7 +145,8 @@ def test_dtypes_smaller_than_a_byte_are_copied(tmp_path: Path):
         ({"weight_map": {"t0": "/etc/passwd"}}, "no name of a .safetensors file"),
         ({"weight_map": {"t0": "a\\b.safetensors"}}, "no name of a .safetensors file"),
         ({"weight_map": {"t0": 3}}, "no name of a .safetensors file"),
-        ({"weight_map": {"t0": "none.safetensors"}}, "does not exist"),
+        ({"weight_map": {"t0": "none.safetensors"}}, "'none.safetensors', which this index"),
+        ({"weight_map": {"t0": "a.safetensors", "t1": "b.safetensors"}}, "with 1 more of its 2"),
         ({"weight_map": {"t7": "model-0.safetensors"}}, "'t7' is not in model-0.safetensors"),
         ({"weight_map": {"t0": "model-1.safetensors"}}, "'t0' is not in model-1.safetensors"),
     ],
@@ -264,7 +266,8 @@ def test_an_error_while_moving_puts_earlier_files_back(tmp_path: Path, calls: in
     prune_checkpoint(index, RECIPE, out)
     for path in out.iterdir():
         path.write_bytes(path.name.encode())
-    before, left, replace = contents(out), [calls], os.replace
+    (out / "a folder").mkdir()  # so that the two cannot be exchanged
+    before, left, replace = contents_of_files(out), [calls], os.replace
 
     def failing(*args: Any) -> None:
         left[0] -= 1
@@ -276,10 +279,31 @@ def test_an_error_while_moving_puts_earlier_files_back(tmp_path: Path, calls: in
         if calls < 8:  # four earlier files are put aside, four new ones moved in
             with pytest.raises(KeyboardInterrupt):
                 prune_checkpoint(index, RECIPE, out)
-            assert contents(out) == before
+            assert contents_of_files(out) == before
         else:
             prune_checkpoint(index, RECIPE, out)
-            assert contents(out) != before
+            assert contents_of_files(out) != before
+    assert names(tmp_path) == ["in", "out"]
+
+
+@posix
+def test_a_folder_of_an_earlier_result_is_replaced_in_one_step(tmp_path: Path):
+    index, out, seen = sharded(tmp_path / "in"), tmp_path / "out", list[bool]()
+    prune_checkpoint(index, RECIPE, out)
+    (out / "config.json").write_text("{}")
+    before = contents(out)
+
+    def noting(a: Path, b: Path) -> bool:
+        seen.append(contents(out) == before)
+        done = swap(a, b)
+        seen.append(contents(out) == before)
+        return done
+
+    other = {"rule": [{**RECIPE["rule"][0], "amount": 0.75}]}
+    with patch("fxprune.writing.swap", noting), patch("os.replace", None):
+        prune_checkpoint(index, other, out)
+    assert seen == [True, False]
+    assert names(out) == ["config.json", *(f"model-{at}.safetensors" for at in range(3)), INDEX]
     assert names(tmp_path) == ["in", "out"]
 
 
