@@ -110,7 +110,8 @@ def test_what_other_threads_print_and_log_during_a_capture_is_shown(
         thread.start()
         thread.join()
         shown = capsys.readouterr().err
-    assert shown.startswith("from another thread\n") and "ours" not in shown
+    assert shown.startswith("from another thread\n")
+    assert "ours" not in shown
     assert [record.message for record in caplog.records] == ["theirs"]
 
 
