@@ -77,7 +77,7 @@ def verify_command(
             if against is not None and _certificate(after) is not None:
                 progress("verify")
                 certificate = _rechecked(after, theirs, promise, trials, seed)
-                _told(page, certificate, as_json=as_json)
+                _print(page, certificate, as_json=as_json)
                 return
             ours = _after(after, theirs)
             progress("verify")
@@ -91,10 +91,10 @@ def verify_command(
                 trials=trials,
                 seed=seed,
             )
-    _told(page, certificate, as_json=as_json)
+    _print(page, certificate, as_json=as_json)
 
 
-def _told(page: Page, certificate: Certificate, *, as_json: bool) -> None:
+def _print(page: Page, certificate: Certificate, *, as_json: bool) -> None:
     page.text(certificate.to_json() if as_json else str(certificate))
     if not certificate:
         raise typer.Exit(1)

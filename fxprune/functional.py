@@ -6,6 +6,11 @@
 Ported code changes the import and its (module, name) pairs: the module is the Program, and the
 name is the parameter's full name. Each call builds a one-rule recipe with `ties="torch"` and runs
 the same passes on the Program in place, all or nothing.
+
+Where torch raises, these raise an FxpruneError that is of torch's kind as well: for what is no
+Program a PassTypeError, for a name that it lacks a MissingParameterError, for an amount out of
+range an AmountError, for a dimension that is not there a DimError, for a mask or scores of another
+shape a ShapeError.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 def fingerprint(
     graph: fx.Graph,
     *,
-    skip: Callable[[Node], bool],
+    skip: Callable[[Node], bool] = lambda node: False,
     transparent: Callable[[Node], bool] = lambda node: False,
 ) -> tuple[Any, ...]:
     """Return a value equal for two graphs that do the same, whatever their nodes are called.

@@ -163,7 +163,7 @@ class GraphImporter:
 def _key(value: Any) -> Any:
     """Return a key that is equal for the constants of two captures of one model."""
     if isinstance(value, fx.GraphModule):
-        return repr(fingerprint(value.graph, skip=lambda _: False))
+        return repr(fingerprint(value.graph))
     if value.is_meta or value.numel() > _SMALL or value.is_complex() or value.is_sparse:
         return id(value)
     return value.dtype, tuple(value.shape), str(value.device), repr(value.tolist())

@@ -127,5 +127,5 @@ def _layers(program: Program) -> Iterator[tuple[str, str]]:
 
 def _told(module: nn.Module) -> str:
     if isinstance(module, fx.GraphModule):
-        return repr(fingerprint(module.graph, skip=lambda _: False))
+        return repr(fingerprint(module.graph))
     return f"{type(module).__qualname__}({module.extra_repr()})"

@@ -91,9 +91,9 @@ class SelectParameters(Analysis):
         )
         if not found:
             return f"{text}\n  the program has no parameters"
-        nearest = max(found, key=lambda verdict: (verdict.held, verdict.nearness))
-        others = {v.site.name: v for v in found if v.site.name != nearest.site.name}
-        lines = [f"nearest is {nearest.site.name}: {_told(program, nearest)}"]
+        first = max(found, key=lambda verdict: (verdict.held, verdict.nearness))
+        others = {v.site.name: v for v in found if v.site.name != first.site.name}
+        lines = [f"nearest is {first.site.name}: {_told(program, first)}"]
         shown = list(others.values())[: _SHOWN - 1]
         lines += [f"{verdict.site.name}: {verdict.refusal}" for verdict in shown]
         if len(others) > len(shown):

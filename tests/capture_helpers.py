@@ -25,6 +25,7 @@ __all__ = [
     "masked",
     "net",
     "oracle_of",
+    "program_of",
     "redrawn",
     "run",
     "saved",
@@ -41,6 +42,11 @@ def captured(name: str) -> tuple[Case, Program]:
     """Capture a named model once for all tests, which takes most of the time; copy, do not edit."""
     case = ZOO[name]()
     return case, fxprune.capture(*case)
+
+
+def program_of(name: str) -> Program:
+    """Return a captured copy of a named model, to edit."""
+    return copy.deepcopy(captured(name)[1])
 
 
 def net(forward: Callable[..., Any], **attributes: Any) -> nn.Module:

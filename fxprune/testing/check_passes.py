@@ -117,15 +117,24 @@ class _Battery:
         )
         yield "frozen", call("assert_frozen"), lambda p: assert_frozen(p, step, given=given)
         if isinstance(step, Rewrite):
-            idempotent: Check = lambda p: assert_idempotent(p, step, given=given)  # noqa: E731
-            yield "idempotent", call("assert_idempotent"), idempotent
-            fails: Check = lambda p: assert_transactional(p, step, given=given)  # noqa: E731
-            yield "transactional", call("assert_transactional"), fails
+            yield (
+                "idempotent",
+                call("assert_idempotent"),
+                lambda p: assert_idempotent(p, step, given=given),
+            )
+            yield (
+                "transactional",
+                call("assert_transactional"),
+                lambda p: assert_transactional(p, step, given=given),
+            )
         if Scores in step.gives and Scores not in step.needs:
             method = self.torch_method
             option = "" if method is None else f", torch_method={method!r}"
-            scores: Check = lambda p: assert_scores(p, step, given=given, torch_method=method)  # noqa: E731
-            yield "scores", call("assert_scores", option), scores
+            yield (
+                "scores",
+                call("assert_scores", option),
+                lambda p: assert_scores(p, step, given=given, torch_method=method),
+            )
 
     def check(self, case: Drawn) -> None:
         """Run all checks on one Program."""

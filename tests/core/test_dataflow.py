@@ -21,19 +21,15 @@ from fxprune.dataflow import (
     reachable,
 )
 from fxprune.errors import MissingParameterError, PassError, PassTypeError
+from tests.capture_helpers import program_of
 from tests.zoo import ZOO
 
 RULE = {"select": {"ndim": [2, 3, 4, 5]}, "method": "l1_unstructured", "amount": 0.5}
 
 
-def captured(name: str) -> fxprune.Program:
-    model, args, kwargs = ZOO[name]()
-    return fxprune.capture(model, args, kwargs)
-
-
 @pytest.mark.parametrize("name", ZOO)
 def test_each_node_tensor_and_argument_is_in_the_view(name: str) -> None:
-    dense = captured(name)
+    dense = program_of(name)
     for program in (dense, fxprune.prune(dense, {"rule": [RULE]})):
         for mode, graph in program.graphs.items():
             check_view(program, dataflow(program, mode), graph)
@@ -51,13 +47,13 @@ def check_view(program: fxprune.Program, view: Any, graph: fx.Graph) -> None:
 
 
 def test_the_view_is_frozen() -> None:
-    view = dataflow(captured("lenet"))
+    view = dataflow(program_of("lenet"))
     with pytest.raises(nx.NetworkXError):
         view.add_node(Vertex("node", "more"))
 
 
 def test_a_mask_changes_nothing_in_what_a_parameter_feeds() -> None:
-    program = captured("attention")
+    program = program_of("attention")
     masked = fxprune.prune(program, {"rule": [RULE]})
     for name in program.aliases:
         assert feeds(program, name) == feeds(masked, name)
@@ -67,16 +63,16 @@ def test_a_mask_changes_nothing_in_what_a_parameter_feeds() -> None:
 
 
 def test_tied_parameters_are_one() -> None:
-    program = captured("tied_embedding")
+    program = program_of("tied_embedding")
     assert alias_groups(program) == (("emb.weight", "out.weight"),)
     assert feeds(program, "out.weight") == feeds(program, "emb.weight")
     uses = {(use.op, use.role) for use in feeds(program, "out.weight")}
     assert uses == {("embedding", "weight"), ("linear", "weight")}
-    assert alias_groups(captured("lenet")) == ()
+    assert alias_groups(program_of("lenet")) == ()
 
 
 def test_a_module_called_twice_feeds_two_nodes() -> None:
-    program = captured("called_twice")
+    program = program_of("called_twice")
     used = [use for name in program.aliases for use in feeds(program, name)]
     assert (
         max(sum(use.source == source for use in used) for source in {u.source for u in used}) == 2
@@ -84,7 +80,7 @@ def test_a_module_called_twice_feeds_two_nodes() -> None:
 
 
 def test_fed_by_names_the_tensors_and_nodes_that_a_node_takes() -> None:
-    program = fxprune.prune(captured("lenet"), {"rule": [RULE]})
+    program = fxprune.prune(program_of("lenet"), {"rule": [RULE]})
     (use,) = feeds(program, "conv2.weight")
     taken = {use.role: use.source for use in fed_by(program, use.target)}
     assert taken["weight"] == Vertex("parameter", "conv2.weight")
@@ -95,7 +91,7 @@ def test_fed_by_names_the_tensors_and_nodes_that_a_node_takes() -> None:
 
 
 def test_reachability_follows_the_layers() -> None:
-    program = captured("lenet")
+    program = program_of("lenet")
     assert reachable(program, "conv1.weight", "output")
     (second,) = feeds(program, "conv2.weight")
     assert reachable(program, "conv1.bias", second.target)
@@ -106,7 +102,7 @@ def test_reachability_follows_the_layers() -> None:
 
 
 def test_each_mode_has_its_view() -> None:
-    program = captured("aux_head")
+    program = program_of("aux_head")
     name = next(name for name in program.aliases if name.startswith("aux."))
     assert feeds(program, name, "train")
     assert not feeds(program, name, "eval")
@@ -114,7 +110,7 @@ def test_each_mode_has_its_view() -> None:
     assert feeds(program.train(), name) == feeds(program, name, "train")
     with pytest.raises(PassError, match="mode='both': the program has a graph for train and eval"):
         dataflow(program, "both")
-    lenet = captured("lenet")
+    lenet = program_of("lenet")
     assert feeds(lenet, "conv1.weight", "train") == feeds(lenet, "conv1.weight")
 
 
@@ -140,7 +136,7 @@ def test_what_is_written_in_place_reaches_what_reads_it() -> None:
 
 
 def test_what_does_not_exist_is_refused_with_the_nearest_name() -> None:
-    program = captured("lenet")
+    program = program_of("lenet")
     with pytest.raises(MissingParameterError, match=r"'conv1.wieght'; did you mean 'conv1.weight'"):
         feeds(program, "conv1.wieght")
     with pytest.raises(PassTypeError, match="dataflow takes a Program, not Linear"):

@@ -25,14 +25,10 @@ from fxprune.files import export, read_weights
 from fxprune.program import Program
 from fxprune.testing.comparing import difference, is_same
 from fxprune.writing import replacing, replacing_folder, write_text
+from tests.capture_helpers import program_of
 from tests.zoo import ZOO, with_batch
 
 MODELS = ["lenet", "stochastic_depth", "aux_head", "lstm", "kwargs_dict", "tied_embedding"]
-
-
-def captured(name: str) -> Program:
-    model, args, kwargs = ZOO[name]()
-    return fxprune.capture(model, args, kwargs)
 
 
 def small() -> Program:
@@ -53,7 +49,7 @@ def test_pt2_loads_back_with_the_outputs_of_its_mode_at_any_batch(
     name: str, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, args, kwargs = ZOO[name]()
-    program = captured(name).train(mode == "train")
+    program = program_of(name).train(mode == "train")
     before = copy.deepcopy(program.state_dict())
     export(program, tmp_path / "net.pt2")
     assert is_same(program.state_dict(), before)
@@ -68,7 +64,7 @@ def test_pt2_loads_back_with_the_outputs_of_its_mode_at_any_batch(
 
 def test_pt2_of_a_masked_program_keeps_masks_and_originals(tmp_path: Path) -> None:
     rule = {"select": "fc*.weight", "method": "l1_unstructured", "amount": 0.5}
-    masked = fxprune.prune(captured("lenet"), {"rule": [rule]}).eval()
+    masked = fxprune.prune(program_of("lenet"), {"rule": [rule]}).eval()
     loaded = torch.export.load(export(masked, tmp_path / "net.pt2"))
     assert {"fc1.weight_orig", "fc1.weight_mask"} <= set(loaded.state_dict)
     _, args, _ = ZOO["lenet"]()
@@ -90,7 +86,7 @@ def test_pt2_of_a_static_program_takes_its_batch_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*MODELS, "buffers", "residual_cnn"])
 def test_safetensors_loads_strictly_into_the_source_class(name: str, tmp_path: Path) -> None:
     model, args, kwargs = ZOO[name](seed=0)
-    path = export(captured(name), tmp_path / "net.safetensors")
+    path = export(program_of(name), tmp_path / "net.safetensors")
     other, _, _ = ZOO[name](seed=1)
     other.load_state_dict(load_file(path), strict=True)
     assert difference(seeded(other, args, kwargs), seeded(model, args, kwargs)) is None
@@ -101,7 +97,7 @@ def test_safetensors_of_a_masked_program_loads_into_a_model_that_torch_pruned(
     tmp_path: Path,
 ) -> None:
     rule = {"select": "conv1.weight", "method": "l1_unstructured", "amount": 0.5}
-    masked = fxprune.prune(captured("lenet"), {"rule": [rule]})
+    masked = fxprune.prune(program_of("lenet"), {"rule": [rule]})
     path = export(masked, tmp_path / "net.safetensors")
     other, args, _ = ZOO["lenet"](seed=1)
     torch_prune.identity(other.get_submodule("conv1"), "weight")
@@ -133,7 +129,7 @@ def test_onnx_runs_in_onnxruntime_at_any_batch(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, args, kwargs = ZOO[name]()
-    program = captured(name).eval()
+    program = program_of(name).eval()
     path = export(program, tmp_path / "net.onnx")
     assert os.listdir(tmp_path) == ["net.onnx"]
     assert capfd.readouterr() == ("", "")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections import Counter
+from functools import reduce
+from typing import Any
 
 import pytest
 
@@ -21,8 +25,18 @@ def test_there_are_forty_of_different_names():
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
 def test_a_mutant_replaces_what_is_there_and_puts_it_back(mutant: Mutant):
-    with planted(mutant), planted(Mutant("outer", mutant.target, lambda there: there)):
-        pass
+    before = standing(mutant.target)
+    with planted(mutant):
+        assert standing(mutant.target) is not before
+    assert standing(mutant.target) is before
+
+
+def standing(target: str) -> Any:
+    """What stands at "module:Class.attribute", not bound to its class."""
+    module, _, path = target.partition(":")
+    *outer, attribute = path.split(".")
+    owner: Any = reduce(getattr, outer, importlib.import_module(module))
+    return inspect.getattr_static(owner, attribute)
 
 
 def test_a_crash_catches_nothing():

@@ -37,6 +37,7 @@ from fxprune.reports import Report, report
 from fxprune.testing.architecture import Arch, build
 from fxprune.testing.comparing import is_same
 from fxprune.testing.drawn_networks import architectures
+from tests.capture_helpers import program_of
 from tests.helpers import program
 from tests.zoo import ZOO
 
@@ -55,11 +56,6 @@ class Sampling(torch_prune.BasePruningMethod):
     def compute_mask(self, t: Any, default_mask: Any) -> Any:
         t.zero_()
         return default_mask * (torch.rand(t.shape) > 0.5)
-
-
-def lenet() -> Program:
-    model, args, _ = ZOO["lenet"]()
-    return fxprune.capture(model, args)
 
 
 def state_of(model: nn.Module) -> Any:
@@ -188,7 +184,7 @@ def test_scores_that_are_given_decide() -> None:
 
 
 def test_a_program_with_masks_is_planned_on() -> None:
-    masked = fxprune.prune(lenet(), {"rule": [CHANNELS]})
+    masked = fxprune.prune(program_of("lenet"), {"rule": [CHANNELS]})
     planned = plan(masked, {"rule": [GLOBAL]})
     hold = fxprune.prune(masked, {"rule": [GLOBAL]})
     assert planned.zeros == report(hold).zeros
@@ -222,7 +218,7 @@ DRAWN = {
 @pytest.mark.parametrize("case", DRAWN)
 def test_exact_figures_hold_for_every_draw(case: str) -> None:
     drawn = [{k: v for k, v in rule.items() if v is not None} for rule in DRAWN[case]]
-    captured = lenet()
+    captured = program_of("lenet")
     plans: list[Plan] = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -248,7 +244,8 @@ def test_exact_figures_hold_for_every_draw(case: str) -> None:
 
 
 def test_what_depends_on_a_draw_is_marked() -> None:
-    planned = plan(lenet(), {"rule": [{**RANDOM, "scope": "global"}, {**CHANNELS, "amount": 0.5}]})
+    rules = [{**RANDOM, "scope": "global"}, {**CHANNELS, "amount": 0.5}]
+    planned = plan(program_of("lenet"), {"rule": rules})
     text = str(planned)
     lines = {tuple(line.split()[:2]): line for line in text.splitlines()}
     rule = planned.rules[0]
@@ -259,7 +256,7 @@ def test_what_depends_on_a_draw_is_marked() -> None:
     assert all(cut.threshold is None for cut in rule.parameters)
     assert not planned.rules[1].exact
     assert "note: drawn without a seed: rule-1; numbers after ~ are those of one draw" in text
-    assert "~" not in str(plan(lenet(), {"rule": [{**RANDOM, "seed": 1}]}))
+    assert "~" not in str(plan(program_of("lenet"), {"rule": [{**RANDOM, "seed": 1}]}))
 
 
 # Nothing is changed
@@ -301,11 +298,11 @@ def test_a_method_that_writes_into_weights_does_not_reach_them() -> None:
 def test_the_tables_are_golden(golden: Any) -> None:
     second = {**CHANNELS, "select": {"op": "conv2d", "param": "weight"}, "name": "filters"}
     nothing = {**L1, "select": "absent", "optional": True}
-    golden("planning", "lenet", str(plan(lenet(), {"rule": [GLOBAL, second, nothing]})))
+    golden("planning", "lenet", str(plan(program_of("lenet"), {"rule": [GLOBAL, second, nothing]})))
 
 
 def test_the_rich_table_says_the_same() -> None:
-    planned = plan(lenet(), {"rule": [RANDOM]})
+    planned = plan(program_of("lenet"), {"rule": [RANDOM]})
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(planned.table())
     assert console.export_text().split() == str(planned).split()
@@ -315,7 +312,8 @@ def test_the_rich_table_says_the_same() -> None:
 
 
 def test_a_saved_plan_is_equal_when_it_is_loaded(tmp_path: Path) -> None:
-    planned = plan(lenet(), {"rule": [GLOBAL, {**CHANNELS, "n": "inf"}], "finalize": {}})
+    rules = [GLOBAL, {**CHANNELS, "n": "inf"}]
+    planned = plan(program_of("lenet"), {"rule": rules, "finalize": {}})
     planned.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == planned
     assert os.listdir(tmp_path) == ["plan.json"]
@@ -480,7 +478,8 @@ def changes(before: Plan, after: Plan) -> list[tuple[Any, ...]]:
 
 
 def test_equal_plans_do_not_differ() -> None:
-    found = plan(lenet(), {"rule": [GLOBAL]}).diff(plan(lenet(), {"rule": [GLOBAL]}))
+    first, second = (plan(program_of("lenet"), {"rule": [GLOBAL]}) for _ in range(2))
+    found = first.diff(second)
     assert not found
     assert str(found) == "the plans are equal"
     assert json.loads(found.to_json()) == {"differs": False, "changes": []}
@@ -616,7 +615,7 @@ def test_masks_of_before_are_part_of_the_model() -> None:
 
 
 def test_strides_of_weights_do_not_matter() -> None:
-    captured = lenet()
+    captured = program_of("lenet")
     planned = plan(captured, {"rule": [CHANNELS]})
     weight = captured.get_parameter("conv2.weight")
     weight.data = weight.data.to(memory_format=torch.channels_last)

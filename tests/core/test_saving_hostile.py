@@ -206,13 +206,16 @@ def test_any_place_with_any_wrong_value_is_refused_or_harmless(good: bytes, tmp_
 
 
 def _refuses(path: Path, other: Path) -> bool:
-    """Whether a file is refused, by its name; if not, it holds what can be saved."""
+    """Whether a file is refused, by its name; if not, what it holds can be saved."""
     try:
         program = load(path)
     except FormatError as error:
-        return str(error).startswith(f"{path}: ")
-    save(program, other)
-    return False
+        told = str(error)
+    else:
+        save(program, other)
+        return False
+    assert told.startswith(f"{path}: ")
+    return True
 
 
 @pytest.mark.parametrize("seed", range(4))

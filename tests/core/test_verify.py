@@ -20,15 +20,11 @@ from fxprune.errors import InputError, PassError, PassTypeError
 from fxprune.program import Program
 from fxprune.testing.comparing import is_same
 from fxprune.verify import verify
+from tests.capture_helpers import program_of
 from tests.zoo import ZOO
 
 MODELS = ["residual_cnn", "stochastic_depth", "aux_head", "transformer_encoder", "kwargs_dict"]
 RECIPE = {"rule": [{"select": {"ndim": [2, 4]}, "method": "l1_unstructured", "amount": 0.5}]}
-
-
-def captured(name: str) -> Program:
-    model, args, kwargs = ZOO[name]()
-    return fxprune.capture(model, args, kwargs)
 
 
 def changed(program: Program, name: str, by: float) -> Program:
@@ -79,7 +75,7 @@ def test_a_program_is_the_same_as_its_source_on_given_and_drawn_inputs(name: str
 @pytest.mark.parametrize("promise", ["same", "close"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_finalized_program_is_the_same_as_the_masked_one(name: str, promise: str) -> None:
-    masked = fxprune.prune(captured(name), RECIPE)
+    masked = fxprune.prune(program_of(name), RECIPE)
     assert verify(fxprune.finalize(masked), masked, promise=promise).ok
 
 
@@ -104,7 +100,7 @@ def test_zero_trials_compare_the_given_input_alone() -> None:
 
 
 def test_another_seed_draws_other_inputs() -> None:
-    program = captured("lenet")
+    program = program_of("lenet")
     assert verify(program, program, trials=1, seed=7).inputs == (
         "eval: drawn with batch 1 and seed 7",
         "train: drawn with batch 2 and seed 7",
@@ -129,7 +125,7 @@ def test_neither_side_nor_the_generator_changes() -> None:
 
 @pytest.mark.parametrize("promise", ["same", "close"])
 def test_a_changed_weight_is_found_and_its_node_named(promise: str) -> None:
-    program = captured("lenet")
+    program = program_of("lenet")
     certificate = verify(changed(program, "conv2.bias", 0.25), program, promise=promise)
     assert not certificate
     assert len(certificate.failures) == certificate.trials == 6
@@ -142,7 +138,7 @@ def test_a_changed_weight_is_found_and_its_node_named(promise: str) -> None:
 
 
 def test_the_largest_difference_is_exact() -> None:
-    program = captured("lenet")
+    program = program_of("lenet")
     with torch.no_grad():
         program.get_parameter("fc3.bias").zero_()
         program.get_parameter("fc3.weight").zero_()
@@ -152,7 +148,7 @@ def test_the_largest_difference_is_exact() -> None:
 
 
 def test_a_changed_mask_is_found_at_the_product() -> None:
-    masked = fxprune.prune(captured("lenet"), RECIPE)
+    masked = fxprune.prune(program_of("lenet"), RECIPE)
     other = copy.deepcopy(masked)
     other.masks["fc2.weight"].zero_()
     failure = verify(other, masked, trials=1).failures[0]
@@ -160,7 +156,7 @@ def test_a_changed_mask_is_found_at_the_product() -> None:
 
 
 def test_a_difference_between_operators_is_named() -> None:
-    program = captured("lenet")
+    program = program_of("lenet")
     other = copy.deepcopy(program)
     for node in other.graph.nodes:
         if node.name == "relu_2":
@@ -172,14 +168,14 @@ def test_a_difference_between_operators_is_named() -> None:
 
 
 def test_what_differs_in_one_mode_only_fails_in_that_mode() -> None:
-    program = captured("aux_head")
+    program = program_of("aux_head")
     certificate = verify(changed(program, "aux.0.bias", 0.25), program)
     assert {failure.mode for failure in certificate.failures} == {"train"}
     assert {failure.output for failure in certificate.failures} == {"output[1]"}
 
 
 def test_batch_statistics_are_compared_after_a_step() -> None:
-    program = captured("residual_cnn")
+    program = program_of("residual_cnn")
     certificate = verify(changed(program, "block1.bn1.num_batches_tracked", 1), program, trials=1)
     (failure,) = certificate.failures
     assert failure.mode == "train"
@@ -245,7 +241,7 @@ def test_close_holds_sums_in_another_order_and_same_does_not() -> None:
 
 
 def test_close_finds_one_rounding_of_a_weight() -> None:
-    program = captured("lenet")
+    program = program_of("lenet")
     other = copy.deepcopy(program)
     weight = other.get_parameter("fc3.bias")
     weight.data = torch.nextafter(weight.data, torch.tensor(math.inf))
@@ -302,7 +298,7 @@ def test_bad_requests_are_refused() -> None:
     with pytest.raises(InputError, match="give args="):
         verify(model, model)
     with pytest.raises(InputError, match="trials= of 1 or more"):
-        verify(captured("lenet"), model, trials=0)
+        verify(program_of("lenet"), model, trials=0)
     with pytest.raises(PassError, match="promise='equal' is unknown; give 'same' or 'close'"):
         verify(model, model, (), promise="equal")
     with pytest.raises(PassError, match="trials=-1"):
@@ -322,7 +318,7 @@ def test_bad_requests_are_refused() -> None:
 
 
 def test_a_certificate_is_data() -> None:
-    program = captured("lenet")
+    program = program_of("lenet")
     certificate = verify(changed(program, "fc3.bias", math.inf), program, trials=1)
     data = json.loads(certificate.to_json())
     assert data["ok"] is False
@@ -336,7 +332,7 @@ def test_a_certificate_is_data() -> None:
 
 
 def test_the_same_request_gives_the_same_certificate() -> None:
-    program = captured("transformer_encoder")
+    program = program_of("transformer_encoder")
     other = changed(program, "head.bias", 0.5)
     assert verify(other, program).to_json() == verify(other, program).to_json()
 
