@@ -94,7 +94,7 @@ def raising(rw: Rewriter) -> None:
 
 
 # What breaks it, and how it is told.
-FAULTS: dict[str, tuple[Callable[[Rewriter], None], str]] = {
+FAULTS: dict[str, tuple[Callable[[Rewriter], object], str]] = {
     "wrong dim": (
         lambda rw: rw.set_argument(named(rw, "softmax"), 1, 0),
         r"the first node that differs is softmax.*they differ on x: float32\[1, 4\] of zeros",
