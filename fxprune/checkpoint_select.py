@@ -11,6 +11,7 @@ from fxprune.errors import RecipeError, SelectError
 from fxprune.facts import ParamSite
 from fxprune.recipe import Recipe, Rule, Select
 from fxprune.recipe_errors import show
+from fxprune.regexes import Allowance
 from fxprune.room import Room
 from fxprune.select_conditions import conditions, globbed
 from fxprune.wording import dtype_name, nearest
@@ -72,8 +73,12 @@ def selected(
         SelectError: nothing is selected, and a rule is not optional.
     """
     chosen, left = list[Weight](), dict(others)
+    allowances = [Allowance(len(weights)) for _ in rules]
     for name, weight in weights.items():
-        reasons = [_first_failure(rule.select, weight.site) for rule in rules]
+        reasons = [
+            _first_failure(rule.select, weight.site, allowance)
+            for rule, allowance in zip(rules, allowances, strict=True)
+        ]
         if "" in reasons:
             chosen.append(weight)
         else:
@@ -121,10 +126,11 @@ def _check_rule(rule: Rule) -> None:
         )
 
 
-def _first_failure(select: Select | None, site: ParamSite) -> str:
+def _first_failure(select: Select | None, site: ParamSite, allowance: Allowance) -> str:
     if select is None:
         return "it has no select"
-    return next((found.text for found in conditions(select, site) if not found.holds), "")
+    held = conditions(select, site, allowance)
+    return next((found.text for found in held if not found.holds), "")
 
 
 def _nearest(rules: Iterable[Rule], names: Iterable[str]) -> str:

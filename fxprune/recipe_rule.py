@@ -35,7 +35,7 @@ _IMPORTS = (
 )
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
-_Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
+_Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$", max_length=200)]
 _File = Annotated[str, Field(pattern=r"^[^\p{C}]+\.(safetensors|pt|pth|bin)$")]
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -26,6 +26,7 @@ __all__ = ["DTYPES", "Count", "Names", "Reading", "Select", "Table", "as_tuple"]
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
+MOST_WILD = 1000  # globs of one key
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
@@ -139,6 +140,14 @@ class Select(Table):
     @classmethod
     def _is_short(cls, globs: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         long = [glob for glob in globs if len(glob) > LONGEST]
+        wild = sum(any(letter in "*?[" for letter in glob) for glob in globs)
+        if wild > MOST_WILD:
+            refuse(
+                [
+                    f"{info.field_name} has {wild} globs; at most {MOST_WILD} are read, and any "
+                    "number of names without * and ?; say it with fewer"
+                ]
+            )
         refuse(
             f"{info.field_name} = {show(glob)} has {len(glob)} characters; at most {LONGEST} are "
             "read"

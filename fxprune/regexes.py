@@ -14,11 +14,12 @@ from typing import Any
 
 from fxprune.errors import SelectError
 
-__all__ = ["LONGEST", "UnboundedError", "check_regex", "fits_at_start", "found_in"]
+__all__ = ["LONGEST", "Allowance", "UnboundedError", "check_regex", "fits_at_start", "found_in"]
 
 LONGEST = 2000  # characters of a pattern
 _MOST_PLACES = 5000
-_MOST_STEPS = 200_000
+_MOST_STEPS = 200_000  # for one name
+_ALLOWED, _ALLOWED_EACH = 400_000, 2_000  # for all names of a model together
 
 _parsing: Any = _parser
 _compiling: Any = _compiler
@@ -35,6 +36,29 @@ _UNBOUNDED = {
 
 class UnboundedError(ValueError):
     """A pattern is too large, or has a part that no bounded time is enough for."""
+
+
+class Allowance:
+    """How many steps the regular expressions of a rule may take on all names together.
+
+    Args:
+        names: how many there are.
+    """
+
+    def __init__(self, names: int) -> None:
+        self.left = _ALLOWED + _ALLOWED_EACH * names
+
+    def take(self, steps: int) -> None:
+        """Count steps that were taken.
+
+        Raises:
+            SelectError: they are more than there were.
+        """
+        self.left -= steps
+        if self.left < 0:
+            raise SelectError(
+                "the names take too many steps to match with regex; make the regex simpler"
+            )
 
 
 @dataclass
@@ -56,15 +80,16 @@ class _Place:
     following: list[int] = field(default_factory=list[int])
 
 
-def found_in(pattern: str, text: str) -> bool:
+def found_in(pattern: str, text: str, allowance: Allowance | None = None) -> bool:
     r"""Tell whether a regular expression fits somewhere in a text, as `re.search` does.
 
     Args:
         pattern: one that `check_regex` lets through.
         text: a name.
+        allowance: for all names; what this one takes is counted.
 
     Raises:
-        SelectError: text and pattern are too long for each other.
+        SelectError: text and pattern are too long for each other, or the allowance is used up.
 
     Example:
         >>> found_in(r"^(a+)+$", "a" * 1000 + "b"), found_in(r"^conv\d+\.(?!bias)", "conv1.weight")
@@ -72,7 +97,10 @@ def found_in(pattern: str, text: str) -> bool:
     """
     places, start = _compiled(pattern)
     searched = _Search(places, text)
-    return any(searched.fits(start, at) for at in range(len(text) + 1))
+    found = any(searched.fits(start, at) for at in range(len(text) + 1))
+    if allowance is not None:
+        allowance.take(searched.steps)
+    return found
 
 
 def fits_at_start(pattern: str, text: str) -> bool:

@@ -16,6 +16,7 @@ from fxprune.program import Program
 from fxprune.reads import parameter_of
 from fxprune.recipe import Rule, Select
 from fxprune.recipe_match import pruned_names
+from fxprune.regexes import Allowance
 from fxprune.select_conditions import conditions, likeness
 from fxprune.sites import sites_of
 
@@ -110,7 +111,10 @@ def _unless_refused(program: Program, verdict: Verdict) -> Verdict:
 def _verdicts_of(program: Program, choice: Choice) -> tuple[Verdict, ...]:
     sites, readers = sites_of(program), readers_of(program)
     if isinstance(choice, Select):
-        return tuple(_held_to(choice, site, readers.get(site.name, [])) for site in sites)
+        allowance = Allowance(len(sites))
+        return tuple(
+            _held_to(choice, site, readers.get(site.name, []), allowance) for site in sites
+        )
     taken = _bound(program, choice)
     return tuple(
         Verdict(site, None, sum(1 for _ in parts_of(choice.pattern)))
@@ -120,8 +124,10 @@ def _verdicts_of(program: Program, choice: Choice) -> tuple[Verdict, ...]:
     )
 
 
-def _held_to(select: Select, site: ParamSite, readings: Sequence[Reading]) -> Verdict:
-    found = list(conditions(select, site))
+def _held_to(
+    select: Select, site: ParamSite, readings: Sequence[Reading], allowance: Allowance
+) -> Verdict:
+    found = list(conditions(select, site, allowance))
     failed = next((condition for condition in found if not condition.holds), None)
     held = sum(condition.holds for condition in found if condition.asked)
     if failed is None:

@@ -195,8 +195,9 @@ def _read(delta: Any) -> _Delta:
         found = _Delta.model_validate(delta)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the delta"
-        raise FormatError(f"{place}: {first['msg']}; give what shape_delta returned") from None
+        place = ".".join(map(str, first["loc"]))
+        fault = f"{place}: {first['msg']}" if place else "this is no delta, which is a table"
+        raise FormatError(f"{fault}; give what shape_delta returned") from None
     if found.version != _VERSION:
         raise FormatError(f"version {found.version} of shape deltas is not known; it is {_VERSION}")
     return found

@@ -106,7 +106,8 @@ class ShrinkReport:
         ordered = sorted(found.items(), key=lambda item: -item[1][0])
         for reason, (count, names) in ordered[:_SHOWN]:
             shown = tensors.quoted(list(dict.fromkeys(names)))
-            yield f"stays: {count:,} channels of {shown}: {reason}"
+            channels = "channel" if count == 1 else "channels"
+            yield f"stays: {count:,} {channels} of {shown}: {reason}"
         if len(ordered) > _SHOWN:
             yield f"stays: {len(ordered) - _SHOWN} more reasons are in the JSON"
         yield from (f"not followed: {blocked}" for blocked in self.record.blocked)

@@ -67,7 +67,10 @@ def transplant(
     extra = {key: value for key, value in vars(optimizer).items() if key not in _COMMON}
     if any(_holds_tensors(value) for value in extra.values()):
         kind = type(optimizer).__name__
-        raise PassError(f"{kind} keeps tensors beside its state, which cannot be carried over")
+        raise PassError(
+            f"{kind} keeps tensors beside its state, which cannot be carried over; make a new "
+            f"{kind} of the shrunk program's parameters"
+        )
     made = copy.copy(optimizer)  # its class may take other arguments than it keeps
     made.__dict__.update(extra)
     made.state = defaultdict(dict)

@@ -15,6 +15,7 @@ from fxprune.pattern_parts import parts_of
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.recipe import Select
+from fxprune.recipe_errors import show
 from fxprune.select_conditions import globbed
 from fxprune.selecting import Choice, Verdict, verdicts_of
 from fxprune.sites import sites_of
@@ -128,7 +129,7 @@ def _hints(program: Program, choice: Choice) -> Iterator[str]:
             continue
         near = nearest(value, sorted(values), cutoff=0.5)
         mend = f"; did you mean {near!r}?" if near else ""
-        yield f"{key} {value!r} does not occur in the program{mend}"
+        yield f"{key} {show(value)} does not occur in the program{mend}"
 
 
 def _there(program: Program) -> Mapping[str, set[str]]:

@@ -209,7 +209,7 @@ RULE_FAULTS: list[tuple[dict[str, Any], str]] = [
         "args does not go with method = 'l1_unstructured'; leave it out: it is for methods of the "
         'form "package.module:Class" and scores of other distributions',
     ),
-    (rule(name=""), "name = '' does not fit; give a text on one line"),
+    (rule(name=""), "name = '' does not fit; give a text on one line, of 200 characters at most"),
 ]
 
 
@@ -219,3 +219,9 @@ def test_faults_of_a_rule(table: dict[str, Any], text: str):
     label = f' "{named["name"]}"' if named["name"] else ""
     good = rule(name="first")
     assert fault({"rule": [good, named]}) == f"recipe.toml: [[rule]] 2{label}: {text}"
+
+
+def test_a_name_is_short():
+    text = fault({"rule": [rule(name="a" * 201)]})
+    assert text.endswith("... is too long; give a text on one line, of 200 characters at most")
+    assert len(text) < 300

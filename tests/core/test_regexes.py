@@ -7,8 +7,10 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import fxprune
 from fxprune.errors import RecipeError, SelectError
@@ -91,6 +93,39 @@ def test_no_regex_takes_long(pattern: str) -> None:
             assert length == 1000
             assert "takes too many steps" in str(error)  # noqa: PT017
     assert time.process_time() - start < 5
+
+
+def test_no_regex_takes_long_on_many_names() -> None:
+    start = time.process_time()
+    model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(150)])
+    rule = {"select": {"regex": ["(.*.*.*){1,400}x"] * 300}, "method": "identity"}
+    program = fxprune.capture(model, (torch.ones(2, 1),))
+    with pytest.raises(SelectError, match="make the regex simpler"):
+        fxprune.prune(program, {"rule": [rule]})
+    assert time.process_time() - start < 25
+
+
+@pytest.mark.parametrize("key", ["path", "exclude", "op", "param", "ndim"])
+def test_a_recipe_of_a_megabyte_of_names_takes_no_time_and_is_not_repeated(key: str) -> None:
+    program = fxprune.capture(nn.Linear(1, 1), (torch.ones(2, 1),))
+    names = list(range(3, 100_000)) if key == "ndim" else [f"n{at}" for at in range(100_000)]
+    start = time.process_time()
+    rule = {"select": {"path": ["*", "a"], key: names}, "method": "identity"}
+    if key == "exclude":
+        fxprune.prune(program, {"rule": [rule]})
+    else:
+        with pytest.raises(SelectError) as caught:
+            fxprune.prune(program, {"rule": [rule]})
+        assert " or " in str(caught.value)
+        assert len(str(caught.value)) < 2000
+    assert time.process_time() - start < 10
+
+
+def test_many_names_are_many_and_globs_are_not() -> None:
+    rule = {"select": ["a*"] * 1001, "method": "identity"}
+    with pytest.raises(RecipeError, match="path has 1001 globs; at most 1000 are read"):
+        fxprune.Recipe.from_dict({"rule": [rule]})
+    assert len(fxprune.Select(path=["a"] * 5000 + ["b?"] * 1000).path) == 6000
 
 
 @pytest.mark.parametrize(
