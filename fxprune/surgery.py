@@ -180,7 +180,7 @@ class Surgery:
             return
         new = self._moved(whole, np.arange(len(whole))[index])
         if index.step in (None, 1):
-            start, end = int(new[0]), int(new[-1]) + 1
+            start, end = (int(new[0]), int(new[-1]) + 1) if len(new) else (0, 0)
             self.set_role(node, "start", start)
             counts = ops.has_role(node, "length")
             self.set_role(node, *(("length", end - start) if counts else ("end", end)))

@@ -42,9 +42,7 @@ def nothing(flow: Flow, node: Node) -> None:
             flow.pin(axis, "they are counted", node)
 
 
-@transfer(
-    "empty linspace eye tril_indices triu_indices rand randn scalar_tensor randint randperm"
-)
+@transfer("empty linspace eye tril_indices triu_indices rand randn scalar_tensor randint randperm")
 def made(flow: Flow, node: Node) -> Value | Refusal:
     """A tensor of given sizes."""
     shape = flow.shape(node)

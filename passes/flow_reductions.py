@@ -12,6 +12,8 @@ from fxprune.factors import Array, Axis, Factor, Value, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 
+from .flow_pointwise import binary
+
 
 @transfer(
     "mean sum amax amin var std logsumexp linalg_vector_norm norm prod all any nansum argmax argmin"
@@ -63,10 +65,10 @@ def _after(node: Node, const: Array) -> Array:
 
 
 @transfer("max min")
-def extreme(flow: Flow, node: Node) -> Value | tuple[Value, ...] | Refusal:
-    """The largest entry of all, or along an axis, with its place."""
+def extreme(flow: Flow, node: Node) -> Value | tuple[Value, ...] | Refusal | None:
+    """The largest entry of all, or along an axis, with its place; of two tensors, the larger."""
     if len(node.all_input_nodes) != 1 or (len(node.args) > 1 and not isinstance(node.args[1], int)):
-        return Refusal("it compares two tensors", node)
+        return binary(flow, node)
     value = flow.value(node.all_input_nodes[0])
     if len(node.args) == 1 and not node.kwargs:
         flow.pin_value(value, "all channels are joined", node)
