@@ -74,7 +74,7 @@ def flat_of(atoms: Atoms, value: Value, axis: int, node: Node) -> Flat:
 
 
 def _tracked(atoms: Atoms, factors: Axis, node: Node) -> list[int]:
-    """Return which factor can be cut, if any: the first that is no copy, as heads are; others stay."""
+    """Return which factor can be cut, if any: the first that is no copy; all others stay."""
     tracked = [at for at, factor in enumerate(factors) if factor.atoms is not None]
     tracked.sort(key=lambda at: factors[at].copies)
     for at in tracked[1:]:

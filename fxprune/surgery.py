@@ -157,6 +157,11 @@ class Surgery:
             given = list(ops.argument(node, role))
             self.set_role(node, role, [*given[:at], self.size(axis), *given[at + 1 :]])
 
+    def set_size(self, node: Node, role: str, axis: Axis) -> None:
+        """Give an operator an axis's size."""
+        if self.is_cut(axis):
+            self.set_role(node, role, self.size(axis))
+
     def keep_count(self, node: Node, axis: Axis) -> None:
         """Let a size that a graph reads be what it was before channels of the axis went."""
         if not self.is_cut(axis):

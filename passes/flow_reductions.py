@@ -91,6 +91,26 @@ def along_an_axis(flow: Flow, node: Node) -> Value | Refusal:
     return unknown(value.axes)
 
 
+@transfer("tril triu")
+def triangular(flow: Flow, node: Node) -> Value | Refusal:
+    """Along the last two axes it counts which entries are 0; others pass."""
+    value = flow.value(node.args[0])
+    for axis in value.axes[-2:]:
+        flow.pin(axis, "its triangle counts all channels", node)
+    return unknown(value.axes)
+
+
+@transfer("diff")
+def stepped(flow: Flow, node: Node) -> Value | Refusal:
+    """Along its axis each entry is held to the next; others pass."""
+    value, shape = flow.value(node.args[0]), flow.shape(node)
+    if not value.axes or shape is None or len(node.all_input_nodes) > 1:
+        return Refusal("it is handed several tensors", node)
+    at = int(flow.argument(node, "dim", -1)) % len(value.axes)
+    flow.pin(value.axes[at], "all channels are joined", node)
+    return unknown((*value.axes[:at], (Factor(shape[at]),), *value.axes[at + 1 :]))
+
+
 @transfer("sort topk kthvalue median mode cummax cummin")
 def ordered(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
     """Entries of an axis by their size, and where they are; other axes pass."""

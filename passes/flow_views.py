@@ -190,5 +190,7 @@ def interleaved(flow: Flow, node: Node) -> Value | Refusal:
     at = dim % len(value.axes)
     place = value.first_factor(at) + len(value.axes[at])
     axes = (*value.axes[:at], (*value.axes[at], Factor(times)), *value.axes[at + 1 :])
+    if isinstance(flow.argument(node, "output_size"), int):
+        flow.edits.append(lambda cut: cut.set_size(node, "output_size", axes[at]))
     shape = value.const.shape
     return Value(axes, value.const.reshape([*shape[:place], 1, *shape[place:]]))

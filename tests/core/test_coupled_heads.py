@@ -134,6 +134,71 @@ def test_half_of_the_heads_goes(name: str):
     assert not again.captured.shrinks[-1].maps
 
 
+def experts(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Rows by their expert, as mixtures of experts run."""
+    order = x[:, 0].argsort()
+    ends = torch.tensor([4, 8], dtype=torch.int32)
+    hidden = F.grouped_mm(x[order], up.transpose(-1, -2), offs=ends)
+    left, gate = hidden.chunk(2, -1)
+    return F.grouped_mm(left * gate.relu(), down.transpose(-1, -2), offs=ends)
+
+
+def test_experts_lose_channels():
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = (nn.Parameter(whole(*n)) for n in ((2, 64, 16), (2, 16, 32)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return experts(x, self.up, self.down)
+
+    def whole(*shape: int) -> Tensor:  # sums of whole numbers are exact
+        return torch.randint(-2, 3, shape).to(torch.bfloat16)
+
+    torch.manual_seed(0)
+    x = whole(8, 16)
+    program = fxprune.capture(Experts(), (x,), batch=None).eval()
+    masked = fxprune.prune(program, coupled(select="*"))
+    assert [(each.units, each.pruned) for each in masked.records[-1].layers] == [(32, 16)]
+    small = shrink(fxprune.finalize(masked), certify=False)  # torch has no float64 for it
+    assert small.get_parameter("up").shape == (2, 32, 16)
+    assert small.get_parameter("down").shape == (2, 16, 16)
+    assert torch.equal(small(x), masked(x))
+
+
+def interleaved(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, dim=-1, output_size=2 * x.shape[-1])
+
+
+def triangle(x: Tensor) -> Tensor:
+    return torch.stack([x, x.cos()], 1)[..., None].expand(-1, -1, -1, 2).permute(0, 2, 1, 3).tril()
+
+
+def steps(x: Tensor) -> Tensor:
+    return torch.stack([x, x.cos(), x.sin()], 1).diff(dim=1)
+
+
+@pytest.mark.parametrize("between", [interleaved, triangle, steps])
+def test_channels_pass(between: Callable[[Tensor], Tensor]):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(4, 6)
+            self.down = nn.Linear(between(torch.zeros(2, 6))[0].numel(), 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(between(self.up(x)).flatten(1))
+
+    torch.manual_seed(0)
+    net, x = Net().double(), torch.randn(3, 4, dtype=torch.float64)
+    program = fxprune.capture(net, (x,)).eval()
+    masked = fxprune.prune(program, coupled(select="up.weight"))
+    small = shrink(fxprune.finalize(masked))
+    assert small.get_parameter("up.weight").shape == (3, 4)
+    # Fewer addends are summed in another order.
+    torch.testing.assert_close(small(x), masked(x), rtol=0, atol=1e-12)
+
+
 def test_queries_that_share_keys_lose_heads():
     class Shared(nn.Module):
         def __init__(self) -> None:
