@@ -14,6 +14,8 @@ from fxprune.sizes import OPEN
 
 __all__ = ["Flat", "flat_of", "joined_axis"]
 
+_EACH = "the axis has parts that can be cut each in its own way"
+
 
 @dataclass(frozen=True)
 class Flat:
@@ -56,10 +58,9 @@ def flat_of(atoms: Atoms, value: Value, axis: int, node: Node) -> Flat:
     if len(factors) == 1:
         return Flat(size, factors[0].atoms, const.reshape(-1))
     tracked = _tracked(atoms, factors, node)
-    if len(tracked) > 1 or size >= OPEN:
-        for factor in factors:
-            atoms.pin(factor.atoms, "the axis has parts that can be cut each in its own way", node)
     if size >= OPEN:
+        for factor in factors:
+            atoms.pin(factor.atoms, _EACH, node)
         return Flat(size, None, np.full(1, np.nan))
     sizes = [factor.size for factor in factors]
     cells: Ids | None = None
@@ -73,13 +74,12 @@ def flat_of(atoms: Atoms, value: Value, axis: int, node: Node) -> Flat:
 
 
 def _tracked(atoms: Atoms, factors: Axis, node: Node) -> list[int]:
-    """Return which factors can be cut; copies stay where another one can."""
+    """Return which factor can be cut, if any: the first that is no copy; all others stay."""
     tracked = [at for at, factor in enumerate(factors) if factor.atoms is not None]
-    own = [at for at in tracked if not factors[at].copies]
-    for at in tracked if own else ():
-        if factors[at].copies:
-            atoms.pin(factors[at].atoms, "they are copies of channels that can be cut", node)
-    return own or tracked
+    tracked.sort(key=lambda at: factors[at].copies)
+    for at in tracked[1:]:
+        atoms.pin(factors[at].atoms, _EACH, node)
+    return tracked[:1]
 
 
 def joined_axis(atoms: Atoms, left: Axis, right: Axis, node: Node) -> Axis | None:

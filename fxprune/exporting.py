@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tag
+from torch._ops import OpOverload
+from torch.fx.node import Node
 
 from fxprune.drawing import example_of
 from fxprune.errors import FormatError
@@ -130,7 +133,20 @@ def _exported(program: Program) -> torch.export.ExportedProgram:
     args, kwargs = example_of(program, batch=_BATCH)
     shapes = _by_argument(program, _dynamic)
     source = copy.deepcopy(program)
+    for graph in source.graphs.values():
+        # Of regions of no_grad torch.export cannot write values that nothing reads.
+        graph.eliminate_dead_code(_matters)
+    source.recompile()
     return torch.export.export(source, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _matters(node: Node) -> bool:
+    """Tell whether a node does anything where nothing reads its value."""
+    if node.op == "get_attr":
+        return False
+    if not isinstance(node.target, OpOverload):
+        return True
+    return node.target._schema.is_mutable or Tag.nondeterministic_seeded in node.target.tags
 
 
 def _by_argument(program: Program, mark: Callable[[str], Any]) -> dict[str, Any]:

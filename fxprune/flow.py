@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch._ops import OpOverload
 from torch.fx.node import Node
 
 from fxprune import ops
@@ -170,7 +171,7 @@ class Flow:
     # How the graph is followed
 
     def _call(self, node: Node) -> None:
-        name = ops.canonical_name(node.target) if node.op == "call_function" else node.op
+        name = _name(node.target) if node.op == "call_function" else node.op
         rule = _RULES.get(name)
         mark = self.atoms.mark()
         stale = self._aliases.stale(node)
@@ -251,6 +252,13 @@ class Flow:
             self.values[node] = value
         elif attribute == "training":
             self._numbers[node] = self.program.captured.frozen[False].get(path, False)
+
+
+def _name(target: Any) -> str:
+    """Return an operator's canonical name; with its library's, where one of torch's has it too."""
+    name = ops.canonical_name(target)
+    other = isinstance(target, OpOverload) and target.namespace not in ("aten", "prims")
+    return f"{target.namespace}.{name}" if other and hasattr(torch.ops.aten, name) else name
 
 
 def parts_of(found: Value | tuple[Value, ...]) -> tuple[Value, ...]:

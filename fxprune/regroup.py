@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from fxprune.atoms import Atoms
-from fxprune.factors import Array, Axis, Factor, Value
+from fxprune.factors import Array, Axis, Factor, Value, unknown
 
-__all__ = ["Choice", "match_axes", "reshape", "split_factor"]
+__all__ = ["Choice", "loosened", "match_axes", "reshape", "split_factor"]
 
 # Takes the sizes of a factor's parts; returns the part that stays cuttable.
 Choice = Callable[[tuple[int, ...]], int]
@@ -70,6 +72,37 @@ def reshape(
         whole = value.const.shape[at] > 1
         sizes += list(parts) if whole else [1] * len(parts)
     return _regrouped(made, value.const.reshape(sizes), shape)
+
+
+def loosened(value: Value, shape: Sequence[int]) -> tuple[Value, list[Factor]]:
+    """Join factors whose boundaries cross those of a shape, as where scores are skewed.
+
+    Args:
+        value: what is viewed.
+        shape: the new sizes.
+
+    Returns:
+        The value in other axes, and the factors that were joined: nothing of them may be cut.
+    """
+    parts = [_products(shape), _products([factor.size for factor in value.factors])]
+    common = sorted(set(parts[0]) & set(parts[1]))
+    made: list[Factor] = []
+    lost: list[Factor] = []
+    before, run = 1, list[Factor]()
+    for factor, product in zip(value.factors, parts[1], strict=True):
+        run.append(factor)
+        if product not in common:
+            continue
+        inside = sorted({p for part in parts for p in part if before < p <= product})
+        nested = all(b % a == 0 for a, b in pairwise(inside))
+        made += run if nested else [Factor(product // before)]
+        lost += [] if nested else run
+        before, run = product, []
+    return unknown([(factor,) for factor in [*made, *run]]), lost
+
+
+def _products(sizes: Sequence[int]) -> list[int]:
+    return list(accumulate(sizes, operator.mul))
 
 
 def _boundaries(factors: Sequence[int], shape: Sequence[int]) -> list[list[int]] | None:

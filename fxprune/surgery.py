@@ -157,6 +157,11 @@ class Surgery:
             given = list(ops.argument(node, role))
             self.set_role(node, role, [*given[:at], self.size(axis), *given[at + 1 :]])
 
+    def set_size(self, node: Node, role: str, axis: Axis) -> None:
+        """Give an operator an axis's size."""
+        if self.is_cut(axis):
+            self.set_role(node, role, self.size(axis))
+
     def keep_count(self, node: Node, axis: Axis) -> None:
         """Let a size that a graph reads be what it was before channels of the axis went."""
         if not self.is_cut(axis):
@@ -180,7 +185,7 @@ class Surgery:
             return
         new = self._moved(whole, np.arange(len(whole))[index])
         if index.step in (None, 1):
-            start, end = int(new[0]), int(new[-1]) + 1
+            start, end = (int(new[0]), int(new[-1]) + 1) if len(new) else (0, 0)
             self.set_role(node, "start", start)
             counts = ops.has_role(node, "length")
             self.set_role(node, *(("length", end - start) if counts else ("end", end)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx.node import Node
 
 from fxprune.broadcasting import broadcast
-from fxprune.factors import Axis, Factor, Value, sizes_of, unknown
+from fxprune.factors import Axis, Value, sizes_of, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 
@@ -23,7 +23,7 @@ def attention(flow: Flow, node: Node) -> Value | Refusal:
     for axis in (key.axes[-2], value.axes[-2]):
         flow.pin(axis, "it runs over all places", node)
     if flow.number(flow.argument(node, "enable_gqa", False)) is not False:
-        key, value = (_repeated(part, query) for part in (key, value))
+        key, value = (_repeated(flow, part, query) for part in (key, value))
     others = [unknown(part.axes[:-2]) for part in (query, key, value)]
     mask = flow.argument(node, "attn_mask")
     if isinstance(mask, Node):
@@ -41,14 +41,14 @@ def attention(flow: Flow, node: Node) -> Value | Refusal:
     return mixed(axes, value) if dropped == 0 else unknown(axes)
 
 
-def _repeated(part: Value, query: Value) -> Value:
+def _repeated(flow: Flow, part: Value, query: Value) -> Value:
     """Return keys or values of which each head serves several of the queries'."""
     if len(part.axes) < 3 or len(query.axes) < 3:
         return part
     times, rest = divmod(sizes_of(query.axes[-3]), sizes_of(part.axes[-3]))
     if rest or times == 1:
         return part
-    heads: Axis = (*part.axes[-3], Factor(times))
+    heads: Axis = (*part.axes[-3], *flow.copies(times))
     place = part.first_factor(len(part.axes) - 3) + len(part.axes[-3])
     axes = (*part.axes[:-3], heads, *part.axes[-2:])
     shape = part.const.shape

@@ -15,6 +15,8 @@ from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.sizes import OPEN
 
+from .flow_lookups import looked_up
+
 _MANY = 1024
 
 
@@ -166,9 +168,9 @@ def advanced(flow: Flow, node: Node) -> Value | Refusal:
     """Channels at a constant vector of indices of one axis."""
     where: list[Any] = list(flow.argument(node, "indices"))
     given = [at for at, part in enumerate(where) if part is not None]
-    if len(given) != 1:
-        return Refusal("it takes indices of more than one axis", node)
-    return _at_indices(flow, node, given[0], where[given[0]])
+    if len(given) == 1 and flow.stored.constant(where[given[0]]) is not None:
+        return _at_indices(flow, node, given[0], where[given[0]])
+    return looked_up(flow, node, where, given)
 
 
 def _at_indices(flow: Flow, node: Node, dim: int, read: Any) -> Value | Refusal:

@@ -36,6 +36,18 @@ def product_and_sum(flow: Flow, node: Node) -> Value | Refusal:
     return joined if isinstance(joined, Refusal) else unknown(joined[0])
 
 
+# The second is what transformers puts into graphs in the first one's place.
+@transfer("_grouped_mm grouped_mm_fallback")
+def grouped(flow: Flow, node: Node) -> Value | Refusal:
+    """Runs of rows, each times a matrix of its own, as experts are: all matrices stay."""
+    rows, matrices = flow.value(node.args[0]), flow.value(node.args[1])
+    if (len(rows.axes), len(matrices.axes)) != (2, 3):
+        return Refusal("it multiplies no rows by several matrices", node)
+    flow.pin(matrices.axes[0], "rows are dealt out to all of them", node)
+    found = multiplied(flow, node, node.args[0], node.args[1])
+    return found if isinstance(found, Refusal) else unknown(found.axes[1:])
+
+
 def multiplied(flow: Flow, node: Node, first: object, second: object) -> Value | Refusal:
     """Return the product of two nodes' values.
 

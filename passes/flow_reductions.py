@@ -12,6 +12,8 @@ from fxprune.factors import Array, Axis, Factor, Value, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 
+from .flow_pointwise import binary
+
 
 @transfer(
     "mean sum amax amin var std logsumexp linalg_vector_norm norm prod all any nansum argmax argmin"
@@ -63,10 +65,10 @@ def _after(node: Node, const: Array) -> Array:
 
 
 @transfer("max min")
-def extreme(flow: Flow, node: Node) -> Value | tuple[Value, ...] | Refusal:
-    """The largest entry of all, or along an axis, with its place."""
+def extreme(flow: Flow, node: Node) -> Value | tuple[Value, ...] | Refusal | None:
+    """The largest entry of all, or along an axis, with its place; of two tensors, the larger."""
     if len(node.all_input_nodes) != 1 or (len(node.args) > 1 and not isinstance(node.args[1], int)):
-        return Refusal("it compares two tensors", node)
+        return binary(flow, node)
     value = flow.value(node.all_input_nodes[0])
     if len(node.args) == 1 and not node.kwargs:
         flow.pin_value(value, "all channels are joined", node)
@@ -87,6 +89,26 @@ def along_an_axis(flow: Flow, node: Node) -> Value | Refusal:
     dim = int(flow.argument(node, "dim")) % len(value.axes)
     flow.pin(value.axes[dim], f"{ops.canonical_name(node.target)} runs over all channels", node)
     return unknown(value.axes)
+
+
+@transfer("tril triu")
+def triangular(flow: Flow, node: Node) -> Value | Refusal:
+    """Along the last two axes it counts which entries are 0; others pass."""
+    value = flow.value(node.args[0])
+    for axis in value.axes[-2:]:
+        flow.pin(axis, "its triangle counts all channels", node)
+    return unknown(value.axes)
+
+
+@transfer("diff")
+def stepped(flow: Flow, node: Node) -> Value | Refusal:
+    """Along its axis each entry is held to the next; others pass."""
+    value, shape = flow.value(node.args[0]), flow.shape(node)
+    if not value.axes or shape is None or len(node.all_input_nodes) > 1:
+        return Refusal("it is handed several tensors", node)
+    at = int(flow.argument(node, "dim", -1)) % len(value.axes)
+    flow.pin(value.axes[at], "all channels are joined", node)
+    return unknown((*value.axes[:at], (Factor(shape[at]),), *value.axes[at + 1 :]))
 
 
 @transfer("sort topk kthvalue median mode cummax cummin")

@@ -12,10 +12,12 @@ from fxprune.broadcasting import broadcast
 from fxprune.factors import Axis, Factor, Value, sizes_of, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
-from fxprune.regroup import Choice, reshape
+from fxprune.regroup import Choice, loosened, reshape
 from fxprune.sizes import OPEN
 
 from .flow_orders import order_of, swapped, taken_apart
+
+_APART = "it takes channels apart in a way that is not followed"
 
 
 @transfer("view reshape flatten unflatten _unsafe_view view_as reshape_as unsqueeze ravel")
@@ -28,7 +30,11 @@ def viewed(flow: Flow, node: Node) -> Value | Refusal:
         return Refusal("it reads the bits in another dtype", node)
     found = reshape(flow.atoms, value, shape, lambda axis, count: _choice(flow, node, axis))
     if found is None:
-        return Refusal("it takes channels apart in a way that is not followed", node)
+        loose, lost = loosened(value, shape)
+        flow.pin(tuple(lost), _APART, node)
+        found = reshape(flow.atoms, loose, shape, lambda axis, count: _choice(flow, node, axis))
+    if found is None:
+        return Refusal(_APART, node)
     name = ops.canonical_name(node.target)
     role = next((r for r in ("size", "shape", "sizes") if ops.has_role(node, r)), None)
     if role is not None:
@@ -184,5 +190,7 @@ def interleaved(flow: Flow, node: Node) -> Value | Refusal:
     at = dim % len(value.axes)
     place = value.first_factor(at) + len(value.axes[at])
     axes = (*value.axes[:at], (*value.axes[at], Factor(times)), *value.axes[at + 1 :])
+    if isinstance(flow.argument(node, "output_size"), int):
+        flow.edits.append(lambda cut: cut.set_size(node, "output_size", axes[at]))
     shape = value.const.shape
     return Value(axes, value.const.reshape([*shape[:place], 1, *shape[place:]]))

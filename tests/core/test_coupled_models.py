@@ -64,6 +64,33 @@ def bert() -> nn.Module:
     return Of(model, lambda found: found.last_hidden_state)
 
 
+def deberta() -> nn.Module:
+    config = transformers.DebertaV2Config(
+        **WIDTHS,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=4,
+        max_relative_positions=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+    )
+    return Of(transformers.DebertaV2Model(config), lambda found: found.last_hidden_state)
+
+
+def bloom() -> nn.Module:
+    config = transformers.BloomConfig(
+        vocab_size=50, hidden_size=32, n_layer=1, n_head=4, use_cache=False
+    )
+    return Of(transformers.BloomForCausalLM(config), lambda found: found.logits)
+
+
+def bigcode() -> nn.Module:
+    config = transformers.GPTBigCodeConfig(
+        vocab_size=50, n_embd=32, n_layer=1, n_head=4, n_inner=24, use_cache=False
+    )
+    return Of(transformers.GPTBigCodeForCausalLM(config), lambda found: found.logits)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor, tuple[int, ...]]] = {
     "unet": (UNet, torch.randn(2, 3, 8, 8), (8, 16, 8, 8)),
     "encoder": (
@@ -74,6 +101,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor, tuple[int, ...]]] = {
     "bert": (bert, IDS, (4, 24)),
     "llama": (lambda: llama(4), IDS, (4, 24)),
     "llama with shared keys": (lambda: llama(2), IDS, (2, 24)),
+    "heads with slopes": (bloom, IDS, (4, 128)),
+    "heads with distances": (deberta, IDS, (4, 24)),
+    "one key for all heads": (bigcode, IDS, (4, 24)),
 }
 
 

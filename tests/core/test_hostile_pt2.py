@@ -105,6 +105,16 @@ def test_good_files_give_the_outputs_of_the_program(name: str, tmp_path: Path) -
 # Pickles
 
 
+def test_a_cast_that_export_guards_is_read(tmp_path: Path) -> None:
+    class Cast(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to(torch.float64).cumsum(1).to(x.dtype)
+
+    x = torch.randn(3, 4)
+    path = fxprune.export(fxprune.capture(Cast(), (x,)), tmp_path / "net.pt2")
+    assert torch.equal(load_pt2(path).module()(x), Cast()(x))
+
+
 def test_torch_itself_runs_what_is_refused_here(good: Members, tmp_path: Path) -> None:
     """If this fails, torch has become safe, and the scan of sample inputs less needed."""
     path = written({**good, SAMPLES: pickled(((Evil(tmp_path / "ran"),), {}))}, tmp_path / "a.pt2")

@@ -7,6 +7,7 @@ import dataclasses
 import pickle
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.errors import CaptureError
+from fxprune.files import load_pt2
 from fxprune.program import Program
 from tests.capture_helpers import check_same, run, state_of
 
@@ -225,3 +227,21 @@ def test_an_output_that_is_no_tensor_is_refused_with_what_to_do() -> None:
     with pytest.raises(CaptureError, match=r'give kwargs=\{"use_cache": False\}'):
         fxprune.capture(model, (tokens,))
     assert fxprune.capture(model, (tokens,), {"use_cache": False})
+
+
+def test_values_of_no_grad_that_nothing_reads_are_no_part_of_a_pt2(tmp_path: Path) -> None:
+    config = transformers.FalconConfig(
+        vocab_size=37,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        alibi=True,  # so that rotary angles are computed in vain
+        multi_query=False,
+        parallel_attn=False,
+        use_cache=False,
+    )
+    model = transformers.FalconForCausalLM(config).eval()
+    program = fxprune.capture(model, (), {"input_ids": tokens()}).eval()
+    path = fxprune.export(program, tmp_path / "net.pt2")
+    for load in (torch.export.load, load_pt2):
+        agree(load(path).module()(input_ids=tokens()), model(input_ids=tokens()))

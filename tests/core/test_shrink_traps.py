@@ -271,3 +271,18 @@ def test_two_graphs_are_cut_alike_and_absorb_once():
     assert cuts(record)["a.weight", 0] == (3, 4, 5)
     x = torch.randn(3, 4).double()
     assert torch.allclose(program.train()(x), small.train()(x), rtol=0, atol=1e-12)
+
+
+def test_another_library_s_operator_of_a_name_of_torch_s_is_not_taken_for_it():
+    with torch.library._scoped_library("fxprune_tests", "FRAGMENT") as library:
+        library.define("relu(Tensor x) -> Tensor")
+        library.impl("relu", lambda x: x.relu().flip(-1), "CompositeExplicitAutograd")
+        library.impl("relu", torch.empty_like, "Meta")
+        relu: Callable[[Tensor], Tensor] = torch.ops.fxprune_tests.relu.default
+        first = nn.Linear(3, 4).requires_grad_(False)
+        for parameter in first.parameters():
+            parameter[1:3] = 0
+        model = nn.Sequential(first, Function(relu), nn.Linear(4, 2))
+        _, record = shrunk(program_of(model, torch.randn(2, 3)))
+    assert not record.maps
+    assert "channels are not followed through fxprune_tests" in record.blocked[0].reason
