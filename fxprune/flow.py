@@ -15,12 +15,12 @@ from fxprune import ops
 from fxprune.aliasing import Aliases
 from fxprune.atoms import Atoms
 from fxprune.axes import Flat, flat_of, joined_axis
-from fxprune.factors import Axis, Bools, Ids, Value, opaque, unknown
+from fxprune.factors import Axis, Bools, Factor, Ids, Value, opaque, unknown
 from fxprune.importing import VALUE
 from fxprune.pattern import Refusal
 from fxprune.program import Program
 from fxprune.reads import parameter_read
-from fxprune.sizes import Sizes
+from fxprune.sizes import OPEN, Sizes
 from fxprune.stored_values import StoredValues
 
 __all__ = ["Edit", "Flow", "Found", "Transfer", "parts_of", "transfer"]
@@ -82,6 +82,7 @@ class Flow:
         self._numbers: dict[Node, Any] = {}  # what is no tensor, with its value in eval mode
         self._sizes = Sizes()
         self._aliases = aliases
+        self._own: list[Ids] = []  # channels of tensors that the graph makes of numbers alone
 
     def run(self) -> None:
         """Follow the channels from the inputs to the outputs."""
@@ -149,6 +150,13 @@ class Flow:
             if factor.atoms is not None:
                 self.shifts.append((node, factor.atoms[here]))
 
+    def sized(self, size: int) -> Factor:
+        """Return channels that go with those they meet, as of a tensor of zeros."""
+        if not 1 < size < OPEN:
+            return Factor(size)
+        self._own.append(self.atoms.fresh(size))
+        return Factor(size, self._own[-1])
+
     def flat(self, value: Value, axis: int, node: Node) -> Flat:
         """Return an axis as one factor; what cannot be told apart is pinned."""
         return flat_of(self.atoms, value, axis, node)
@@ -195,8 +203,15 @@ class Flow:
         if node.op == "placeholder":
             return
         self._pin_inputs(node, refusal.reason)
-        if any(factor.atoms is not None for v in self._inputs(node) for factor in v.factors):
+        if any(self._tells(factor) for v in self._inputs(node) for factor in v.factors):
             self.unknown.append((node, refusal.reason))
+
+    def _tells(self, factor: Factor) -> bool:
+        """Tell whether channels are those of the model, and not of a tensor made of numbers."""
+        ids = factor.atoms
+        return ids is not None and not any(
+            own[0] <= ids.min() <= ids.max() <= own[-1] for own in self._own
+        )
 
     def _pin_inputs(self, node: Node, reason: str) -> None:
         for value in self._inputs(node):
@@ -216,7 +231,9 @@ class Flow:
         known = set(map(id, seen))
         left = [ids for ids in given if id(ids) not in known]
         for ids in self.atoms.outside(left, seen) if left else ():
-            self.atoms.pin(ids, "it reads them in a way that is not followed", node)
+            one = "the axis has a single channel"
+            reason = one if ids.size == 1 else "it reads them in a way that is not followed"
+            self.atoms.pin(ids, reason, node)
 
     def _forget(self, node: Node, by: Node) -> None:
         """Know nothing of a tensor any more that was written to under another name."""

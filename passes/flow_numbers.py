@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 from torch.fx.node import Node
 
-from fxprune.factors import Value, opaque, unknown
+from fxprune import ops
+from fxprune.factors import Axis, Factor, Value, opaque, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.program import TRAIN
@@ -42,32 +47,58 @@ def nothing(flow: Flow, node: Node) -> None:
 
 
 @transfer(
-    "zeros ones full empty arange linspace eye tril_indices triu_indices rand randn scalar_tensor "
-    "randint randperm"
+    "arange linspace eye tril_indices triu_indices rand randn scalar_tensor randint randperm "
+    "new_empty new_tensor new_empty_strided empty"
 )
 def made(flow: Flow, node: Node) -> Value | Refusal:
-    """A tensor of given sizes."""
-    shape = flow.shape(node)
-    return Refusal("its output has no noted shape", node) if shape is None else opaque(shape)
-
-
-@transfer("new_empty new_zeros new_ones new_full new_tensor new_empty_strided")
-def made_like(flow: Flow, node: Node) -> Value | Refusal:
-    """A tensor of given sizes; of its input, the kind alone counts."""
+    """A tensor of given sizes; of an input, the kind alone counts."""
     shape = flow.shape(node)
     if shape is None:
         return Refusal("its output has no noted shape", node)
-    for factor in flow.value(node.args[0]).factors:
-        if factor.atoms is not None:
-            flow.atoms.met(factor.atoms)
+    _meet_all(flow, node)
     return opaque(shape)
+
+
+@transfer("zeros ones full new_zeros new_ones new_full")
+def filled(flow: Flow, node: Node) -> Value | Refusal:
+    """One number of given sizes, as of a first hidden state: channels go with those they meet."""
+    shape = flow.shape(node)
+    given: Any = flow.argument(node, "size")
+    if shape is None or not isinstance(given, (list, tuple)) or len(given) != len(shape):
+        return Refusal("its output has no noted shape", node)
+    _meet_all(flow, node)
+    axes: list[Axis] = [
+        (flow.sized(size) if size == named else Factor(size),)
+        for size, named in zip(shape, given, strict=True)
+    ]
+    flow.edits.append(lambda cut: cut.set_sizes(node, "size", axes))
+    return Value(tuple(axes), np.full([1] * len(axes), _fill(node)))
 
 
 @transfer("zeros_like ones_like full_like empty_like")
 def shaped_like(flow: Flow, node: Node) -> Value | Refusal:
     """A tensor of its input's shape."""
     value = flow.value(node.args[0])
-    return unknown(value.axes) if value.axes else Refusal("its input is no tensor", node)
+    if not value.axes:
+        return Refusal("its input is no tensor", node)
+    return Value(value.axes, np.full([1] * len(value.factors), _fill(node)))
+
+
+def _fill(node: Node) -> float:
+    """Return the number that a new tensor is filled with; NaN where it is not known."""
+    name = ops.canonical_name(node.target)
+    given = ops.argument(node, "fill_value") if ops.has_role(node, "fill_value") else None
+    if isinstance(given, (int, float)):
+        return float(given)
+    return 0.0 if "zeros" in name else 1.0 if "ones" in name else math.nan
+
+
+def _meet_all(flow: Flow, node: Node) -> None:
+    """Need nothing of the channels of a tensor of which the kind alone counts."""
+    for read in node.all_input_nodes:
+        for factor in flow.value(read).factors:
+            if factor.atoms is not None:
+                flow.atoms.met(factor.atoms)
 
 
 @transfer("rand_like randn_like randint_like bernoulli uniform normal exponential random")

@@ -9,6 +9,7 @@ __all__ = ["load"]
 _MODULES = (
     "attention",
     "convolution",
+    "indices",
     "joins",
     "linear",
     "norms",
@@ -21,6 +22,7 @@ _MODULES = (
     "reductions",
     "shuffles",
     "views",
+    "windows",
 )
 
 

@@ -118,13 +118,15 @@ def expanded(flow: Flow, node: Node) -> Value | Refusal:
     if shape is None:
         return Refusal("its output has no noted shape", node)
     missing = len(shape) - len(value.axes)
+    named: Any = flow.argument(node, "size", [])
     axes: list[Axis] = []
     dims: list[int] = []
     for at, size in enumerate(shape):
         old = value.axes[at - missing] if at >= missing else ()
         if at < missing or sizes_of(old) != size:
             flow.pin(old, "one channel is repeated", node)
-            axes.append((Factor(size),))
+            given = len(named) == len(shape) and named[at] == size
+            axes.append((flow.sized(size) if given else Factor(size),))
             dims.append(1)
             continue
         first = value.first_factor(at - missing)
@@ -151,7 +153,8 @@ def repeated(flow: Flow, node: Node) -> Value | Refusal:
         old = value.axes[at - missing] if at >= missing else ()
         tracked = any(factor.atoms is not None for factor in old)
         if not tracked and shape is not None:
-            axes.append((Factor(shape[at]),))
+            counted = sizes_of(old) == 1 and count == shape[at]
+            axes.append((flow.sized(shape[at]) if counted else Factor(shape[at]),))
             dims.append(1)
             if any(
                 value.const.shape[value.first_factor(at - missing) + i] > 1 for i in range(len(old))
@@ -163,6 +166,11 @@ def repeated(flow: Flow, node: Node) -> Value | Refusal:
         first = value.first_factor(at - missing)
         axes.append(old if count == 1 else (Factor(count), *old))
         dims += [*([] if count == 1 else [1]), *value.const.shape[first : first + len(old)]]
+    role = "repeats" if ops.has_role(node, "repeats") else "dims"
+    whole = [
+        axis if sizes_of(axis) == count else () for axis, count in zip(axes, times, strict=True)
+    ]
+    flow.edits.append(lambda cut: cut.set_sizes(node, role, whole))
     return Value(tuple(axes), value.const.reshape(dims))
 
 
