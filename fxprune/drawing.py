@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from fxprune.program import Program
 
-__all__ = ["example_of"]
+__all__ = ["example_of", "own_dtype"]
 
 
 def example_of(
@@ -20,7 +22,11 @@ def example_of(
         batch: the size of every symbolic dimension.
         seed: seed of a private generator.
     """
-    dtypes = (p.dtype for p in program.parameters() if p.is_floating_point())
     return program.captured.inputs.example(
-        batch=batch, seed=seed, dtype=next(dtypes, None), device=program.device
+        batch=batch, seed=seed, dtype=own_dtype(program), device=program.device
     )
+
+
+def own_dtype(program: Program) -> torch.dtype | None:
+    """Return the floating dtype that a Program is in now; None where it has no such parameter."""
+    return next((p.dtype for p in program.parameters() if p.is_floating_point()), None)

@@ -83,6 +83,7 @@ class Flow:
         self._numbers: dict[Node, Any] = {}  # what is no tensor, with its value in eval mode
         self._sizes = Sizes()
         self._aliases = aliases
+        self._own: list[Ids] = []  # channels of tensors that the graph makes of numbers alone
 
     def run(self) -> None:
         """Follow the channels from the inputs to the outputs."""
@@ -130,8 +131,13 @@ class Flow:
         fixed = self._sizes.fixed(size)
         if fixed == 1 or fixed >= OPEN:
             return (Factor(size),)
-        own = Factor(fixed, self.atoms.fresh(fixed), copies=True)
+        own = Factor(fixed, self.fresh(fixed), copies=True)
         return (own,) if fixed == size else (Factor(size // fixed), own)
+
+    def fresh(self, count: int) -> Ids:
+        """Return atoms of a tensor that the graph makes of numbers alone."""
+        self._own.append(self.atoms.fresh(count))
+        return self._own[-1]
 
     def concrete(self, node: Any) -> torch.Tensor | None:
         """Return the tensor that a node reads: stored, masked or viewed; None if it is computed."""
@@ -210,8 +216,15 @@ class Flow:
         if node.op == "placeholder":
             return
         self._pin_inputs(node, refusal.reason)
-        if any(factor.atoms is not None for v in self._inputs(node) for factor in v.factors):
+        if any(self._tells(factor) for v in self._inputs(node) for factor in v.factors):
             self.unknown.append((node, refusal.reason))
+
+    def _tells(self, factor: Factor) -> bool:
+        """Tell whether channels are those of the model, and not of a tensor made of numbers."""
+        ids = factor.atoms
+        return ids is not None and not any(
+            own[0] <= ids.min() <= ids.max() <= own[-1] for own in self._own
+        )
 
     def _pin_inputs(self, node: Node, reason: str) -> None:
         for value in self._inputs(node):
@@ -231,7 +244,9 @@ class Flow:
         known = set(map(id, seen))
         left = [ids for ids in given if id(ids) not in known]
         for ids in self.atoms.outside(left, seen) if left else ():
-            self.atoms.pin(ids, "it reads them in a way that is not followed", node)
+            one = "the axis has a single channel"
+            reason = one if ids.size == 1 else "it reads them in a way that is not followed"
+            self.atoms.pin(ids, reason, node)
 
     def _forget(self, node: Node, by: Node) -> None:
         """Know nothing of a tensor any more that was written to under another name."""

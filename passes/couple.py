@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ __all__ = ["CoupleChannels"]
 
 Bools = npt.NDArray[np.bool_]
 _SHOWN = 5
+_NONE: Ids = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -120,31 +121,36 @@ class _Finder:
     def _made(self) -> dict[str, Ids]:
         """Return the channels that each parameter makes: they leave an operator that it enters.
 
-        A parameter that meets channels which are there already, as that of a norm does, makes none.
+        A parameter that meets channels which are there already, as that of a norm does, makes none;
+        nor does a table of which entries are read first, as of position biases, where others do.
+        Channels that only ever meet themselves, as a hidden state, are made where they are met.
         """
-        made: dict[str, list[Ids]] = {}
+        ranked: tuple[dict[str, list[Ids]], ...] = ({}, {}, {})
         scratch = np.zeros(self.atoms.count, dtype=np.bool_)
         for flow in self.flows:
+            given = _given(flow)
             for node, found in flow.values.items():
                 if node.op == "call_function" and not flow.stored.is_stored(node):
                     out = self._touched(found if isinstance(found, tuple) else (found,))
                     scratch[out] = True
-                    for name, roots in self._made_at(flow, node, scratch):
-                        made.setdefault(name, []).append(roots)
+                    for name, roots, met in self._made_at(flow, node, scratch):
+                        ranked[0 if node in given else 1].setdefault(name, []).append(roots)
+                        ranked[2].setdefault(name, []).append(met)
                     scratch[out] = False
-        return {name: np.unique(np.concatenate(parts)) for name, parts in made.items()}
+        return _first_made(ranked)
 
-    def _made_at(self, flow: Flow, node: Node, leaves: Bools) -> Iterator[tuple[str, Ids]]:
+    def _made_at(self, flow: Flow, node: Node, leaves: Bools) -> Iterator[tuple[str, Ids, Ids]]:
+        """Yield, for each parameter, what leaves that did not enter, and what entered, too."""
         given = [n for n in node.all_input_nodes if isinstance(flow.values.get(n), Value)]
         own = [(n, name) for n in given if (name := self._parameter(flow, n)) is not None]
-        if own:
-            stored = {n for n, _ in own}
-            leaves[self._touched([flow.value(n) for n in given if n not in stored])] = False
+        stored = {n for n, _ in own}
+        entered = self._touched([flow.value(n) for n in given if n not in stored] if own else [])
         for read, name in own:
-            roots = self._touched([flow.value(read)])
-            roots = roots[leaves[roots]]
-            if len(roots) and tensors.parameter(self.program, name).dim() > 1:
-                yield name, roots
+            if tensors.parameter(self.program, name).dim() > 1:
+                roots = self._touched([flow.value(read)])
+                roots = roots[leaves[roots]]
+                there = np.isin(roots, entered)
+                yield name, roots[~there], roots[there]
 
     def _parameter(self, flow: Flow, node: Node) -> str | None:
         """Return the parameter that a node reads, through its mask and views perhaps."""
@@ -153,7 +159,7 @@ class _Finder:
     def _touched(self, values: Sequence[Value]) -> Ids:
         """Return the components of all channels of some values."""
         parts = [f.atoms for value in values for f in value.factors if f.atoms is not None]
-        return self.labels[np.concatenate(parts)] if parts else np.empty(0, np.int64)
+        return self.labels[np.concatenate(parts)] if parts else _NONE
 
     def _kinds(self) -> Ids:
         """Return a number for each component: equal where they lie in the same dimensions."""
@@ -222,6 +228,29 @@ class _Finder:
             if np.isin(roots, self.labels[pin.atoms]).any():
                 return Refusal(_told(pin.reason, pin.node), pin.node)
         return None
+
+
+def _first_made(ranked: Sequence[Mapping[str, Sequence[Ids]]]) -> dict[str, Ids]:
+    """Return the channels that parameters make; what is made in one way is not in those after."""
+    made: dict[str, Ids] = {}
+    known = _NONE
+    for found in ranked:
+        new = {name: np.setdiff1d(np.concatenate(parts), known) for name, parts in found.items()}
+        for name, roots in new.items():
+            if len(roots):
+                made[name] = np.union1d(made.get(name, _NONE), roots)
+        known = np.concatenate([known, *new.values()])
+    return made
+
+
+def _given(flow: Flow) -> set[Node]:
+    """Return the nodes whose tensors are computed of the inputs."""
+    found: set[Node] = set()
+    for node in flow.graph.nodes:
+        reads = found.intersection(node.all_input_nodes)
+        if node.op == "placeholder" or (reads and node in flow.values):
+            found.add(node)
+    return found
 
 
 def _widths(places: Sequence[Place], counts: Ids) -> list[tuple[int, ...]]:

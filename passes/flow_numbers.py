@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 from torch.fx.node import Node
 
+from fxprune import ops
 from fxprune.factors import Axis, Factor, Value, opaque, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
@@ -42,22 +46,29 @@ def nothing(flow: Flow, node: Node) -> None:
             flow.pin(axis, "they are counted", node)
 
 
-@transfer("empty linspace eye tril_indices triu_indices rand randn scalar_tensor randint randperm")
+@transfer(
+    "linspace eye tril_indices triu_indices rand randn scalar_tensor randint randperm "
+    "new_empty new_tensor new_empty_strided empty"
+)
 def made(flow: Flow, node: Node) -> Value | Refusal:
-    """A tensor of given sizes."""
-    shape = flow.shape(node)
-    return Refusal("its output has no noted shape", node) if shape is None else opaque(shape)
-
-
-@transfer("zeros ones full")
-def filled(flow: Flow, node: Node) -> Value | Refusal:
-    """One number everywhere: fewer channels of it are made, where others are not needed."""
+    """A tensor of given sizes; of an input, the kind alone counts."""
     shape = flow.shape(node)
     if shape is None:
         return Refusal("its output has no noted shape", node)
+    _meet_all(flow, node)
+    return opaque(shape)
+
+
+@transfer("zeros ones full new_zeros new_ones new_full")
+def filled(flow: Flow, node: Node) -> Value | Refusal:
+    """One number everywhere, as of a first hidden state: as many channels as are needed."""
+    shape = flow.shape(node)
+    if shape is None:
+        return Refusal("its output has no noted shape", node)
+    _meet_all(flow, node)
     axes = [flow.copies(size) for size in shape]
     flow.edits.append(lambda cut: cut.set_sizes(node, "size", axes))
-    return unknown(axes)
+    return Value(tuple(axes), np.full([1] * sum(map(len, axes)), _fill(node)))
 
 
 @transfer("arange")
@@ -67,28 +78,35 @@ def counted(flow: Flow, node: Node) -> Value | Refusal:
     if shape is None:
         return Refusal("its output has no noted shape", node)
     size = shape[0]
-    axis: Axis = (Factor(size, flow.atoms.fresh(size) if size < OPEN else None),)
+    axis: Axis = (Factor(size, flow.fresh(size) if size < OPEN else None),)
     flow.edits.append(lambda cut: cut.take(node, axis))
     return unknown([axis])
-
-
-@transfer("new_empty new_zeros new_ones new_full new_tensor new_empty_strided")
-def made_like(flow: Flow, node: Node) -> Value | Refusal:
-    """A tensor of given sizes; of its input, the kind alone counts."""
-    shape = flow.shape(node)
-    if shape is None:
-        return Refusal("its output has no noted shape", node)
-    for factor in flow.value(node.args[0]).factors:
-        if factor.atoms is not None:
-            flow.atoms.met(factor.atoms)
-    return opaque(shape)
 
 
 @transfer("zeros_like ones_like full_like empty_like")
 def shaped_like(flow: Flow, node: Node) -> Value | Refusal:
     """A tensor of its input's shape."""
     value = flow.value(node.args[0])
-    return unknown(value.axes) if value.axes else Refusal("its input is no tensor", node)
+    if not value.axes:
+        return Refusal("its input is no tensor", node)
+    return Value(value.axes, np.full([1] * len(value.factors), _fill(node)))
+
+
+def _fill(node: Node) -> float:
+    """Return the number that a new tensor is filled with; NaN where it is not known."""
+    name = ops.canonical_name(node.target)
+    given = ops.argument(node, "fill_value") if ops.has_role(node, "fill_value") else None
+    if isinstance(given, (int, float)):
+        return float(given)
+    return 0.0 if "zeros" in name else 1.0 if "ones" in name else math.nan
+
+
+def _meet_all(flow: Flow, node: Node) -> None:
+    """Need nothing of the channels of a tensor of which the kind alone counts."""
+    for read in node.all_input_nodes:
+        for factor in flow.value(read).factors:
+            if factor.atoms is not None:
+                flow.atoms.met(factor.atoms)
 
 
 @transfer("rand_like randn_like randint_like bernoulli uniform normal exponential random")

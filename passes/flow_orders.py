@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 from torch.fx.node import Node
 
 from fxprune import ops
@@ -9,8 +13,15 @@ from fxprune.flow import Flow
 
 __all__ = ["order_of", "swapped", "taken_apart"]
 
-_MOVES = frozenset(["permute", "transpose", "unsqueeze", "squeeze", "contiguous", "clone"])
-_PARTS = frozenset(["select", "unbind", "split", "chunk", "split_with_sizes"])
+_SAME = frozenset(["mul", "add", "sub", "div", "relu", "sigmoid", "silu", "gelu", "dropout"])
+_VIEWS = frozenset(["view", "reshape", "_unsafe_view", "flatten", "unflatten"])
+_MOVES = _VIEWS | {"permute", "transpose", "unsqueeze", "squeeze", "contiguous", "clone"}
+_PARTS = frozenset(
+    (
+        *("select", "unbind", "split", "chunk", "split_with_sizes"),
+        *("sum", "mean", "amax", "amin", "softmax", "_softmax", "log_softmax", "var", "std"),
+    )
+)
 
 
 def order_of(flow: Flow, node: Node, rank: int) -> list[int]:
@@ -40,19 +51,29 @@ def _after_moves(flow: Flow, node: Node, rank: int) -> list[int]:
     return [places[dim] if dim in places else next(rest) for dim in range(rank)]
 
 
-def taken_apart(flow: Flow, node: Node, axis: int) -> bool:
-    """Tell whether an axis of a node is read index by index, directly or after a permutation."""
+def taken_apart(flow: Flow, node: Node, axis: int, far: int = 2) -> bool:
+    """Tell whether an axis is read index by index or joined, directly or after a permutation.
+
+    Args:
+        flow: whose node it is.
+        node: the node.
+        axis: which of its axes.
+        far: behind how many operators that work entry by entry it is looked for.
+    """
     rank = len(flow.shape(node) or ())
     for user in node.users:
         if user.op != "call_function" or rank == 0:
             continue
         name = ops.canonical_name(user.target)
         if name in _PARTS and ops.has_role(user, "dim"):
-            if int(flow.argument(user, "dim")) % rank == axis:
+            if axis in _dims(flow.argument(user, "dim"), rank):
+                return True
+        elif name in _SAME and far and len(flow.shape(user) or ()) == rank:
+            if taken_apart(flow, user, axis, far - 1):
                 return True
         elif name in _MOVES and user.args[0] is node:
             moved = _moved(flow, user, axis, rank)
-            if moved is not None and taken_apart(flow, user, moved):
+            if moved is not None and taken_apart(flow, user, moved, far):
                 return True
     return False
 
@@ -78,8 +99,26 @@ def _moved(flow: Flow, node: Node, axis: int, rank: int) -> int | None:
         dims = flow.argument(node, "dim")
         if dims is None:
             return None
-        gone = {int(d) % rank for d in (dims if isinstance(dims, (list, tuple)) else (dims,))}
+        gone = _dims(dims, rank)
         return None if axis in gone else axis - sum(dim < axis for dim in gone)
     if name in ("contiguous", "clone"):
         return axis
+    if name in _VIEWS:
+        return _viewed(flow.shape(node.args[0]) or (), flow.shape(node) or (), axis)
     return order_of(flow, node, rank).index(axis)
+
+
+def _viewed(old: Sequence[int], new: Sequence[int], axis: int) -> int | None:
+    """Return where an axis is in a view; None where it is split or joined to others there."""
+    before = math.prod(old[:axis])
+    same = [
+        at for at, size in enumerate(new) if size == old[axis] and math.prod(new[:at]) == before
+    ]
+    return same[0] if same else None
+
+
+def _dims(given: Any, rank: int) -> set[int]:
+    """Return axes as a set, from 0; all of them where none is given."""
+    if given is None:
+        return set(range(rank))
+    return {int(dim) % rank for dim in (given if isinstance(given, (list, tuple)) else (given,))}

@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from torch.fx.node import Node
 
 from fxprune import ops
@@ -14,8 +13,6 @@ from fxprune.factors import Array, Axis, Factor, Value, sizes_of, with_axis
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
 from fxprune.sizes import OPEN
-
-from .flow_lookups import looked_up
 
 _MANY = 1024
 
@@ -154,39 +151,6 @@ def rolled(flow: Flow, node: Node) -> Value | Refusal:
         flow.pin(value.axes[at], "it is rolled", node)
         value = with_axis_unknown(value, at, value.axes[at])
     return value
-
-
-@transfer("index_select")
-def indexed(flow: Flow, node: Node) -> Value | Refusal:
-    """Channels at constant indices."""
-    dim = int(flow.argument(node, "dim")) % max(len(flow.value(node.args[0]).axes), 1)
-    return _at_indices(flow, node, dim, flow.argument(node, "index"))
-
-
-@transfer("index")
-def advanced(flow: Flow, node: Node) -> Value | Refusal:
-    """Channels at a constant vector of indices of one axis."""
-    where: list[Any] = list(flow.argument(node, "indices"))
-    given = [at for at, part in enumerate(where) if part is not None]
-    if len(given) == 1 and flow.stored.constant(where[given[0]]) is not None:
-        return _at_indices(flow, node, given[0], where[given[0]])
-    return looked_up(flow, node, where, given)
-
-
-def _at_indices(flow: Flow, node: Node, dim: int, read: Any) -> Value | Refusal:
-    value, index = flow.value(node.args[0]), flow.stored.constant(read)
-    plain = index is not None and index.dim() == 1 and index.numel() > 0
-    if index is None or not plain or index.dtype.is_floating_point or index.dtype.is_complex:
-        return Refusal("its indices are no constant vector", node)
-    places = index.cpu().numpy()
-    if index.dtype in (torch.bool, torch.uint8):
-        places = np.flatnonzero(places)
-    flow.pin_value(flow.value(read), "its indices are written anew", node)
-    whole = flow.flat(value, dim, node).atoms
-    if whole is not None:
-        flow.atoms.met(whole)
-        flow.edits.append(lambda cut: cut.set_indices(node, read, whole, places))
-    return taken(flow, node, value, dim, places)
 
 
 def taken(flow: Flow, node: Node, value: Value, dim: int, index: Any) -> Value:

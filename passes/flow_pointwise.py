@@ -113,6 +113,14 @@ def compared(flow: Flow, node: Node) -> Value | Refusal | None:
     return _several(flow, node)
 
 
+@transfer("bucketize")
+def counted(flow: Flow, node: Node) -> Value | Refusal:
+    """Between which bounds each entry lies."""
+    flow.pin_value(flow.value(node.args[1]), "all bounds count", node)
+    value = flow.value(node.args[0])
+    return unknown(value.axes) if value.axes else Refusal("its input is no tensor", node)
+
+
 @transfer("where")
 def chosen(flow: Flow, node: Node) -> Value | Refusal:
     """One of two tensors, entry by entry."""

@@ -16,6 +16,7 @@ from fxprune.pattern import Refusal
 from fxprune.weights import nonzero
 
 from .flow_mixing import mixed, sums_to_one
+from .flow_zeros import zeros_of
 
 _LIVE = "a live channel is summed over"
 
@@ -78,7 +79,12 @@ def multiplied(flow: Flow, node: Node, first: object, second: object) -> Value |
     axes = (*batch[0], left.axes[-2], right.axes[-1])
     if bool(zero.all()):
         return Value(axes, np.zeros((1,) * sum(map(len, axes))))
-    return mixed(axes, right) if sums_to_one(flow, first) else unknown(axes)
+    ranks = len(left.axes), len(right.axes)
+    orders = [*range(ranks[0] - 1), None], [*range(ranks[1] - 2), None, ranks[1] - 1]
+    const = zeros_of(flow, axes, (first, second), orders)
+    if sums_to_one(flow, first):
+        const = np.where(const == 0, const, mixed(axes, right).const)
+    return Value(axes, const)
 
 
 def _without_last(value: Value) -> Value:
@@ -122,7 +128,9 @@ def summed(flow: Flow, node: Node) -> Value | Refusal:
             axes[letter] = tied
     for letter in set("".join(terms)) - set(output):
         _sum_letter(flow, node, letter, list(zip(terms, reads, strict=True)))
-    return unknown([axes[letter] for letter in output])
+    found = tuple(axes[letter] for letter in output)
+    orders = [[term.index(c) if c in term else None for c in output] for term in terms]
+    return Value(found, zeros_of(flow, found, reads, orders))
 
 
 def _sum_letter(flow: Flow, node: Node, letter: str, terms: list[tuple[str, Any]]) -> None:

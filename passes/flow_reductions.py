@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from torch.fx.node import Node
 
 from fxprune import ops
+from fxprune.broadcasting import broadcast
 from fxprune.factors import Array, Axis, Factor, Value, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.pattern import Refusal
@@ -19,13 +21,13 @@ from .flow_pointwise import binary
     "mean sum amax amin var std logsumexp linalg_vector_norm norm prod all any nansum argmax argmin"
 )
 def reduced(flow: Flow, node: Node) -> Value | Refusal:
-    """Channels of the axes that are joined stay, those of others pass."""
+    """Channels of the axes that are joined stay unless they add nothing, those of others pass."""
     value = flow.value(node.args[0])
     gone = _joined(flow, node, len(value.axes))
     if flow.shape(node) is None:
         return Refusal("it has several outputs", node)
     for at in gone:
-        flow.pin(value.axes[at], "all channels are joined", node)
+        _join(flow, node, value, at)
     keep = bool(flow.argument(node, "keepdim", False))
     axes: list[Axis] = []
     sizes: list[int] = []
@@ -41,9 +43,37 @@ def reduced(flow: Flow, node: Node) -> Value | Refusal:
         if keep:
             axes.append((Factor(1),))
             sizes.append(1)
-    if not settled:
+    if settled:
+        return Value(tuple(axes), _after(flow, node, value.const.reshape(sizes)))
+    if not _adds_up(flow, node):
         return unknown(axes)
-    return Value(tuple(axes), _after(node, value.const.reshape(sizes)))
+    dims = [value.first_factor(at) + i for at in gone for i in range(len(value.axes[at]))]
+    zero = (value.const == 0).all(axis=tuple(dims)).reshape(sizes)
+    return Value(tuple(axes), np.where(zero, 0.0, np.nan))
+
+
+def _join(flow: Flow, node: Node, value: Value, axis: int) -> None:
+    """Let the channels of an axis stay that count in what it is joined to: in a sum, 0 does not."""
+    if not _adds_up(flow, node) or all(factor.atoms is None for factor in value.axes[axis]):
+        flow.pin(value.axes[axis], "all channels are joined", node)
+        return
+    part = flow.flat(value, axis, node)
+    if part.atoms is not None:
+        flow.atoms.met(part.atoms)
+        flow.atoms.pin(part.atoms[part.spread != 0], "all channels are joined", node)
+
+
+def _adds_up(flow: Flow, node: Node) -> bool:
+    """Tell whether zeros may be left out: of a sum, or a norm of a positive order."""
+    name = ops.canonical_name(node.target)
+    if name == "linalg_vector_norm":
+        order = flow.argument(node, "ord", 2)
+    elif name == "norm":
+        order = flow.argument(node, "p", 2)
+    else:
+        return name in ("sum", "nansum")
+    order = 2 if order is None else order
+    return isinstance(order, (int, float)) and 0 < order <= math.inf
 
 
 def _joined(flow: Flow, node: Node, rank: int) -> set[int]:
@@ -54,12 +84,12 @@ def _joined(flow: Flow, node: Node, rank: int) -> set[int]:
     return {int(dim) % max(rank, 1) for dim in given}
 
 
-def _after(node: Node, const: Array) -> Array:
+def _after(flow: Flow, node: Node, const: Array) -> Array:
     name = ops.canonical_name(node.target)
     if name in ("mean", "amax", "amin"):
         return const
     found = np.full_like(const, np.nan)
-    if name == "sum":
+    if _adds_up(flow, node):
         found[const == 0] = 0.0
     return found
 
@@ -91,15 +121,6 @@ def along_an_axis(flow: Flow, node: Node) -> Value | Refusal:
     return unknown(value.axes)
 
 
-@transfer("tril triu")
-def triangular(flow: Flow, node: Node) -> Value | Refusal:
-    """Along the last two axes it counts which entries are 0; others pass."""
-    value = flow.value(node.args[0])
-    for axis in value.axes[-2:]:
-        flow.pin(axis, "its triangle counts all channels", node)
-    return unknown(value.axes)
-
-
 @transfer("diff")
 def stepped(flow: Flow, node: Node) -> Value | Refusal:
     """Along its axis each entry is held to the next; others pass."""
@@ -109,6 +130,33 @@ def stepped(flow: Flow, node: Node) -> Value | Refusal:
     at = int(flow.argument(node, "dim", -1)) % len(value.axes)
     flow.pin(value.axes[at], "all channels are joined", node)
     return unknown((*value.axes[:at], (Factor(shape[at]),), *value.axes[at + 1 :]))
+
+
+@transfer("cosine_similarity")
+def alike(flow: Flow, node: Node) -> Value | Refusal:
+    """An axis of two tensors is summed over: what is 0 in both adds nothing, others pass."""
+    found = broadcast(flow, node, [flow.value(arg) for arg in node.args[:2]])
+    if isinstance(found, Refusal):
+        return found
+    axes, consts = found
+    dim = int(flow.argument(node, "dim", 1)) % max(len(axes), 1)
+    shape = np.broadcast_shapes(*(const.shape for const in consts))
+    zero = np.broadcast_to((consts[0] == 0) & (consts[1] == 0), shape)
+    both = Value(axes, np.where(zero, 0.0, np.nan))
+    part = flow.flat(both, dim, node)
+    if part.atoms is not None:
+        flow.atoms.met(part.atoms)
+        flow.atoms.pin(part.atoms[part.spread != 0], "all channels are joined", node)
+    return unknown([axis for at, axis in enumerate(axes) if at != dim])
+
+
+@transfer("triu tril")
+def triangle(flow: Flow, node: Node) -> Value | Refusal:
+    """Which entries of a matrix are kept goes by their places; what lies before passes."""
+    value = flow.value(node.args[0])
+    for axis in value.axes[-2:]:
+        flow.pin(axis, "its entries are told apart by their places", node)
+    return Value(value.axes, np.where(value.const == 0, 0.0, np.nan))
 
 
 @transfer("sort topk kthvalue median mode cummax cummin")

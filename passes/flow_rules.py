@@ -9,9 +9,9 @@ __all__ = ["load"]
 _MODULES = (
     "attention",
     "convolution",
+    "indices",
     "joins",
     "linear",
-    "lookups",
     "norms",
     "numbers",
     "parts",
@@ -22,6 +22,7 @@ _MODULES = (
     "reductions",
     "shuffles",
     "views",
+    "windows",
 )
 
 

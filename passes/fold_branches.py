@@ -12,6 +12,7 @@ from torch.fx.node import Node
 
 from fxprune import ops, tensors
 from fxprune.aliasing import written
+from fxprune.drawing import own_dtype
 from fxprune.factors import Value
 from fxprune.flow import Flow
 from fxprune.importing import VALUE
@@ -117,11 +118,19 @@ def _fold(rewriter: Rewriter, flow: Flow, node: Node, user: Node) -> None:
     if adds_nothing and not user.kwargs and not value.const.any():
         rewriter.replace_uses(user, other)
         return
-    made = rewriter.add_constant(f"{node.name}_constant", _tensor(node, value), persistent=True)
+    found = _tensor(value, _dtype(flow, node))
+    made = rewriter.add_constant(f"{node.name}_constant", found, persistent=True)
     rewriter.replace_argument(user, node, rewriter.read(made, before=user))
 
 
-def _tensor(node: Node, value: Value) -> torch.Tensor:
+def _dtype(flow: Flow, node: Node) -> torch.dtype:
+    """Return a node's dtype: the noted one, or what became of it as the model went to another."""
+    noted = node.meta[VALUE][1]
+    follows = noted == flow.program.inputs.float_dtype
+    return (own_dtype(flow.program) or noted) if follows else noted
+
+
+def _tensor(value: Value, dtype: torch.dtype) -> torch.Tensor:
     """Return a constant value as a tensor, of size 1 along axes on which it does not depend."""
     const, at = value.const, 0
     sizes: list[int] = []
@@ -133,7 +142,7 @@ def _tensor(node: Node, value: Value) -> torch.Tensor:
         whole += [factor.size if varies and factor.size < OPEN else 1 for factor in axis]
         sizes.append(int(np.prod(whole[len(whole) - len(axis) :])))
     cells = np.broadcast_to(const, whole).reshape(sizes)
-    return torch.from_numpy(np.array(cells)).to(node.meta[VALUE][1])
+    return torch.from_numpy(np.array(cells)).to(dtype)
 
 
 def _erase_dead(rewriter: Rewriter, flow: Flow) -> set[Node]:

@@ -308,7 +308,17 @@ STEPS: dict[str, Callable[[int, int], Made]] = {
     "softmax": _plain(lambda x: x.softmax(1)),
     "cumsum": _plain(lambda x: x.cumsum(1)),
     "normalize": _plain(lambda x: F.normalize(x, dim=1)),
+    "mean_over": _plain(lambda x: x - x.mean(1, keepdim=True)),
+    "sum_over": _plain(lambda x: x / (1 + x.square().sum(1, keepdim=True))),
     "amax": _plain(lambda x: x - x.amax(1, keepdim=True)),
+    "from_zeros": _plain(lambda x: x + x.new_zeros(x.shape) * x),
+    "unfold": _plain(
+        lambda x: F.fold(F.unfold(x, 3, padding=1) * 2, x.shape[2:], 3, padding=1)  # pyright: ignore
+    ),
+    "windows": _plain(lambda x: x.unfold(3, 1, 1).mean(-1)),
+    "gather": _plain(lambda x: x.gather(2, torch.zeros_like(x, dtype=torch.int64))),
+    "scatter": _plain(lambda x: x.scatter(3, torch.zeros_like(x, dtype=torch.int64), x * 2)),
+    "look_up": _plain(lambda x: x[:, :, x.argmax(2)[0, 0] * 0] + x),
     "where": _plain(lambda x: torch.where(x > 0, x, x * 0.5)),
     "clamp": _plain(lambda x: x.clamp(0.1, 0.5)),
     "divide": _plain(lambda x: x / (1 + x.abs())),

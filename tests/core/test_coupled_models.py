@@ -54,6 +54,70 @@ class UNet(nn.Module):
         return self.out(F.relu(self.last(joined)))
 
 
+class ConvLSTM(nn.Module):
+    """A hidden state that begins as zeros, and meets nothing but itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.out = nn.Conv2d(3 + 6, 4 * 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        hidden = frames.new_zeros(frames.shape[0], 6, 4, 4)
+        cell = torch.zeros_like(hidden)
+        for x in frames.unbind(1):
+            i, f, o, g = self.gates(torch.cat([x, hidden], 1)).split(6, 1)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            hidden = o.sigmoid() * cell.tanh()
+        return self.out(hidden)
+
+
+class Windows(nn.Module):
+    """Attention with a table of position biases, one a head, which no rule has to select."""
+
+    index: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.table = nn.Parameter(torch.randn(9, 4))
+        self.register_buffer("index", torch.arange(25).remainder(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        bias = self.table[self.index].view(5, 5, 4).permute(2, 0, 1).unsqueeze(0)
+        mixed = (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
+
+
+class SelectiveKernel(nn.Module):
+    """Branches joined, told apart by a view, weighed by a softmax and summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
+        self.weigh, self.out = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.a(x), self.b(x)], 1).view(x.shape[0], 2, 8, 4, 4)
+        weights = self.weigh(both.sum(1).mean((2, 3), keepdim=True)).view(x.shape[0], 2, 8, 1, 1)
+        return self.out((both * weights.softmax(1)).sum(1))
+
+
+class Capsules(nn.Module):
+    """Vectors times matrices of their own, summed over all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primary = nn.Conv2d(3, 16, 1)
+        self.matrices = nn.Parameter(torch.randn(1, 4, 6, 4))
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        vectors = self.primary(x).mean((2, 3)).view(x.shape[0], 4, 4, 1)
+        return self.out((self.matrices @ vectors).squeeze(-1).sum(1))
+
+
 def llama(heads: int) -> nn.Module:
     config = transformers.LlamaConfig(**WIDTHS, num_key_value_heads=heads, use_cache=False)
     return Of(transformers.LlamaForCausalLM(config), lambda found: found.logits)
@@ -98,6 +162,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor, tuple[int, ...]]] = {
         torch.randn(2, 5, 32),
         (4, 24),
     ),
+    "hidden state": (ConvLSTM, torch.randn(2, 2, 3, 4, 4), (6,)),
+    "position biases": (Windows, torch.randn(2, 5, 32), (4,)),
+    "selective kernel": (SelectiveKernel, torch.randn(2, 3, 4, 4), (8,)),
+    "capsules": (Capsules, torch.randn(2, 3, 4, 4), (4,)),
     "bert": (bert, IDS, (4, 24)),
     "llama": (lambda: llama(4), IDS, (4, 24)),
     "llama with shared keys": (lambda: llama(2), IDS, (2, 24)),

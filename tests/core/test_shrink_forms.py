@@ -30,6 +30,44 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "fliplr": (torch.fliplr, 8),
     "glu over places": (lambda x: F.glu(x, -1), 8),
     "a vector": (lambda x: (x @ torch.ones(6, dtype=x.dtype)).unsqueeze(-1), 8),
+    "a step from zeros": (
+        lambda x: (h := x.new_zeros(x.shape[0], 8, 6, 6)) + x.tanh() * (1 - h),
+        8,
+    ),
+    "zeros beside": (
+        lambda x: torch.cat([x, torch.zeros(x.shape[0], 4, 6, 6, dtype=x.dtype)], 1),
+        12,
+    ),
+    "one place for all": (
+        lambda x: x + torch.ones(1, 1, 1, 1, dtype=x.dtype).expand(-1, 8, 6, 6),
+        8,
+    ),
+    "one place again and again": (
+        lambda x: x * torch.ones(1, 6, 6, dtype=x.dtype).repeat(8, 1, 1),
+        8,
+    ),
+    "branches that are summed": (lambda x: torch.cat([x, x * 2], 1).view(-1, 2, 8, 6, 6).sum(1), 8),
+    "branches by a softmax": (
+        lambda x: (
+            torch.cat([x, x * 2], 1).view(-1, 2, 8, 6, 6) * x.new_ones(2, 1, 1, 1).softmax(0)
+        ).sum(1),
+        8,
+    ),
+    "a norm over channels": (lambda x: x * x.norm(dim=1, keepdim=True), 8),
+    "a sum over channels": (lambda x: x / (1 + x.square().sum(1, keepdim=True)), 8),
+    "windows in rows": (lambda x: F.fold(F.unfold(x, 3, padding=1) * 2, (6, 6), 3, padding=1), 8),
+    "windows": (lambda x: x.unfold(2, 2, 1).mean(-1), 8),
+    "computed indices of places": (lambda x: x[:, :, x.argmax(2)[0, 0] % 6], 8),
+    "pairs of places": (lambda x: x[:, :, [0, 1, 2], [3, 4, 5]].unsqueeze(-1), 8),
+    "gather": (lambda x: x.gather(2, (x > 0).long()), 8),
+    "scatter": (lambda x: x.scatter(3, (x > 0).long(), x * 2), 8),
+    "bins": (lambda x: x * torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0], dtype=x.dtype)), 8),
+    "sampled places": (
+        lambda x: F.grid_sample(x, torch.zeros_like(x[:, 6:].movedim(1, -1)), align_corners=False),
+        8,
+    ),
+    "a matrix on the left": (lambda x: torch.ones(6, 6, dtype=x.dtype) @ x, 8),
+    "a triangle of places": (lambda x: x.tril(), 8),
     "a table": (lambda x: x * torch.tensor([1.0, 0.0] * 4, dtype=x.dtype).view(-1, 1, 1), 8),
 }
 

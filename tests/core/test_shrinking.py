@@ -95,6 +95,29 @@ def test_narrow_dtypes_are_checked_in_float64(dtype: torch.dtype):
     assert "float64" in small.captured.shrinks[0].checked
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_constant_branch_has_the_dtype_that_the_program_went_to(dtype: torch.dtype):
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.bn, self.c = nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+            nn.init.zeros_(self.b.weight)
+            nn.init.constant_(self.bn.bias, 1 / 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.a(x) + self.bn(self.b(x)))
+
+    program = fxprune.capture(Branches(), (torch.randn(2, 3, 4, 4),)).eval().to(dtype)
+    small = fxprune.shrink(program)
+    assert small.captured.shrinks[-1].folded
+    x = torch.randn(2, 3, 4, 4).to(dtype)
+    assert small(x).dtype == dtype
+    # The constant is rounded once, where batch norm rounds at each step.
+    atol = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(small(x), program(x), rtol=0, atol=atol)
+
+
 def test_without_certify_the_same_is_cut_and_nothing_is_run(monkeypatch: pytest.MonkeyPatch):
     prune.l1_unstructured(masked := program(), "c.weight", 0.5)
     final = fxprune.finalize(masked)

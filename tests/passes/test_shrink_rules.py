@@ -23,7 +23,7 @@ REFUSED = {
     "layer_norm": ("layer_norm", "a norm counts all channels"),
     "softmax": ("softmax", "runs over all channels"),
     "cumsum": ("cumsum", "runs over all channels"),
-    "normalize": ("linalg_vector_norm", "all channels are joined"),
+    "mean_over": ("mean", "all channels are joined"),
     "amax": ("amax", "all channels are joined"),
     "roll": ("roll", "it is rolled"),
     "sort": ("sort", "runs over all channels"),
