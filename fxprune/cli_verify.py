@@ -74,10 +74,11 @@ def verify_command(
             raise CommandError("give either BEFORE or --against MODEL, to hold AFTER to")
         with Progress() as progress:
             theirs = load(before or against or "", inputs or (), weights, progress)
-            if against is not None and _certificate(after) is not None:
+            beside = None if against is None else _certificate(after)
+            if beside is not None:
                 progress("verify")
                 certificate = _rechecked(after, theirs, promise, trials, seed)
-                _print(page, certificate, as_json=as_json)
+                _print(page, certificate, as_json=as_json, note=f"{beside}: checked from scratch")
                 return
             ours = _after(after, theirs)
             progress("verify")
@@ -91,11 +92,14 @@ def verify_command(
                 trials=trials,
                 seed=seed,
             )
-    _print(page, certificate, as_json=as_json)
+    none = "no certificate.json lies beside it: outputs were compared, and nothing else"
+    _print(page, certificate, as_json=as_json, note=none if against is not None else "")
 
 
-def _print(page: Page, certificate: Certificate, *, as_json: bool) -> None:
+def _print(page: Page, certificate: Certificate, *, as_json: bool, note: str = "") -> None:
     page.text(certificate.to_json() if as_json else str(certificate))
+    if note and not as_json:
+        page.text(note)
     if not certificate:
         raise typer.Exit(1)
 

@@ -134,6 +134,17 @@ def test_a_folder_that_compile_wrote_is_verified() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_against_says_whether_a_certificate_was_checked() -> None:
+    saved()
+    held = fxprune_command("verify", "out", "--against", "nets.py:make")
+    assert held.exit_code == 0, held.output
+    assert held.stdout.splitlines()[-1] == "out/certificate.json: checked from scratch"
+    os.remove("out/certificate.json")
+    compared = fxprune_command("verify", "out", "--against", "nets.py:make", "--trials", "1")
+    assert compared.stdout.splitlines()[-1].startswith("no certificate.json lies beside it")
+
+
+@pytest.mark.usefixtures("folder")
 def test_weights_are_loaded_into_the_other_model() -> None:
     torch.manual_seed(0)
     namespace: dict[str, object] = {}
