@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tag
+from torch import Tag, fx
 from torch._ops import OpOverload
 from torch.fx.node import Node
 
@@ -134,10 +134,20 @@ def _exported(program: Program) -> torch.export.ExportedProgram:
     shapes = _by_argument(program, _dynamic)
     source = copy.deepcopy(program)
     for graph in source.graphs.values():
-        # Of regions of no_grad torch.export cannot write values that nothing reads.
         graph.eliminate_dead_code(_matters)
+        _drop_empty_regions(graph)
     source.recompile()
     return torch.export.export(source, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _drop_empty_regions(graph: fx.Graph) -> None:
+    """Drop regions of no_grad without values: torch.export.load does not read them."""
+    ends = [node for node in graph.nodes if node.target is torch._C._set_grad_enabled]
+    for end in ends:
+        begin = end.prev
+        if begin in ends and isinstance(end.args[0], Node) and end.args[0] is begin.prev:
+            graph.erase_node(end)
+            graph.erase_node(begin)
 
 
 def _matters(node: Node) -> bool:
