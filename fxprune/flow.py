@@ -222,8 +222,10 @@ class Flow:
     def _tells(self, factor: Factor) -> bool:
         """Tell whether channels are those of the model, and not of a tensor made of numbers."""
         ids = factor.atoms
-        return ids is not None and not any(
-            own[0] <= ids.min() <= ids.max() <= own[-1] for own in self._own
+        return (
+            ids is not None
+            and ids.size > 0
+            and not any(own[0] <= ids.min() <= ids.max() <= own[-1] for own in self._own)
         )
 
     def _pin_inputs(self, node: Node, reason: str) -> None:

@@ -98,6 +98,12 @@ def group_norm(flow: Flow, node: Node) -> Value | Refusal:
     return with_axis(unknown(value.axes), 1, axis, _affine(normed, *_vectors(flow, node)))
 
 
+@transfer("_weight_norm _weight_norm_interface")
+def weight_norm(flow: Flow, node: Node) -> Refusal:
+    """Rows of zeros are NaN behind it, so that nothing of its parts is cut."""
+    return Refusal("weight_norm makes a weight of it; remove_parametrizations folds it", node)
+
+
 @transfer("layer_norm rms_norm")
 def layer_norm(flow: Flow, node: Node) -> Value | Refusal:
     """The last axes are counted whole, so their channels stay."""

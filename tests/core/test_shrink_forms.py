@@ -220,3 +220,9 @@ def test_columns_of_a_bag_of_rows_go():
         model[0].weight[:, 1:4] = 0  # pyright: ignore[reportIndexIssue]
     _, record = shrunk(program_of(model, torch.randint(0, 9, (3, 4))))
     assert cuts(record)["2.weight", 1] == (0, 4, 5)
+
+
+def test_a_weight_norm_says_what_to_do():
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))
+    _, record = shrunk(between(layer, 8))
+    assert any("remove_parametrizations" in each.reason for each in record.blocked)
