@@ -20,6 +20,8 @@ from .flow_numbers import pin_random
 from .flow_parts import with_axis_unknown
 from .flow_sums import numbers
 
+# Second names that torch has for operators.
+_PLAIN = {"multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub"}
 _MOST = 2**18  # entries of a stored operand that are looked at
 
 
@@ -28,7 +30,8 @@ _MOST = 2**18  # entries of a stored operand that are looked at
     "mish softplus softsign logsigmoid log_sigmoid abs neg sqrt rsqrt exp exp2 log log1p log2 "
     "log10 expm1 sin cos tan sinh cosh asin acos atan asinh acosh atanh square reciprocal clamp "
     "clamp_min clamp_max erf erfc tanhshrink softshrink hardshrink pow threshold rrelu sign floor "
-    "ceil round trunc frac nan_to_num sinc logit sgn deg2rad rad2deg special_expit"
+    "ceil round trunc frac nan_to_num sinc logit sgn deg2rad rad2deg special_expit "
+    "absolute negative clip fix arccos arcsin arctan arccosh arcsinh arctanh"
 )
 def pointwise(flow: Flow, node: Node) -> Value | Refusal | None:
     """A function of one tensor, of which NaN is NaN."""
@@ -81,7 +84,7 @@ def cast(flow: Flow, node: Node) -> Value | Refusal:
     return Value(value.axes, np.where(value.const == 0, 0.0, np.nan))
 
 
-@transfer("add sub rsub mul div maximum minimum")
+@transfer("add sub rsub mul div maximum minimum multiply divide true_divide subtract")
 def binary(flow: Flow, node: Node) -> Value | Refusal | None:
     """A function of two tensors, or of a tensor and a number."""
     if all(flow.is_number(read) for read in node.all_input_nodes):
@@ -90,7 +93,8 @@ def binary(flow: Flow, node: Node) -> Value | Refusal | None:
     if isinstance(found, Refusal) or any(isinstance(arg, Node) for arg in node.kwargs.values()):
         return found if isinstance(found, Refusal) else Refusal("it is scaled by a tensor", node)
     axes, consts, computed = found
-    name = ops.canonical_name(node.target)
+    called = ops.canonical_name(node.target)
+    name = _PLAIN.get(called, called)
     if computed:  # by a number that is not known before it runs, as a size
         zero = (consts[0] == 0) & (name == "mul" or (name == "div" and node.args[0] in flow.values))
         return Value(axes, np.where(zero, 0.0, np.nan))
@@ -106,7 +110,8 @@ def binary(flow: Flow, node: Node) -> Value | Refusal | None:
 @transfer(
     "gt ge lt le eq ne logical_and logical_or logical_xor logical_not bitwise_and bitwise_or "
     "bitwise_xor bitwise_not isnan isinf isfinite atan2 hypot remainder fmod floor_divide "
-    "addcmul addcdiv lerp xlogy fmax fmin copysign __and__ __or__ __xor__"
+    "addcmul addcdiv lerp xlogy fmax fmin copysign __and__ __or__ __xor__ greater greater_equal "
+    "less less_equal not_equal arctan2"
 )
 def compared(flow: Flow, node: Node) -> Value | Refusal | None:
     """A function of several tensors, of which constants are not followed."""

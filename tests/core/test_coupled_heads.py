@@ -178,7 +178,11 @@ def steps(x: Tensor) -> Tensor:
     return torch.stack([x, x.cos(), x.sin()], 1).diff(dim=1)
 
 
-@pytest.mark.parametrize("between", [interleaved, triangle, steps])
+def renamed(x: Tensor) -> Tensor:
+    return torch.multiply(torch.subtract(x, 0.5 * x).clip(-1, 1), torch.divide(x, 3).negative())
+
+
+@pytest.mark.parametrize("between", [interleaved, triangle, steps, renamed])
 def test_channels_pass(between: Callable[[Tensor], Tensor]):
     class Net(nn.Module):
         def __init__(self) -> None:
