@@ -66,8 +66,8 @@ def check_model(
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> checked = check_model(model, torch.randn(3, 3), max_examples=1)
-        >>> checked.subject, checked.refused
-        ('Sequential', {})
+        >>> checked.subject, checked.checks["capture"], checked.checks["finalize"] > 0
+        ('Sequential', 1, True)
     """
     args, kwargs = _split(inputs)
     memory, tally = Memory(model), Tally(type(model).__name__)
