@@ -10,7 +10,7 @@ import torch
 from torch.fx.node import Node
 
 from fxprune.broadcasting import broadcast
-from fxprune.factors import Axis, Factor, Value, unknown
+from fxprune.factors import Array, Axis, Factor, Value, unknown
 from fxprune.flow import Flow, transfer
 from fxprune.importing import VALUE
 from fxprune.pattern import Refusal
@@ -70,9 +70,13 @@ def _looked_up(
     beside = list(dims) == list(range(dims[0], dims[-1] + 1))
     place = dims[0] if beside else 0
     made: list[Axis] = [(Factor(size),) for size in shape[place : place + count]]
-    first = rest.first_factor(place)
-    sizes = [*rest.const.shape[:first], *[1] * count, *rest.const.shape[first:]]
-    return Value((*rest.axes[:place], *made, *rest.axes[place:]), rest.const.reshape(sizes))
+    const = _widened(rest.const, rest.first_factor(place), count)
+    return Value((*rest.axes[:place], *made, *rest.axes[place:]), const)
+
+
+def _widened(const: Array, place: int, count: int) -> Array:
+    """Return constants with new dimensions, along which they are the same."""
+    return const.reshape([*const.shape[:place], *[1] * count, *const.shape[place:]])
 
 
 def _is_mask(flow: Flow, read: Any) -> bool:
@@ -107,10 +111,8 @@ def gathered(flow: Flow, node: Node) -> Value | Refusal:
         return others
     axes, (const, _) = others
     flow.pin(value.axes[dim], _LOOKED_UP, node)
-    place = sum(map(len, axes[:dim]))
-    count = len(index.axes[dim])
-    sizes = [*const.shape[:place], *[1] * count, *const.shape[place:]]
-    return Value((*axes[:dim], index.axes[dim], *axes[dim:]), const.reshape(sizes))
+    const = _widened(const, sum(map(len, axes[:dim])), len(index.axes[dim]))
+    return Value((*axes[:dim], index.axes[dim], *axes[dim:]), const)
 
 
 @transfer("scatter scatter_add scatter_reduce")
@@ -129,9 +131,8 @@ def scattered(flow: Flow, node: Node) -> Value | Refusal:
     if len(consts) != 3:
         return found
     zero = (consts[0] == 0) & (consts[2] == 0)  # what is there, and what is put there
-    place = sum(map(len, axes[:dim]))
-    sizes = [*zero.shape[:place], *[1] * len(found.axes[dim]), *zero.shape[place:]]
-    return Value(found.axes, np.where(zero, 0.0, np.nan).reshape(sizes))
+    const = np.where(zero, 0.0, np.nan)
+    return Value(found.axes, _widened(const, found.first_factor(dim), len(found.axes[dim])))
 
 
 def _others(flow: Flow, node: Node, dim: int, values: Sequence[Value]) -> Any:

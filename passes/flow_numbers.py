@@ -27,9 +27,7 @@ def number(flow: Flow, node: Node) -> Refusal | None:
         if isinstance(dim, int) and value.axes:
             axis = value.axes[dim % len(value.axes)]
             flow.edits.append(lambda cut, axis=axis: cut.keep_count(node, axis))
-            for factor in value.factors:
-                if factor.atoms is not None:
-                    flow.atoms.met(factor.atoms)
+            met(flow, value)
         else:
             flow.pin_value(value, "they are counted", node)
     return None if flow.shape(node) is None else Refusal("it counts channels", node)
@@ -104,9 +102,14 @@ def _fill(node: Node) -> float:
 def _meet_all(flow: Flow, node: Node) -> None:
     """Need nothing of the channels of a tensor of which the kind alone counts."""
     for read in node.all_input_nodes:
-        for factor in flow.value(read).factors:
-            if factor.atoms is not None:
-                flow.atoms.met(factor.atoms)
+        met(flow, flow.value(read))
+
+
+def met(flow: Flow, value: Value) -> None:
+    """Need nothing of the channels of a value."""
+    for factor in value.factors:
+        if factor.atoms is not None:
+            flow.atoms.met(factor.atoms)
 
 
 @transfer("rand_like randn_like randint_like bernoulli uniform normal exponential random")

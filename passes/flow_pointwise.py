@@ -16,13 +16,12 @@ from fxprune.importing import VALUE
 from fxprune.pattern import Refusal
 from fxprune.reads import is_product
 
-from .flow_numbers import pin_random
+from .flow_numbers import met, pin_random
 from .flow_parts import with_axis_unknown
-from .flow_sums import numbers
+from .flow_sums import with_numbers
 
 # Second names that torch has for operators.
 _PLAIN = {"multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub"}
-_MOST = 2**18  # entries of a stored operand that are looked at
 
 
 @transfer(
@@ -75,9 +74,7 @@ def cast(flow: Flow, node: Node) -> Value | Refusal:
     """What it is given, in another dtype."""
     value = flow.value(node.args[0])
     for other in node.all_input_nodes[1:]:  # its dtype alone counts
-        for factor in flow.value(other).factors:
-            if factor.atoms is not None:
-                flow.atoms.met(factor.atoms)
+        met(flow, flow.value(other))
     noted = node.meta.get(VALUE)
     if noted is None or noted[1].is_floating_point:
         return value
@@ -209,14 +206,10 @@ def _operands(flow: Flow, node: Node) -> Any:
 
 
 def _with_numbers(flow: Flow, node: Node, arg: Node) -> Value:
-    """Return the value of an operand, with its numbers where it is stored, as a table is."""
-    value = flow.value(arg)
-    if value.known() or is_product(flow.program, node):
-        return value
-    stored = flow.concrete(arg)
-    if stored is None or stored.numel() > _MOST or not stored.is_floating_point():
-        return value
-    return Value(value.axes, numbers(stored).reshape([factor.size for factor in value.factors]))
+    """Return the value of an operand, with its numbers; of a mask's product, without."""
+    if is_product(flow.program, node):
+        return flow.value(arg)
+    return with_numbers(flow, arg, floating=True)
 
 
 def _in_order(node: Node) -> list[Node]:

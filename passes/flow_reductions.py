@@ -57,6 +57,11 @@ def _join(flow: Flow, node: Node, value: Value, axis: int) -> None:
     if not _adds_up(flow, node) or all(factor.atoms is None for factor in value.axes[axis]):
         flow.pin(value.axes[axis], "all channels are joined", node)
         return
+    _add_up(flow, node, value, axis)
+
+
+def _add_up(flow: Flow, node: Node, value: Value, axis: int) -> None:
+    """Let the channels of an axis that are not 0 stay: they count in a sum over it."""
     part = flow.flat(value, axis, node)
     if part.atoms is not None:
         flow.atoms.met(part.atoms)
@@ -142,11 +147,7 @@ def alike(flow: Flow, node: Node) -> Value | Refusal:
     dim = int(flow.argument(node, "dim", 1)) % max(len(axes), 1)
     shape = np.broadcast_shapes(*(const.shape for const in consts))
     zero = np.broadcast_to((consts[0] == 0) & (consts[1] == 0), shape)
-    both = Value(axes, np.where(zero, 0.0, np.nan))
-    part = flow.flat(both, dim, node)
-    if part.atoms is not None:
-        flow.atoms.met(part.atoms)
-        flow.atoms.pin(part.atoms[part.spread != 0], "all channels are joined", node)
+    _add_up(flow, node, Value(axes, np.where(zero, 0.0, np.nan)), dim)
     return unknown([axis for at, axis in enumerate(axes) if at != dim])
 
 

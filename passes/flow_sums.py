@@ -16,7 +16,9 @@ from fxprune.resizing import bias_name
 from fxprune.sinks import Sink, meet, row_constants, sums_of
 from fxprune.weights import Weights
 
-__all__ = ["Layer", "numbers", "outputs"]
+__all__ = ["Layer", "numbers", "outputs", "with_numbers"]
+
+_MOST = 2**18  # entries of a stored operand that are looked at
 
 
 class Layer:
@@ -103,6 +105,21 @@ def outputs(before: tuple[Axis, ...], out: Axis, after: tuple[Axis, ...], const:
     return Value(
         (*before, out, *after), np.broadcast_to(const, (int(np.prod(sizes)),)).reshape(dims)
     )
+
+
+def with_numbers(flow: Flow, operand: object, *, floating: bool = False) -> Value:
+    """Return the value of an operand, with its numbers where it is stored, as a table is.
+
+    Args:
+        flow: whose node it is.
+        operand: the node.
+        floating: whether numbers of floating dtypes alone are of use.
+    """
+    value = flow.value(operand)
+    stored = flow.concrete(operand) if isinstance(operand, Node) and not value.known() else None
+    if stored is None or stored.numel() > _MOST or (floating and not stored.is_floating_point()):
+        return value
+    return Value(value.axes, numbers(stored).reshape([factor.size for factor in value.factors]))
 
 
 def numbers(tensor: torch.Tensor) -> Array:

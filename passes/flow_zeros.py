@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch.fx.node import Node
 
 from fxprune.broadcasting import spread
 from fxprune.factors import Array, Axis, Factor, Value
 from fxprune.flow import Flow
 
-from .flow_sums import numbers
+from .flow_sums import with_numbers
 
 __all__ = ["zeros_of"]
-
-_MOST = 2**18  # entries of a stored operand that are looked at
 
 
 def zeros_of(
@@ -35,17 +32,8 @@ def zeros_of(
     """
     zero = np.zeros((1,) * sum(map(len, axes)), dtype=np.bool_)
     for operand, order in zip(operands, orders, strict=True):
-        zero = zero | (spread(_collapsed(_looked_at(flow, operand), order), axes) == 0)
+        zero = zero | (spread(_collapsed(with_numbers(flow, operand), order), axes) == 0)
     return np.where(zero, 0.0, np.nan)
-
-
-def _looked_at(flow: Flow, operand: object) -> Value:
-    """Return the value of an operand, with its numbers where it is stored."""
-    value = flow.value(operand)
-    stored = flow.concrete(operand) if isinstance(operand, Node) else None
-    if stored is None or stored.numel() > _MOST or value.known():
-        return value
-    return Value(value.axes, numbers(stored).reshape([factor.size for factor in value.factors]))
 
 
 def _collapsed(value: Value, order: Sequence[int | None]) -> Value:
