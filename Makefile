@@ -3,7 +3,7 @@ N ?= 2000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help format lint type test test-fast coverage golden parity fuzz kills mutants bench bench-certificates bench-checkpoint bench-ranking bench-shrink check
+.PHONY: help format lint type test test-thorough smoke coverage golden parity fuzz kills mutants bench bench-certificates bench-checkpoint bench-ranking bench-shrink check
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,17 +19,20 @@ lint: ## check format and lint
 type: ## check types
 	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
-test: ## run every test
+test: ## run the quick tests
 	$(PYTHON) -m pytest
 
-test-fast: ## run every test that is not marked slow
-	$(PYTHON) -m pytest -m "not slow"
+test-thorough: ## run what the quick tests leave out
+	$(PYTHON) -m pytest -m thorough
+
+smoke: ## run something of every room, in a minute
+	$(PYTHON) -m pytest -m smoke $$(grep -rl --include='test_*.py' 'mark\.smoke' tests)
 
 coverage: ## run every test and show the lines and branches not reached
-	$(PYTHON) -m pytest --cov
+	$(PYTHON) -m pytest -m "" --cov
 
 golden: ## rewrite the golden files; read the diff before committing it
-	FXPRUNE_UPDATE_GOLDEN=1 $(PYTHON) -m pytest tests/passes tests/core
+	FXPRUNE_UPDATE_GOLDEN=1 $(PYTHON) -m pytest -m "" tests/passes tests/core
 
 parity: ## compare N random pruning sequences with torch.nn.utils.prune, bit for bit
 	$(PYTHON) -m tests.parity.run --count $(N)
@@ -58,4 +61,4 @@ bench-ranking: ## measure global ranking against torch.nn.utils.prune.global_uns
 bench-shrink: ## measure coupled pruning and shrink beside Torch-Pruning, where it is installed
 	$(PYTHON) -m tests.bench.shrink
 
-check: lint type test ## all that CI runs
+check: test lint type test-thorough ## all that CI runs

@@ -21,14 +21,16 @@ Golden = Callable[[str, str, str], None]
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 
+SAME = bool(os.environ.get("CI"))  # the same examples in each run
 settings.register_profile("dev", max_examples=25, deadline=None)
-settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("quick", max_examples=100, deadline=None, derandomize=SAME)
+settings.register_profile("thorough", max_examples=100, deadline=None, derandomize=SAME)
 settings.register_profile("nightly", max_examples=2000, deadline=None)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Choose the hypothesis profile, and give doctests the passes under their installed name."""
-    default = "ci" if os.environ.get("CI") else "dev"
+    default = "thorough" if config.getoption("markexpr") == "thorough" else "quick"
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", default))
     torch.set_num_threads(1)
     _alias_passes()

@@ -43,7 +43,7 @@ def test_compiled_programs_equal_eager_ones(backend: str, capsys: pytest.Capture
     assert "\nsame: kept on " in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_inductor_takes_programs_whole():
     found = compile_time.main([])
     assert set(found) == {"masked", "finalized"}

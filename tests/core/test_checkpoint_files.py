@@ -335,7 +335,7 @@ c.prune_checkpoint(sys.argv[1], {recipe}, sys.argv[2], on_progress=lambda *x: pr
 
 
 @posix
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["file", "new folder", "old folder"])
 def test_killed_at_any_moment_it_leaves_no_half_and_run_again_does_the_whole(
     tmp_path: Path, form: str

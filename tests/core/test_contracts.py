@@ -1,152 +1,144 @@
-"""The shape of the code: who imports whom, sizes, docstrings, public names."""
+"""The shape of the code: rooms on floors, and docstrings of public names. Ruff holds the rest."""
 
 from __future__ import annotations
 
 import ast
-import fnmatch
-import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 import fxprune
 
 ROOT = Path(__file__).parents[2]
-COMPILER = sorted((ROOT / "fxprune").glob("**/*.py"))
-PASSES = sorted((ROOT / "passes").glob("**/*.py"))
 FOLDERS = {".ci", "examples", "fxprune", "passes", "tests"}
-FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
-
-each_compiler_file = pytest.mark.parametrize("path", COMPILER, ids=lambda path: path.stem)
-each_pass_file = pytest.mark.parametrize("path", PASSES, ids=lambda path: path.stem)
-each_file = pytest.mark.parametrize(
-    "path", COMPILER + PASSES, ids=lambda path: f"{path.parent.name}.{path.stem}"
+FLOORS = (
+    {"support", "errors", "words"},
+    {"program"},
+    {"rewrite"},
+    {"recipe", "ranking", "channels"},
+    {"verification"},
+    {"frontends", "files", "reports"},
+    {"passes"},
+    {"compiler"},
+    {"training", "checkpoint"},
+    {"cli", "testing", "functional", "__init__", "__main__"},
 )
+"""Rooms from the ground up. Those of the ground know each other, and so do the doors at the top."""
+
+flat = pytest.mark.xfail(strict=True, reason="the files of fxprune/ do not lie in rooms yet")
 
 
 @cache
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def modules() -> dict[str, Path]:
+    """Every file of fxprune and of the passes, by its dotted name; a room's door has the room's."""
+    paths = {
+        ("fxprune", *path.relative_to(ROOT / "fxprune").parts): path
+        for path in (ROOT / "fxprune").rglob("*.py")
+    } | {
+        ("fxprune", "passes", *path.relative_to(ROOT / "passes").parts): path
+        for path in (ROOT / "passes").rglob("*.py")
+    }
+    return {
+        ".".join(parts).removesuffix(".py").removesuffix(".__init__"): path
+        for parts, path in paths.items()
+    }
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """The dotted name of each import; a relative one keeps its leading dots."""
-    for node in ast.walk(tree):
+def imported(name: str) -> Iterator[str]:
+    """The modules of fxprune that a module imports, in functions and for type checkers too."""
+    path = modules()[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names if alias.name in modules())
         elif isinstance(node, ast.ImportFrom):
-            prefix = "." * node.level + (f"{node.module}." if node.module else "")
-            yield from (prefix + alias.name for alias in node.names)
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            source = ".".join([*start, *(node.module or "").split(".")]).rstrip(".")
+            if source.partition(".")[0] == "fxprune":
+                inner = [f"{source}.{alias.name}" for alias in node.names]
+                yield from (name if name in modules() else source for name in inner)
 
 
-def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    yield from (node for node in ast.walk(tree) if isinstance(node, FUNCTIONS))
+@cache
+def imports() -> tuple[tuple[str, str], ...]:
+    return tuple((name, other) for name in sorted(modules()) for other in sorted({*imported(name)}))
 
 
-def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines from `def` to the end, the docstring left out: documentation is not complexity."""
-    lines = (node.end_lineno or node.lineno) - node.lineno + 1
-    if ast.get_docstring(node) is None:
-        return lines
-    doc = node.body[0]
-    return lines - ((doc.end_lineno or doc.lineno) - doc.lineno + 1)
+def room(name: str) -> str:
+    """The room in which a module is: the name after `fxprune`."""
+    return name.split(".")[1] if "." in name else "__init__"
 
 
-def names_in_all(tree: ast.Module) -> list[str] | None:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return ast.literal_eval(node.value)
-    return None
+def floor(name: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room(name) in rooms)
 
 
-@each_compiler_file
-def test_compiler_never_imports_passes(path: Path):
-    assert [name for name in imported(parse(path)) if "passes" in name.split(".")] == []
+def in_one_room(name: str, other: str) -> bool:
+    ends = floor(name) == floor(other) and floor(name) in (0, len(FLOORS) - 1)
+    return room(name) == room(other) or ends
 
 
-@each_pass_file
-def test_passes_import_the_compiler_absolutely_and_themselves_relatively(path: Path):
-    names = list(imported(parse(path)))
-    assert [name for name in names if name.startswith("..")] == []
-    assert [name for name in names if name.startswith(("passes", "fxprune.passes"))] == []
+@flat
+def test_every_file_is_in_a_room():
+    assert [name for name in modules() if not any(room(name) in rooms for rooms in FLOORS)] == []
 
 
-@each_file
-def test_imports_stand_at_the_top(path: Path):
-    assert [name for node in functions(parse(path)) for name in imported(node)] == []
+@flat
+def test_imports_go_down_or_stay_in_their_room():
+    assert [
+        f"{name} imports {other}"
+        for name, other in imports()
+        if floor(other) >= floor(name) and not in_one_room(name, other)
+    ] == []
 
 
-@each_file
-def test_files_are_short(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 300
+def test_other_rooms_are_entered_by_their_door():
+    assert [
+        f"{name} imports {other}"
+        for name, other in imports()
+        if room(name) != room(other) and other.count(".") > 1
+    ] == []
 
 
-@each_file
-def test_functions_are_short(path: Path):
-    assert {node.name: length(node) for node in functions(parse(path)) if length(node) >= 40} == {}
+@flat
+def test_imports_have_no_circle():
+    circles = nx.strongly_connected_components(nx.DiGraph(imports()))
+    assert [sorted(circle) for circle in circles if len(circle) > 1] == []
 
 
-@each_file
-def test_modules_say_what_they_are(path: Path):
-    assert ast.get_docstring(parse(path))
+def test_the_compiler_imports_no_pass():
+    assert [
+        f"{name} imports {other}"
+        for name, other in imports()
+        if room(other) == "passes" and room(name) != "passes"
+    ] == []
 
 
-@each_compiler_file
-def test_modules_list_their_names(path: Path):
-    names = names_in_all(parse(path))
-    assert names is not None
-    assert len(names) == len(set(names))
-
-
-@each_file
-def test_what_other_modules_take_is_listed(path: Path):
-    tree = parse(path)
-    taken = [
-        (node.module, alias.name)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fxprune.")
-        for alias in node.names
-    ]
-    files = {name: ROOT / Path(*str(name).split(".")).with_suffix(".py") for name, _ in taken}
-    listed = {name: names_in_all(parse(file)) for name, file in files.items() if file.exists()}
-    assert [(m, name) for m, name in taken if m in listed and name not in (listed[m] or ())] == []
-
-
-@each_file
-def test_library_neither_prints_nor_asserts(path: Path):
-    nodes = list(ast.walk(parse(path)))
-    calls = [node for node in nodes if isinstance(node, ast.Call)]
-    assert [call.lineno for call in calls if ast.unparse(call.func) == "print"] == []
-    assert [node.lineno for node in nodes if isinstance(node, ast.Assert)] == []
-
-
-def named_in_the_map() -> set[str]:
-    """The names of files, some with a *, in CONTRIBUTING's table of where things are."""
-    lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in lines if line.startswith("|")]
-    return {name.rpartition("/")[2] for name in re.findall(r"`([\w/*]+\.py)`", "\n".join(rows))}
-
-
-def test_the_map_names_every_module_of_the_compiler_and_no_other_file():
-    names, compiler = named_in_the_map(), {path.name for path in COMPILER}
-    there = compiler | {path.name for path in PASSES}
-    assert [name for name in sorted(names) if not fnmatch.filter(there, name)] == []
-    found = {file for name in names for file in fnmatch.filter(compiler, name)}
-    assert sorted(compiler - found) == []
+def test_passes_import_the_compiler_absolutely_and_themselves_relatively():
+    found = list[str]()
+    for path in sorted((ROOT / "passes").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            source = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [source]
+            if any(name.startswith(("passes", "fxprune.passes")) for name in names):
+                found.append(f"{path.name} imports {names[0]}")
+            if isinstance(node, ast.ImportFrom) and node.level > 1:
+                found.append(f"{path.name} imports {'.' * node.level}{source}")
+    assert found == []
 
 
 def test_public_names_are_few():
     assert len(fxprune.__all__) <= 25
 
 
-@pytest.mark.parametrize("name", getattr(fxprune, "__all__", []))
-def test_public_names_have_a_docstring(name: str):
-    doc = getattr(fxprune, name).__doc__
-    assert doc
-    assert not doc.startswith(f"{name}("), "a dataclass without a docstring gets its signature"
+def test_public_names_have_a_docstring():
+    docs = {name: getattr(fxprune, name).__doc__ for name in fxprune.__all__}
+    # A dataclass without a docstring gets its signature.
+    assert [name for name, doc in docs.items() if not doc or doc.startswith(f"{name}(")] == []
 
 
 def test_no_other_top_level_folder():

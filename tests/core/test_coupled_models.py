@@ -194,7 +194,7 @@ def test_half_of_each_layer_goes_and_the_function_stays(name: str):
     torch.testing.assert_close(small(x), masked(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("build", "share"), [(resnet18, 0.251), (mobilenet_v2, 0.26), (densenet121, 0.251)]
 )

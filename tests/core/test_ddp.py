@@ -18,7 +18,7 @@ from fxprune.program import Program
 from fxprune.saving import load, save
 from fxprune.testing.comparing import difference
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 RANKS = 2
 STEPS = 3

@@ -161,7 +161,7 @@ def test_other_errors_in_a_sink_are_raised_as_they_are(tmp_path: Path) -> None:
 # Kills
 
 
-@pytest.mark.slow  # 44 processes
+@pytest.mark.thorough  # 44 processes
 def test_kills_at_random_moments_leave_the_old_or_the_new(tmp_path: Path) -> None:
     outcome = kill_writers(4 * len(WRITERS), tmp_path, seed=1)
     assert outcome.torn == []

@@ -52,12 +52,12 @@ def test_a_crash_catches_nothing():
     assert found.crash in (None, "ArithmeticError: no")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("mutant", MUTANTS[:20:4], ids=[m.name for m in MUTANTS[:20:4]])
 def test_some_are_caught(mutant: Mutant):
     assert hunt(mutant, Pool(drawn(40, 1_000_000))).by is not None
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_without_a_fault_there_is_no_alarm():
     assert [alarm_on(draw) for draw in drawn(9, 77)] == [None] * 9

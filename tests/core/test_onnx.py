@@ -46,7 +46,7 @@ def check_runtime(program: Program, path: Path, args: Any, kwargs: Any) -> None:
             torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "form"), cases)
 def test_a_model_of_the_zoo_runs_in_onnxruntime_at_any_batch(
     name: str, form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

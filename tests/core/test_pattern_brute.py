@@ -53,7 +53,7 @@ def test_the_matcher_finds_what_trying_everything_finds(data: st.DataObject):
     check(data)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @settings(
     max_examples=2000,
     deadline=None,

@@ -35,8 +35,8 @@ ROOT = Path(__file__).parents[2]
 
 Launch = Any
 
-each_world = pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
-spread_worlds = pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+each_world = pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.thorough)])
+spread_worlds = pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.thorough)])
 
 
 @pytest.fixture(scope="session")
@@ -231,7 +231,7 @@ def test_a_fault_is_an_error_everywhere_and_changes_nothing(name: str, launch: L
 
 
 @pytest.mark.parametrize(
-    ("mode", "limit"), [("dies", 20.0), pytest.param("hangs", 10.0, marks=pytest.mark.slow)]
+    ("mode", "limit"), [("dies", 20.0), pytest.param("hangs", 10.0, marks=pytest.mark.thorough)]
 )
 def test_a_process_that_leaves_is_an_error_for_the_others(mode: str, limit: float, launch: Launch):
     told = launch(mode, 2)[0][1]

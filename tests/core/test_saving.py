@@ -156,7 +156,7 @@ def test_weights_of_a_loaded_and_finalized_program_load_strictly_into_the_source
     check_runs(other, written(model, program.masks), args, kwargs)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @given(arch=architectures(max_layers=4))
 @settings(max_examples=15)
 def test_any_drawn_program_is_the_same_after_a_load(arch: Arch) -> None:
@@ -375,7 +375,7 @@ def _with_pair(module: str) -> Program:
     return fxprune.capture(made, (torch.ones(2),), batch=None)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_class_that_is_not_registered_is_named(tmp_path: Path) -> None:
     path = save(_bert(), tmp_path / "net.fxp")
     kind: Any = "transformers.modeling_outputs.BaseModelOutputWithPooling"
@@ -388,7 +388,7 @@ def test_a_class_that_is_not_registered_is_named(tmp_path: Path) -> None:
         load(path)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_program_of_a_hugging_face_model_loads_where_nothing_was_imported(tmp_path: Path) -> None:
     path = save(_bert(), tmp_path / "net.fxp")
     code = (

@@ -189,7 +189,7 @@ _GONE = object()
 WRONG = [_GONE, None, True, -1, 10**30, 1.5, "", "x", "__class__", "a.b", [], {}, [[]], {"a": 1}]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_any_place_with_any_wrong_value_is_refused_or_harmless(good: bytes, tmp_path: Path) -> None:
     """Replaces a part anywhere in the document; what still loads must be a Program that saves."""
     header, document, data = taken_apart(good)
@@ -713,7 +713,7 @@ def test_a_nesting_that_is_very_deep_is_refused(good: bytes, tmp_path: Path) -> 
 # Memory
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_large_hostile_document_takes_bounded_memory(good: bytes, tmp_path: Path) -> None:
     """The largest document that is read at all, of what takes most room: empty lists."""
     header, _, data = taken_apart(good)

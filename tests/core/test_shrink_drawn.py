@@ -52,7 +52,7 @@ def test_drawn_networks_keep_their_function(drawn: Drawn, round_to: int):
     holds(drawn, round_to)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @given(drawn_nets, st.sampled_from([1, 1, 1, 2, 4]))
 @settings(max_examples=300, suppress_health_check=SLOW)
 def test_three_hundred_drawn_networks_keep_their_function(drawn: Drawn, round_to: int):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fxprune.passes.table import PASSES
 
-pytestmark = pytest.mark.slow  # each command is a process of its own
+pytestmark = pytest.mark.thorough  # each command is a process of its own
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "third_party"

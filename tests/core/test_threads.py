@@ -54,7 +54,7 @@ def all_of_it(name: str, made: Any, out: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow  # 14 whole runs: half a minute
+@pytest.mark.thorough  # 14 whole runs: half a minute
 def test_eight_threads_give_what_one_gives(tmp_path: Path) -> None:
     names = [*MODELS, "lenet", "lstm"]
     filters, loggers = list(warnings.filters), logging.getLogger("torch.export").filters[:]

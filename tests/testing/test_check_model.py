@@ -37,7 +37,7 @@ def test_small_models_pass_every_check(name: str):
     assert found.checks["parity"] + sum(k.startswith("prune") for k in found.refused) >= 5
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_models_of_hugging_face_pass(name: str):
     factory, batch, _ = HUGGING_FACE[name]
