@@ -16,6 +16,7 @@ import fxprune
 from fxprune.program import Program
 from fxprune.testing.comparing import difference
 from fxprune.testing.oracle import Oracle
+from tests.models import store
 from tests.zoo import ZOO, Case
 
 __all__ = [
@@ -41,7 +42,7 @@ BATCHES = (4, 1, 7)
 def captured(name: str) -> tuple[Case, Program]:
     """Capture a named model once for all tests, which takes most of the time; copy, do not edit."""
     case = ZOO[name]()
-    return case, fxprune.capture(*case)
+    return case, store.capture(*case)
 
 
 def program_of(name: str) -> Program:

@@ -7,6 +7,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from hypothesis import settings
 
 import fxprune.passes
+from tests.models import store
 
 Golden = Callable[[str, str, str], None]
 """Takes a folder, a case and a text, and holds the text to tests/golden/<folder>/<case>.txt."""
@@ -32,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Choose the hypothesis profile, and give doctests the passes under their installed name."""
     default = "thorough" if config.getoption("markexpr") == "thorough" else "quick"
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", default))
+    if store.FOLDER not in os.environ:  # the first process of the session; workers are its children
+        folder = tempfile.TemporaryDirectory()
+        os.environ[store.FOLDER] = folder.name
+        config.add_cleanup(lambda: (os.environ.pop(store.FOLDER), folder.cleanup()))
     torch.set_num_threads(1)
     _alias_passes()
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import fxprune
 from fxprune.facts import (
     Cut,
     GivenMasks,
@@ -28,6 +27,7 @@ from fxprune.program import Program
 from fxprune.sites import sites_of
 from fxprune.testing.remembering import program_text as text
 from fxprune.testing.remembering import snapshot
+from tests.models import store
 
 __all__ = [
     "MODELS",
@@ -128,7 +128,7 @@ def inputs(name: str) -> tuple[Tensor]:
 @cache
 def source_of(name: str) -> Program:
     """Capture one of `MODELS`, once; not to be edited."""
-    return fxprune.capture(model(name), inputs(name))
+    return store.capture(model(name), inputs(name))
 
 
 def program(name: str) -> Program:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-__all__ = ["captures", "examples", "thorough_but"]
+__all__ = ["captures", "examples", "thorough_but", "thorough_unless"]
 
 
 def examples(quick: int, thorough: int, **others: Any) -> Callable[[Any], Any]:
@@ -33,5 +33,9 @@ captures = examples(10, 100)
 
 def thorough_but(quick: Collection[Any], cases: Iterable[Any]) -> list[Any]:
     """Mark the cases that only the thorough tests run: all but the quick ones."""
-    marks = pytest.mark.thorough
-    return [case if case in quick else pytest.param(case, marks=marks) for case in cases]
+    return [thorough_unless(case in quick, case) for case in cases]
+
+
+def thorough_unless(quick: bool, *case: Any) -> Any:
+    """Mark a case that only the thorough tests run, unless it is quick."""
+    return pytest.param(*case, marks=() if quick else pytest.mark.thorough)

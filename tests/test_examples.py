@@ -10,6 +10,8 @@ import pytest
 
 from examples import compile_time, fine_tuning, pruning_tutorial, sentence_encoder, shrinking
 
+pytestmark = pytest.mark.thorough  # each is a whole program
+
 FOLDER = Path(__file__).parent.parent / "examples"
 
 

@@ -157,6 +157,18 @@ def misc_convs(seed: int = 0) -> Case:
         return model, (torch.randn(BATCH, 3, 8), torch.randn(BATCH, 2, 3, 4, 4)), {}
 
 
+QUICK = (
+    "residual_cnn",
+    "aux_head",
+    "frozen_bn",
+    "attention",
+    "lstm",
+    "tied_embedding",
+    "called_twice",
+    "kwargs_dict",
+)
+"""One of each kind: images, two graphs, flags, attention, recurrence, ties, calls, keywords."""
+
 ZOO: dict[str, Callable[..., Case]] = {
     factory.__name__: factory
     for factory in (

@@ -15,6 +15,8 @@ from tests.bench.models import FORMS, MODELS, forms_of
 from tests.bench.output import page, to_json
 from tests.bench.timing import FEWEST_ROUNDS, Ratio, Times, measure
 
+pytestmark = pytest.mark.thorough  # measures
+
 KIB = torch.ones(256)  # float32: 1024 bytes
 SETUP = {"torch": "0", "threads": 1, "clock": "process_time", "load": [0.0, 1.0]}
 

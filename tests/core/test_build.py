@@ -24,6 +24,7 @@ from fxprune.errors import AmountError, FormatError, InvariantError, RecipeError
 from fxprune.program import Program
 from fxprune.testing.comparing import difference, is_same
 from fxprune.verify import verify
+from tests.profiles import thorough_but
 from tests.zoo import ZOO, with_batch
 
 RULE = {"select": {"ndim": [2, 3, 4, 5]}, "method": "l1_unstructured", "amount": 0.5}
@@ -48,7 +49,9 @@ def test_what_a_recipe_declares_is_what_the_steps_do() -> None:
 
 
 @pytest.mark.parametrize("recipe", [MASK, FINAL, CLEAN], ids=["mask", "keep", "clean"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", thorough_but(["residual_cnn", "aux_head", "tied_embedding"], MODELS)
+)
 def test_each_kind_of_recipe_is_certified(name: str, recipe: dict[str, Any]) -> None:
     model, _, _ = ZOO[name]()
     before = copy.deepcopy(model.state_dict())
@@ -119,7 +122,9 @@ def test_every_step_is_told_before_it_runs(tmp_path: Path) -> None:
 # Files
 
 
-@pytest.mark.parametrize("name", ["lenet", "aux_head", "stochastic_depth"])
+@pytest.mark.parametrize(
+    "name", thorough_but(["aux_head"], ["lenet", "aux_head", "stochastic_depth"])
+)
 def test_the_files_hold_the_pruned_model(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     model, args, kwargs = ZOO[name]()

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from fxprune.bits import same_bits
 from fxprune.checkpoint import prune_checkpoint
 from fxprune.errors import AmountError, PassError, RecipeError, SelectError
 from fxprune.units import channel_norms
+from tests.profiles import examples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -241,7 +242,7 @@ NORM = {"select": {"param": "weight", "ndim": 2}, "method": "ln_structured", "n"
 L1 = {"select": "*.weight", "method": "l1_unstructured", "scope": "global"}
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@examples(40, 200, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn, recipes, st.integers(1, 50), st.integers(1, 4), st.sampled_from([0, 40]))
 @example(ODD, {"rule": [{**L1, "amount": 1.0}]}, 7, 1, 0)
 @example(ODD, {"rule": [{**L1, "amount": 0.4}, {**NORM, "amount": 0.5}]}, 7, 1, 0)

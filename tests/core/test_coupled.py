@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from fxprune.recipe import Recipe
 from fxprune.saving import load, save
 from fxprune.shrinking import shrink
 from tests.coupled_nets import NETS, captured, coupled
+from tests.profiles import examples
 
 IN_STREAM = (
     ("stem.weight", 0),
@@ -414,7 +415,7 @@ class Drawn(nn.Module):
         return self.out(x.mean((2, 3)))
 
 
-@settings(max_examples=25, deadline=None)
+@examples(10, 25)
 @given(
     plans=st.lists(
         st.tuples(st.integers(2, 6), st.sampled_from(["next", "add", "cat"])),

@@ -22,12 +22,13 @@ from fxprune.dataflow import (
 )
 from fxprune.errors import MissingParameterError, PassError, PassTypeError
 from tests.capture_helpers import program_of
-from tests.zoo import ZOO
+from tests.profiles import thorough_but
+from tests.zoo import QUICK, ZOO
 
 RULE = {"select": {"ndim": [2, 3, 4, 5]}, "method": "l1_unstructured", "amount": 0.5}
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", thorough_but(QUICK, ZOO))
 def test_each_node_tensor_and_argument_is_in_the_view(name: str) -> None:
     dense = program_of(name)
     for program in (dense, fxprune.prune(dense, {"rule": [RULE]})):

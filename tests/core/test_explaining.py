@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
@@ -25,6 +25,7 @@ from fxprune.program import Program
 from fxprune.testing.comparing import is_same
 from fxprune.tracing import source_line
 from tests.helpers import program
+from tests.profiles import examples
 from tests.zoo import ZOO
 
 L1: dict[str, Any] = {"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}
@@ -124,7 +125,7 @@ def test_what_a_rule_does_is_what_the_plan_says(captured: Program) -> None:
     assert not found["conv1.bias"].pruned
 
 
-@settings(max_examples=20)
+@examples(10, 20)
 @given(st.lists(st.sampled_from([L1, GLOBAL, CHANNELS]), min_size=1, max_size=3), st.data())
 def test_the_rules_that_take_a_parameter_are_those_that_prune_it(
     rules: list[dict[str, Any]], data: st.DataObject

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +20,8 @@ from fxprune.program import Program
 from fxprune.shrinking import shrink
 from tests.bench.models_vision import mobilenet_v2, resnet18
 from tests.coupled_nets import NETS, captured
+from tests.models import store
+from tests.profiles import examples
 
 NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
@@ -38,7 +40,7 @@ class Of(nn.Module):
 
 
 def cost(model: nn.Module, *inputs: Tensor, batch: int = 1, **more: Any) -> Costs:
-    return costs_of(fxprune.capture(model, inputs, **more), batch=batch)
+    return costs_of(store.capture(model, inputs, **more), batch=batch)
 
 
 def counted_by_torch(program: Program, *inputs: Tensor) -> int:
@@ -49,7 +51,7 @@ def counted_by_torch(program: Program, *inputs: Tensor) -> int:
 
 @pytest.mark.parametrize("build", [resnet18, mobilenet_v2])
 def test_whole_models_agree_with_torch(build: Callable[[], nn.Module]):
-    program = fxprune.capture(build(), (torch.randn(2, 3, 64, 64),)).eval()
+    program = store.capture(build(), (torch.randn(2, 3, 64, 64),)).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         program(torch.randn(3, 3, 64, 64))
     found = costs_of(program, batch=3)
@@ -67,7 +69,7 @@ def test_small_nets_agree_with_torch(name: str):
     assert found.flops - found.of(*NORMS) == expected
 
 
-@settings(max_examples=20, deadline=None)
+@examples(10, 20)
 @given(
     rank=st.integers(1, 3),
     groups=st.integers(1, 3),
@@ -84,7 +86,7 @@ def test_convolutions_agree_with_torch(
         sizes[0] * groups, sizes[1] * groups, kernel, stride=stride, groups=groups
     )
     x = torch.randn(2, sizes[0] * groups, *([5] * rank))
-    program = fxprune.capture(layer, (x,))
+    program = store.capture(layer, (x,))
     assert costs_of(program, batch=2).flops == counted_by_torch(program, x)
 
 

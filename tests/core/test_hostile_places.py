@@ -31,6 +31,7 @@ from tests.fuzz import inputs, run
 from tests.fuzz.run import fuzz
 from tests.kills.run import kill_writers
 from tests.kills.writers import WRITERS, Version, Writer, versions
+from tests.profiles import thorough_but
 
 RULE = {"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}
 
@@ -168,6 +169,7 @@ def test_kills_at_random_moments_leave_the_old_or_the_new(tmp_path: Path) -> Non
     assert sum(outcome.kills.values()) == 4 * len(WRITERS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.target)
 def test_a_kill_before_or_after_each_step_leaves_the_old_or_the_new(
     writer: Writer, pair: tuple[Version, Version], tmp_path: Path
@@ -285,7 +287,9 @@ def test_a_folder_behind_a_link_stays_behind_it(tmp_path: Path) -> None:
 # Two processes
 
 
-@pytest.mark.parametrize("target", ["net.fxp", "masks.pt", "schema.json", "out"])
+@pytest.mark.parametrize(
+    "target", thorough_but(["out"], ["net.fxp", "masks.pt", "schema.json", "out"])
+)
 def test_two_processes_write_the_same_target(
     target: str, pair: tuple[Version, Version], tmp_path: Path
 ) -> None:

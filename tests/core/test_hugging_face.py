@@ -21,6 +21,7 @@ from fxprune.errors import CaptureError
 from fxprune.files import load_pt2
 from fxprune.program import Program
 from tests.capture_helpers import check_same, run, state_of
+from tests.profiles import thorough_but
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -87,7 +88,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]]
     "vit": (vit, lambda n: {"pixel_values": images(n)}, "gelu(linear(_, W))"),
     "resnet": (resnet, lambda n: {"pixel_values": images(n)}, "relu(batch_norm(conv2d(_, W)))"),
 }
-each_model = pytest.mark.parametrize("name", MODELS)
+each_model = pytest.mark.parametrize("name", thorough_but(["bert"], MODELS))
 
 
 @lru_cache

@@ -16,11 +16,13 @@ import fxprune.functional as fx_prune
 from fxprune.errors import StateError
 from fxprune.program import Program
 from tests.capture_helpers import captured, check_same, masked, oracle_of, run, state_of, written
-from tests.zoo import ZOO
+from tests.models import store
+from tests.profiles import thorough_but
+from tests.zoo import QUICK, ZOO
 
 # Models whose masks torch's keys can express.
 MODELS = [name for name in ZOO if name != "tied_embedding"]
-each_model = pytest.mark.parametrize("name", MODELS)
+each_model = pytest.mark.parametrize("name", thorough_but(QUICK, MODELS))
 
 
 def spoiled(model: Any) -> Any:
@@ -157,7 +159,7 @@ def test_aliases_with_different_masks_are_refused() -> None:
 
 def test_aliases_of_a_plain_program_with_different_values_are_refused() -> None:
     model, args, _ = ZOO["tied_embedding"]()
-    program = fxprune.capture(model, args)
+    program = store.capture(model, args)
     state = state_of(program)
     state["out.weight"] = state["out.weight"] + 1
     with pytest.raises(StateError, match=r"'emb\.weight' and 'out\.weight' are one tied"):
@@ -169,7 +171,7 @@ def test_aliases_of_a_plain_program_with_different_values_are_refused() -> None:
 
 def test_a_masked_state_does_not_fit_a_plain_program() -> None:
     model, args, _ = ZOO["lenet"]()
-    program = fxprune.capture(model, args)
+    program = store.capture(model, args)
     state = state_of(masked(program))
     with pytest.raises(RuntimeError, match=r"Missing key.*fc1\.weight"):
         program.load_state_dict(state)
@@ -191,7 +193,7 @@ def test_not_strict_loads_what_fits_and_tells_the_rest() -> None:
 def test_an_optimizer_state_interchanges_with_the_hooked_model() -> None:
     model, args, _ = ZOO["lenet"]()
     hooked = copy.deepcopy(model)
-    program = fxprune.capture(model, args)
+    program = store.capture(model, args)
     torch_prune.l1_unstructured(hooked.get_submodule("fc1"), "weight", 0.3)
     fx_prune.l1_unstructured(program, "fc1.weight", 0.3)
     optimizers = [torch.optim.AdamW(m.parameters(), lr=0.01) for m in (hooked, program)]

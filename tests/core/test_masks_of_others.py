@@ -31,6 +31,8 @@ from fxprune.errors import (
 from fxprune.mask_formats import FORMATS, format_of
 from fxprune.masks import fit_masks, read_masks, write_masks
 from fxprune.testing.comparing import is_same
+from tests.models import store
+from tests.profiles import examples, thorough_but
 from tests.zoo import ZOO
 
 X = torch.arange(32.0).reshape(4, 8) / 32
@@ -56,12 +58,12 @@ class Mask(nn.Module):
 
 def masked(amount: float = 0.5, select: Any = "*") -> fxprune.Program:
     rule = {"select": select, "method": "l1_unstructured", "amount": amount}
-    return fxprune.prune(fxprune.capture(net(), (X,)), {"rule": [rule]})
+    return fxprune.prune(store.capture(net(), (X,)), {"rule": [rule]})
 
 
 def by_rule(path: Path, select: Any = "*.weight") -> fxprune.Program:
     rule = {"select": select, "method": "custom_from_mask", "mask": str(path)}
-    return fxprune.prune(fxprune.capture(net(), (X,)), {"rule": [rule]})
+    return fxprune.prune(store.capture(net(), (X,)), {"rule": [rule]})
 
 
 # What the tools themselves write
@@ -152,10 +154,10 @@ def test_buffers_of_asp_are_read(prefix: str, tmp_path: Path) -> None:
 def pruned(name: str) -> fxprune.Program:
     model, args, kwargs = ZOO[name]()
     rule = {"select": "*", "method": "random_unstructured", "amount": 0.3, "seed": 1}
-    return fxprune.prune(fxprune.capture(model, args, kwargs), {"rule": [rule]})
+    return fxprune.prune(store.capture(model, args, kwargs), {"rule": [rule]})
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", thorough_but([".safetensors"], [".pt", ".safetensors"]))
 @pytest.mark.parametrize("kind", FORMATS)
 def test_masks_come_back(kind: str, suffix: str, tmp_path: Path) -> None:
     if kind in ("nni", "sparsifier") and suffix == ".safetensors":
@@ -219,6 +221,7 @@ TO_FILE: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+@examples(20, 100)
 @given(masks=mask_tables())
 def test_any_masks_in_any_format_are_recognised_and_read(
     kind: str, masks: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
@@ -304,7 +307,7 @@ def test_other_values_are_factors_where_they_are_asked_for(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_names_of_wrapped_models_fit(prefix: str) -> None:
-    program = fxprune.capture(nn.Sequential(nn.Linear(3, 2)), (torch.zeros(4, 3),))
+    program = store.capture(nn.Sequential(nn.Linear(3, 2)), (torch.zeros(4, 3),))
     assert list(fit_masks(program, {f"{prefix}0.weight": torch.ones(2, 3)})) == ["0.weight"]
     with pytest.raises(MissingParameterError, match=r"'modul\.0\.weight'"):
         fit_masks(program, {"modul.0.weight": torch.ones(2, 3)})
@@ -317,7 +320,7 @@ def test_masks_that_fit_no_parameter_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"has shape \(8, 6\), the parameter \(6, 8\)"):
         fit_masks(program, {"0.weight": torch.ones(8, 6)})
     model, args, kwargs = ZOO["tied_embedding"]()
-    tied = fxprune.capture(model, args, kwargs)
+    tied = store.capture(model, args, kwargs)
     first, *others = next(
         [name for name in tied.captured.first if tied.captured.first[name] == head]
         for head in tied.captured.first.values()

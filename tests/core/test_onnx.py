@@ -17,6 +17,7 @@ from fxprune.errors import FormatError
 from fxprune.files import export
 from fxprune.program import Program
 from tests.capture_helpers import captured, masked, net
+from tests.profiles import thorough_unless
 from tests.zoo import ZOO, with_batch
 
 BATCHES = (1, 2, 5)
@@ -28,6 +29,9 @@ FORMS = {
 BOTH_FORMS = ("lenet", "tied_embedding", "lstm")
 
 cases = [(name, form) for name in ZOO for form in FORMS if form == "masked" or name in BOTH_FORMS]
+each_case = pytest.mark.parametrize(
+    ("name", "form"), [thorough_unless(case[0] == "aux_head", *case) for case in cases]
+)
 
 
 def check_runtime(program: Program, path: Path, args: Any, kwargs: Any) -> None:
@@ -46,8 +50,7 @@ def check_runtime(program: Program, path: Path, args: Any, kwargs: Any) -> None:
             torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(("name", "form"), cases)
+@each_case
 def test_a_model_of_the_zoo_runs_in_onnxruntime_at_any_batch(
     name: str, form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import save_file
@@ -39,6 +39,7 @@ from fxprune.testing.comparing import is_same
 from fxprune.testing.drawn_networks import architectures
 from tests.capture_helpers import program_of
 from tests.helpers import program
+from tests.profiles import examples
 from tests.zoo import ZOO
 
 WEIGHTS: dict[str, Any] = {"param": "weight", "ndim": [2, 3, 4, 5]}
@@ -106,7 +107,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     return {"rule": drawn}
 
 
-@settings(max_examples=15)
+@examples(5, 15)
 @given(architectures(max_layers=3), st.lists(recipes(), min_size=4, max_size=4))
 def test_the_plan_is_what_prune_does(arch: Arch, several: list[dict[str, Any]]) -> None:
     model, args, kwargs = build(arch)

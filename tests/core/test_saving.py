@@ -39,7 +39,8 @@ from fxprune.testing.drawn_networks import architectures
 from fxprune.testing.oracle import loss_of, step_by_step
 from tests.capture_helpers import captured, check_same, masked, net, run, state_of, written
 from tests.core.test_source_code import imported
-from tests.zoo import ZOO, with_batch
+from tests.profiles import thorough_but
+from tests.zoo import QUICK, ZOO, with_batch
 
 FORMS: dict[str, Callable[[Program], Program]] = {
     "dense": copy.deepcopy,
@@ -47,7 +48,7 @@ FORMS: dict[str, Callable[[Program], Program]] = {
     "finalized": lambda program: fxprune.finalize(masked(program)),
 }
 
-each_model = pytest.mark.parametrize("name", ZOO)
+each_model = pytest.mark.parametrize("name", thorough_but(QUICK, ZOO))
 each_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -388,6 +389,7 @@ def test_a_class_that_is_not_registered_is_named(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.thorough
 @pytest.mark.thorough
 def test_a_program_of_a_hugging_face_model_loads_where_nothing_was_imported(tmp_path: Path) -> None:
     path = save(_bert(), tmp_path / "net.fxp")

@@ -12,6 +12,7 @@ from fxprune.errors import CaptureError
 from fxprune.program import Program
 from fxprune.shrinking import cut_channels
 from fxprune.transaction import fork
+from tests.profiles import examples
 from tests.shrink_checks import BOUND, gap, parameters
 from tests.shrink_nets import Drawn, captured, drawn_nets
 
@@ -43,7 +44,7 @@ def holds(drawn: Drawn, round_to: int) -> None:
 
 
 @given(drawn_nets, st.sampled_from([1, 1, 1, 2, 4]))
-@settings(max_examples=8, suppress_health_check=SLOW)
+@examples(4, 8, suppress_health_check=SLOW)
 @example(Drawn((("twice", 6),), ("both",), "flat", False, 737), 1)
 @example(Drawn((("steps", 6), ("group_norm", 4)), ("rows",), "mean", False, 1134), 1)
 @example(Drawn((("prelu", 4), ("depthwise", 3)), ("columns",), "mean", False, 5480), 1)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import fxprune
 import fxprune.functional
 from fxprune.program import Program
+from tests.profiles import thorough_but
 from tests.shrink_checks import BOUND, gap, parameters, shrunk
-from tests.zoo import ZOO
+from tests.zoo import QUICK, ZOO
 
 transformers = pytest.importorskip("transformers")
 
@@ -158,7 +159,9 @@ MODELS: dict[str, tuple[Callable[[], Program], float]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("finalized", [False, True], ids=["masked", "finalized"])
+@pytest.mark.parametrize(
+    "finalized", thorough_but([True], [False, True]), ids=["masked", "finalized"]
+)
 def test_dead_parts_go_and_the_function_stays(name: str, finalized: bool):
     make, most = MODELS[name]
     torch.manual_seed(0)
@@ -169,7 +172,7 @@ def test_dead_parts_go_and_the_function_stays(name: str, finalized: bool):
     assert parameters(small) <= most * parameters(program)
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", thorough_but(QUICK, ZOO))
 def test_the_zoo_with_half_its_rows_masked(name: str):
     model, args, kwargs = ZOO[name]()
     program = fxprune.capture(model, args, kwargs)

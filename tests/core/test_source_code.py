@@ -21,7 +21,8 @@ from fxprune.program import Program
 from fxprune.source_code import source_of
 from tests.capture_helpers import captured, check_same, masked, net, run
 from tests.conftest import Golden
-from tests.zoo import ZOO, with_batch
+from tests.profiles import thorough_but
+from tests.zoo import QUICK, ZOO, with_batch
 
 FORMS = {
     "masked": masked,
@@ -41,7 +42,7 @@ def exported(program: Program, folder: Path) -> Any:
     return imported(export(program, folder / "net.py"))
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", thorough_but(QUICK, ZOO))
 @pytest.mark.parametrize("form", FORMS)
 def test_the_source_equals_the_program_in_both_modes_at_any_batch(
     name: str, form: str, tmp_path: Path

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from fxprune.flat_parts import flat_part, picked
 from fxprune.passes import magnitude
 from fxprune.passes.magnitude import MagnitudeScores
 from fxprune.units import Entries
+from tests.profiles import examples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 KINDS = ["normal", "few", "equal", "odd", "spread", "mostly zero"]
@@ -177,7 +178,7 @@ def test_parts_of_what_is_not_contiguous_copy_little_more_than_themselves(shape:
         assert flat_part(tensor, start, start + 5000).untyped_storage().nbytes() <= 3 * 5000 * 4
 
 
-@settings(max_examples=5000)
+@examples(500, 5000)
 @given(drawn, st.floats(0, 1), sizings)
 @example(Drawn((40, 40), "normal", torch.float32, None, 0), 0.5, Sizes(bits=True))
 @example(Drawn((40,), "odd", torch.float32, None, 0), 1.0, Sizes(bits=True))
@@ -220,7 +221,7 @@ def test_millions_are_ranked_through_a_bracket(dtype: torch.dtype, bits: bool):
 # The parts
 
 
-@settings(max_examples=300)
+@examples(100, 300)
 @given(drawn, st.floats(0, 1))
 def test_digits_find_the_kth_score(case: Drawn, share: float):
     sources = case.sources()

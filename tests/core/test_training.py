@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fxprune
 from fxprune.testing.oracle import loss_of
 from tests.capture_helpers import captured, check_same, masked, oracle_of, state_of
+from tests.models import store
 from tests.zoo import ZOO
 
 Optimizers = Callable[[Any], torch.optim.Optimizer]
@@ -74,7 +75,7 @@ def test_finalized_after_training_keeps_the_function_and_then_regrows(optimizer:
 def test_an_optimizer_that_was_built_before_an_edit_in_place_goes_on(optimizer: str) -> None:
     """Dense steps, a prune, masked steps, a finalize: always the same Parameter objects."""
     model, args, _ = ZOO["residual_cnn"]()
-    program = fxprune.capture(model, args).train()
+    program = store.capture(model, args).train()
     objects = {id(p) for p in program.parameters()}
     updates = OPTIMIZERS[optimizer](program.parameters())
     train(updates, lambda: program(*args))
@@ -103,7 +104,7 @@ def test_an_optimizer_that_was_built_before_an_edit_in_place_goes_on(optimizer: 
 
 def test_a_gradient_that_was_there_before_an_edit_in_place_stays() -> None:
     model, args, _ = ZOO["lenet"]()
-    program = fxprune.capture(model, args)
+    program = store.capture(model, args)
     program(*args).square().sum().backward()
     gradient = program.parameter("fc1.weight").grad
     assert gradient is not None

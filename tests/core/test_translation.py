@@ -35,7 +35,8 @@ from tests.mutants import coupling, rewriting, selecting
 from tests.mutants.cutting import Coupled, Cutting
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.programs import Modes
-from tests.zoo import ZOO
+from tests.profiles import thorough_but
+from tests.zoo import QUICK, ZOO
 
 RULE: dict[str, Any] = {"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}
 FINAL: dict[str, Any] = {"rule": [RULE], "finalize": {}}
@@ -83,7 +84,7 @@ def test_a_compile_without_certificate_says_so(tmp_path: Path):
     assert state_digest(checked.program.state_dict()) == state_digest(result.program.state_dict())
 
 
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize("name", thorough_but(QUICK, ZOO))
 def test_the_zoo_raises_no_alarm(name: str):
     net, args, kwargs = ZOO[name]()
     rules = [

@@ -18,6 +18,7 @@ from fxprune.shape_delta import apply_delta, shape_delta
 from fxprune.shrinking import shrink
 from fxprune.transplanting import transplant
 from tests.coupled_nets import IMAGE, NETS, Residual, captured, coupled
+from tests.models import store
 
 Parameters = Iterable[Any]
 OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
@@ -140,7 +141,7 @@ def with_constant() -> nn.Sequential:
 
 def test_a_bias_that_was_added_joins_its_layers_group_without_state():
     model = with_constant()
-    program = fxprune.capture(model, (torch.randn(4, 4, dtype=torch.float64),))
+    program = store.capture(model, (torch.randn(4, 4, dtype=torch.float64),))
     first, last = program.parameter("0.weight"), program.parameter("2.weight")
     bias = program.parameter("0.bias")
     optimizer = torch.optim.SGD(
@@ -166,7 +167,7 @@ def test_the_optimizer_may_hold_the_source_models_parameters():
     optimizer.step()
     with torch.no_grad():
         weight[3:], bias[3:] = 0, 2
-    small = shrink(fxprune.capture(model, (torch.randn(4, 4, dtype=torch.float64),)))
+    small = shrink(store.capture(model, (torch.randn(4, 4, dtype=torch.float64),)))
     moved = transplant(optimizer, small, before=model)
     state = moved.state[small.parameter("0.weight")]
     whole = optimizer.state[weight]
@@ -256,7 +257,7 @@ def test_the_values_that_stay_are_those_of_the_instance():
 
 def test_biases_that_were_added_load():
     model = with_constant()
-    small = shrink(fxprune.capture(model, (torch.randn(4, 4, dtype=torch.float64),)))
+    small = shrink(store.capture(model, (torch.randn(4, 4, dtype=torch.float64),)))
     delta = shape_delta(small)
     assert delta["added"] == {"2.bias": [3]}
     made = apply_delta(copy.deepcopy(model), delta)
@@ -278,7 +279,7 @@ def test_tied_parameters_stay_one():
             return self.out(self.b(self.a(self.first(x)).tanh()).tanh())
 
     torch.manual_seed(0)
-    program = fxprune.capture(Tied().double(), (torch.randn(4, 4, dtype=torch.float64),))
+    program = store.capture(Tied().double(), (torch.randn(4, 4, dtype=torch.float64),))
     small = shrink(fxprune.finalize(fxprune.prune(program, coupled())))
     model = apply_delta(Tied().double(), shape_delta(small))
     assert model.a.weight is model.b.weight  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ import fxprune
 from fxprune.program import Program
 from fxprune.testing.oracle import Oracle, loss_of, step_by_step
 from tests.capture_helpers import (
-    captured,
     check_same,
     masked,
     oracle_of,
@@ -25,7 +25,8 @@ from tests.capture_helpers import (
     state_of,
     written,
 )
-from tests.zoo import ZOO, with_batch
+from tests.profiles import thorough_but
+from tests.zoo import QUICK, ZOO, Case, with_batch
 
 BATCHES = (4, 1, 7)
 PLAIN: dict[str, Callable[[Program], Program]] = {
@@ -47,8 +48,15 @@ MASKED: dict[str, Callable[[Program], Program]] = {
 }
 del MASKED["deepcopied twice"]
 
-each_model = pytest.mark.parametrize("name", ZOO)
+each_model = pytest.mark.parametrize("name", thorough_but(QUICK, ZOO))
 each_mode = pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+
+
+@lru_cache
+def captured(name: str) -> tuple[Case, Program]:
+    """Capture a model once, not from the store: copy, do not edit."""
+    case = ZOO[name]()
+    return case, fxprune.capture(*case)
 
 
 def check_forwards(program: nn.Module, source: nn.Module, args: Any, kwargs: Any) -> None:

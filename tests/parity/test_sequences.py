@@ -6,8 +6,10 @@ from hypothesis import given
 
 from fxprune.testing.parity import check_sequence
 from tests.cases import Case, cases
+from tests.profiles import examples
 
 
+@examples(10, 100)
 @given(cases())
 def test_any_sequence_of_calls_is_torchs(case: Case) -> None:
     check_sequence(case.arch, case.calls)

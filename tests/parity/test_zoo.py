@@ -14,7 +14,9 @@ from fxprune.testing.calls import Call
 from fxprune.testing.drawn_calls import pruning_sequences
 from fxprune.testing.oracle import Oracle
 from fxprune.testing.parity import assert_parity
-from tests.zoo import ZOO
+from tests.models import store
+from tests.profiles import examples, thorough_but
+from tests.zoo import QUICK, ZOO
 
 
 def every_method(oracle: Oracle) -> tuple[Call, ...]:
@@ -46,19 +48,20 @@ def every_method(oracle: Oracle) -> tuple[Call, ...]:
 
 @cache
 def source(name: str) -> fxprune.Program:
-    return fxprune.capture(*ZOO[name]())
+    return store.capture(*ZOO[name]())
 
 
 def captured(name: str) -> fxprune.Program:
     return copy.deepcopy(source(name))
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", thorough_but(QUICK, ZOO))
 def test_every_method_on_a_named_model_is_torchs(name: str) -> None:
     model, args, kwargs = ZOO[name]()
     assert_parity(model, every_method(Oracle(model)), args, kwargs, program=source(name))
 
 
+@examples(10, 100)
 @given(st.data())
 def test_any_calls_on_a_named_model_are_torchs(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(ZOO)))

@@ -10,6 +10,7 @@ import torch
 import fxprune
 from fxprune.program import Program
 from tests.conftest import Golden
+from tests.profiles import thorough_but
 from tests.shrink_checks import BOUND, gap, record_text, shrunk
 from tests.shrink_nets import Drawn, Net
 from tests.shrink_steps import STEPS
@@ -60,7 +61,7 @@ def test_what_is_cut_behind_an_operator(kind: str, golden: Golden):
 
 
 @each_kind
-@pytest.mark.parametrize("head", ["mean", "flat", "images"])
+@pytest.mark.parametrize("head", thorough_but(["flat"], ["mean", "flat", "images"]))
 def test_the_function_is_kept(kind: str, head: str):
     program = program_with(kind, head, bias=True)
     small, _ = shrunk(program)

@@ -21,6 +21,7 @@ from fxprune.testing.drawn_programs import Drawn
 from fxprune.testing.layers import Activation, Attention, Linear, Norm, Residual
 from fxprune.testing.reducing import simplest
 from fxprune.testing.searching import simplest_failure
+from tests.profiles import thorough_but
 from tests.testing import planted
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "third_party"
@@ -41,6 +42,7 @@ def script_of(error: DifferenceError) -> str:
     return str(error).partition("The simplest network that shows it:\n\n")[2]
 
 
+@pytest.mark.thorough
 def test_the_third_partys_pass_and_score_pass(example: Any):
     found = check_pass(example("fxprune_example.repeats").DropRepeats, max_examples=20)
     assert found.edits > 0
@@ -74,6 +76,7 @@ fxprune.testing.assert_promise(program, DropAny(ops=('abs', 'ceil', 'floor', 're
 """
 
 
+@pytest.mark.thorough
 def test_a_fault_in_a_copy_of_it_is_told_as_two_layers():
     with pytest.raises(DifferenceError) as caught:
         check_pass(planted.DropAny)
@@ -101,7 +104,11 @@ FAULTS: dict[type[Any], tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("step", FAULTS, ids=lambda step: step.__name__)
+@pytest.mark.parametrize(
+    "step",
+    thorough_but([planted.MasksHalfway, planted.ScoreHalf], FAULTS),
+    ids=lambda step: step.__name__,
+)
 def test_each_fault_is_told_and_its_script_shows_it(step: Any):
     check, told = FAULTS[step]
     with pytest.raises(DifferenceError) as caught:
@@ -115,6 +122,7 @@ def test_each_fault_is_told_and_its_script_shows_it(step: Any):
         exec(script, {})
 
 
+@pytest.mark.thorough
 def test_a_crash_is_told_with_its_layer():
     networks = st.just(
         Arch("sequence", 4, (Linear(6), Residual(Attention(2)), Norm("layer"), Activation("relu")))
@@ -144,6 +152,7 @@ def test_fxprunes_own_passes_pass():
     assert magnitude.checks["scores"] == 4
 
 
+@pytest.mark.thorough
 def test_a_score_may_draw_if_it_says_so():
     step = ScoreRandom(amount=0.5, scope="local", seed=None)
     check_pass(step, networks=RUN, random=True, max_examples=3)

@@ -14,6 +14,7 @@ from fxprune.testing.architecture import Arch, build
 from fxprune.testing.comparing import difference
 from fxprune.testing.drawn_networks import architectures
 from fxprune.testing.writing_code import network_code, recipe_code, toml_of
+from tests.profiles import examples
 
 
 @given(architectures(non_finite=True))
@@ -45,6 +46,7 @@ RULES = st.fixed_dictionaries(
 )
 
 
+@examples(20, 100)
 @given(st.lists(RULES, min_size=1, max_size=3), st.booleans())
 def test_the_file_of_a_recipe_says_the_same(rules: list[dict[str, Any]], finalized: bool):
     data: dict[str, Any] = {

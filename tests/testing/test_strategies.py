@@ -34,6 +34,7 @@ from fxprune.testing.drawn_programs import Drawn, drawn
 from fxprune.testing.drawn_recipes import METHODS
 from fxprune.testing.layers import Activation
 from tests.helpers import source_of
+from tests.profiles import captures
 
 
 def sample(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
@@ -97,19 +98,22 @@ PROGRAMS: dict[str, Callable[[Drawn], bool]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("region", PROGRAMS)
 def test_each_kind_of_program_is_reached(region: str):
     assert any(map(PROGRAMS[region], drawn_programs()))
 
 
-@given(programs(networks=st.sampled_from(runs()[:5]), masked=True))
+@captures
+@given(st.deferred(lambda: programs(networks=st.sampled_from(runs()[:5]), masked=True)))
 def test_a_masked_program_has_masks_and_runs(program: Program):
     assert program.masks
     args, kwargs = program.example()
     program(*args, **kwargs)
 
 
-@given(st.sampled_from(drawn_programs()))
+@captures
+@given(st.deferred(lambda: st.sampled_from(drawn_programs())))
 def test_a_drawn_program_is_the_same_each_time_and_its_script_makes_it(case: Drawn):
     first, again = case.program(), case.program()
     fxprune.testing.assert_same(dict(first.state_dict()), dict(again.state_dict()))
