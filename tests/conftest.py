@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if store.FOLDER not in os.environ:  # the first process of the session; workers are its children
         folder = tempfile.TemporaryDirectory()
         os.environ[store.FOLDER] = folder.name
-        config.add_cleanup(lambda: (os.environ.pop(store.FOLDER), folder.cleanup()))
+        config.add_cleanup(folder.cleanup)
     torch.set_num_threads(1)
     _alias_passes()
 

@@ -32,6 +32,7 @@ def test_python_blocks_run_in_order(page: str, monkeypatch: pytest.MonkeyPatch, 
         exec(compile(block, page, "exec"), namespace)
 
 
+@pytest.mark.smoke
 def test_the_recipe_of_readme_is_the_dict_of_readme(tmp_path: Path):
     path = tmp_path / "recipe.toml"
     path.write_text(blocks("README.md", "toml")[0])

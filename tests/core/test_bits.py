@@ -16,6 +16,7 @@ COMPLEX = [torch.complex64, torch.complex128]
 OTHERS = [torch.bool, torch.uint8, torch.int32, torch.int64]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floats_are_compared_by_their_bits(dtype: torch.dtype):
     values = torch.tensor([NAN, INF, -INF, 0.0, 1.0], dtype=dtype)

@@ -40,6 +40,7 @@ def compiled(name: str, recipe: Any, **options: Any) -> Result:
     return compile(model, recipe, args, kwargs, **options)
 
 
+@pytest.mark.smoke
 def test_what_a_recipe_declares_is_what_the_steps_do() -> None:
     model, args, kwargs = ZOO["residual_cnn"]()
     masked = fxprune.prune(fxprune.capture(model, args, kwargs), MASK)

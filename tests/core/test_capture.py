@@ -71,6 +71,7 @@ def test_a_generator_that_forward_makes_is_refused() -> None:
         fxprune.capture(net(forward, fc=nn.Linear(3, 2)), (X,))
 
 
+@pytest.mark.smoke
 def test_training_the_program_leaves_the_source_and_its_example_alone() -> None:
     model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), X.clone()
     before = state_of(model)

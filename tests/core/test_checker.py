@@ -92,6 +92,7 @@ BROKEN: list[tuple[Callable[[Program], None], str]] = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("damage", "message"), BROKEN, ids=[d.__name__ for d, _ in BROKEN])
 def test_what_is_broken_is_named(damage: Callable[[Program], None], message: str):
     p = program("tied")

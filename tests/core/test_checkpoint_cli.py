@@ -39,6 +39,7 @@ def run(*args: str) -> tuple[int, str, str]:
 ARGS = ("in.safetensors", "--recipe", "recipe.toml", "--out", "out.safetensors")
 
 
+@pytest.mark.smoke
 @pytest.mark.usefixtures("folder")
 def test_it_prints_what_each_rule_did():
     code, stdout, stderr = run(*ARGS)

@@ -159,6 +159,7 @@ def refused(result: Any) -> str:
 # What compile does
 
 
+@pytest.mark.smoke
 def test_compile_writes_and_reports(folder: Path) -> None:
     result = compiled("--input", "1,1,6,6", model="net.py:Net", out="new")
     assert result.exit_code == 0, result.stderr

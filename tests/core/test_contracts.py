@@ -110,6 +110,7 @@ def test_imports_have_no_circle():
     assert [sorted(circle) for circle in circles if len(circle) > 1] == []
 
 
+@pytest.mark.smoke
 def test_the_compiler_imports_no_pass():
     assert [
         f"{name} imports {other}"

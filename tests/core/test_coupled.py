@@ -74,6 +74,7 @@ def test_all_that_is_masked_can_be_cut(name: str):
     assert sum(p.numel() for p in small.parameters()) == numel - zeros
 
 
+@pytest.mark.smoke
 def test_layers_are_what_is_tied_through_the_graph():
     found = layers(fxprune.prune(captured("residual"), coupled()))
     assert [(layer.name, layer.makers, layer.units, layer.pruned) for layer in found] == [

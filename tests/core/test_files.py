@@ -62,6 +62,7 @@ def test_pt2_loads_back_with_the_outputs_of_its_mode_at_any_batch(
         assert difference(seeded(loaded.module(), *inputs), seeded(fresh, *inputs)) is None
 
 
+@pytest.mark.smoke
 def test_pt2_of_a_masked_program_keeps_masks_and_originals(tmp_path: Path) -> None:
     rule = {"select": "fc*.weight", "method": "l1_unstructured", "amount": 0.5}
     masked = fxprune.prune(program_of("lenet"), {"rule": [rule]}).eval()

@@ -87,6 +87,7 @@ APPLIED: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "args", "kwargs"), APPLIED, ids=[f"{n}-{len(a)}-{len(k)}" for n, a, k in APPLIED]
 )

@@ -62,6 +62,7 @@ def everything(graph: fx.Graph) -> list[tuple[object, ...]]:
     return [(n.op, n.target, n.name, str(n.args), str(n.kwargs), n.meta) for n in graph.nodes]
 
 
+@pytest.mark.smoke
 def test_the_text_has_a_line_for_each_node():
     assert graph_text(small()) == TEXT
 

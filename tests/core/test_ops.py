@@ -49,6 +49,7 @@ def call(target: Any, *args: Any, **kwargs: Any) -> Node:
     return graph.call_function(target, tuple(placed), {k: node(v) for k, v in kwargs.items()})
 
 
+@pytest.mark.smoke
 def test_a_schema_lists_its_arguments():
     names = [arg.name for arg in ops.schema_arguments(aten.linear.default)]
     assert names == ["input", "weight", "bias"]

@@ -46,6 +46,7 @@ PARSED: list[tuple[str, Pattern]] = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("text", "pattern"), PARSED, ids=[text for text, _ in PARSED])
 def test_a_pattern_parses_to_data(text: str, pattern: Pattern):
     assert parse(text) == pattern

@@ -192,6 +192,7 @@ def test_a_program_with_masks_is_planned_on() -> None:
     assert planned.rules[0].alive == sum(int(mask.sum()) for mask in masked.masks.values())
 
 
+@pytest.mark.smoke
 def test_errors_are_those_of_prune() -> None:
     with pytest.raises(SelectError, match="selects nothing"):
         plan(program("twice"), {"rule": [{**L1, "select": "absent"}]})

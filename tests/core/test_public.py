@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 import fxprune
 import fxprune.functional
 
@@ -28,6 +30,7 @@ def test_public_names_are_sorted_and_what_a_star_imports():
     assert sorted(set(space) - {"__builtins__"}) == fxprune.__all__
 
 
+@pytest.mark.smoke
 def test_public_names_are_fxprunes_own():
     assert [name for name, found in OFFERED.items() if not is_own(name, found)] == []
 

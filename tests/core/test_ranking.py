@@ -95,6 +95,7 @@ def size_of(sources: dict[str, ScoreSource]) -> int:
 # Ties by index
 
 
+@pytest.mark.smoke
 @given(GROUPS, SHARES)
 @example([Part((1.0,) * 9, None, torch.bfloat16)], 0.5)
 @example([Part((0.0, -0.0, 0.0), None, torch.float32)], 0.34)

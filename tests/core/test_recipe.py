@@ -63,6 +63,7 @@ def write(folder: Path, text: str | bytes, name: str = "recipe.toml") -> Path:
     return path
 
 
+@pytest.mark.smoke
 def test_toml_is_read(tmp_path: Path):
     recipe = Recipe.load(write(tmp_path, GOOD_TOML))
     hidden = Rule(

@@ -213,6 +213,7 @@ RULE_FAULTS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("table", "text"), RULE_FAULTS)
 def test_faults_of_a_rule(table: dict[str, Any], text: str):
     named = {**table, "name": table.get("name", "hidden")}

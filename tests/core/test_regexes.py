@@ -49,6 +49,7 @@ def test_a_regex_fits_where_pythons_own_does(flags: str, pattern: str, text: str
     assert fits_at_start(flags + pattern, text) == bool(re.match(flags + pattern, text))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("pattern", "text", "found"),
     [

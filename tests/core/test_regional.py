@@ -86,6 +86,7 @@ def test_a_regional_program_is_its_source(name: str) -> None:
     model.load_state_dict(program.state_dict())
 
 
+@pytest.mark.smoke
 def test_the_calls_of_a_region_run_its_graph() -> None:
     _, program, (x, *_) = regional("root")
     node = next(n for n in program.graphs["head"].nodes if "linear" in str(n.target))

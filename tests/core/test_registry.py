@@ -41,6 +41,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     registry._found.cache_clear()
 
 
+@pytest.mark.smoke
 def test_the_installed_passes_are_those_of_the_table():
     assert set(registry.names()) >= set(PASSES)
     assert list(registry.names()) == sorted(registry.names())

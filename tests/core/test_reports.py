@@ -48,6 +48,7 @@ def masked() -> fxprune.Program:
     return fxprune.prune(fxprune.capture(model, args), RECIPE)
 
 
+@pytest.mark.smoke
 def test_each_row_counts_its_parameter(masked: fxprune.Program) -> None:
     found = report(masked)
     assert [row.name for row in found.parameters] == list(masked.aliases)

@@ -46,6 +46,7 @@ def refuse(rw: Rewriter, node: Node, x: Node, W: Node) -> Node | Refusal:  # noq
 # Rules
 
 
+@pytest.mark.smoke
 def test_a_rule_is_applied_where_its_pattern_fits():
     p = program("mlp")
     rewriter = Rewriter(p, by="test")

@@ -218,6 +218,7 @@ SAVED = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", SAVED, ids=lambda kind: kind.__name__)
 def test_every_field_of_what_a_program_knows_is_saved(kind: Any) -> None:
     assert {field.name for field in fields(kind)} <= set(SAVED[kind].model_fields)

@@ -170,6 +170,7 @@ def bad_recipes() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+@pytest.mark.smoke
 def test_faults_neither_parse_nor_validate():
     assert [(key, data) for key, data in bad_recipes() if parses(data) or validates(data)] == []
 

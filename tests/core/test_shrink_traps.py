@@ -52,6 +52,7 @@ def last_read(x: Tensor) -> Tensor:
     return F.relu_(y) + y
 
 
+@pytest.mark.smoke
 def test_channels_are_followed_through_a_flip():
     _, record = shrunk(between(lambda x: x.flip(1), dead=slice(0, 3)))
     assert cuts(record)["a.weight", 0] == (3, 4, 5, 6, 7)

@@ -102,6 +102,7 @@ def test_an_optimizer_that_was_built_before_an_edit_in_place_goes_on(optimizer: 
     assert not torch.equal(before["fc.weight"], program.state_dict()["fc.weight"])
 
 
+@pytest.mark.smoke
 def test_a_gradient_that_was_there_before_an_edit_in_place_stays() -> None:
     model, args, _ = ZOO["lenet"]()
     program = store.capture(model, args)

@@ -151,6 +151,7 @@ def test_a_broken_promise_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     assert snapshot(p) == before
 
 
+@pytest.mark.smoke
 def test_a_later_rule_that_fails_takes_the_earlier_ones_back():
     p = program("mlp")
     before = snapshot(p)

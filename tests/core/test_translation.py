@@ -45,6 +45,7 @@ FINAL: dict[str, Any] = {"rule": [RULE], "finalize": {}}
 # What is kept of a compile
 
 
+@pytest.mark.smoke
 def test_the_certificate_has_hashes_promise_evidence_and_seeds_by_pass():
     net, args, kwargs = ZOO["residual_cnn"]()
     drawn = {**RULE, "method": "random_unstructured", "seed": 7}

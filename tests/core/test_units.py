@@ -29,6 +29,7 @@ def site(p: Program, name: str) -> ParamSite:
 # Entries
 
 
+@pytest.mark.smoke
 @given(MASKS)
 def test_living_entries_are_those_whose_mask_is_one(mask: list[float]):
     values = torch.arange(float(len(mask)))

@@ -79,6 +79,7 @@ def test_a_finalized_program_is_the_same_as_the_masked_one(name: str, promise: s
     assert verify(fxprune.finalize(masked), masked, promise=promise).ok
 
 
+@pytest.mark.smoke
 def test_models_that_torch_pruned_are_compared_though_deepcopy_refuses_them() -> None:
     model, args, _ = ZOO["lenet"]()
     torch_prune.l1_unstructured(model.get_submodule("conv1"), "weight", amount=0.5)

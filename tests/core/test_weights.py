@@ -13,6 +13,7 @@ from fxprune.weights import Weights, nonzero
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2))
 
 
+@pytest.mark.smoke
 @given(shapes, st.data())
 def test_rows_and_channels_are_those_of_each_weight(shape: tuple[int, ...], data: st.DataObject):
     rows, channels, inner = shape

@@ -52,6 +52,7 @@ def folded(name: str, parameter: str) -> tuple[Program, Rewriter]:
 # The rule: hits, refuses, once, and with equal outputs
 
 
+@pytest.mark.smoke
 @each_hit
 def test_fold_mask_hits(name: str, parameter: str, edits: int, golden: Golden):
     before = text(masked(name, parameter))

@@ -28,6 +28,7 @@ def two() -> dict[str, ScoreSource]:
     }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_ranking(scope: str, golden: Golden):
     p = program("mlp")

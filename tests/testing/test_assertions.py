@@ -46,6 +46,7 @@ def masked(name: str = "mlp") -> Program:
 # assert_same, assert_close
 
 
+@pytest.mark.smoke
 def test_equal_models_and_values_are_the_same():
     assert_same(program("conv"), model("conv"), inputs("conv"))
     assert_same(fxprune.finalize(masked()), masked())
