@@ -3,7 +3,7 @@ N ?= 2000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help format lint type test test-thorough smoke coverage golden parity fuzz kills mutants bench bench-certificates bench-checkpoint bench-ranking bench-shrink check
+.PHONY: help format lint type test test-thorough smoke coverage golden parity fuzz kills mutants kills-suite bench bench-certificates bench-checkpoint bench-ranking bench-shrink check
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ kills: ## kill N processes that write, at random moments; N=500 takes about five
 
 mutants: ## plant faults in the compiler and see that its checker catches each, with no false alarm
 	$(PYTHON) -m tests.mutants
+
+kills-suite: ## see that the quick tests notice what all tests notice; N=10 for ten of the 131 faults
+	$(PYTHON) -m tests.kills_suite --count $(N)
 
 bench: ## measure time and memory against hooked and dense models
 	$(PYTHON) -m tests.bench
