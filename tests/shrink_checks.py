@@ -11,7 +11,7 @@ from fxprune.compiler import shrink
 from fxprune.program import Program
 from fxprune.shrink_record import ShrinkRecord
 
-__all__ = ["BOUND", "cuts", "gap", "parameters", "record_text", "shrunk"]
+__all__ = ["BOUND", "cuts", "gap", "parameters", "record_text", "shrink_and_check"]
 
 # Fewer addends are summed in another order: in float64 that moves the last bits alone.
 BOUND = 1e-9
@@ -36,7 +36,7 @@ def _leaves(program: Program, args: Any, kwargs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def shrunk(program: Program, **options: Any) -> tuple[Program, ShrinkRecord]:
+def shrink_and_check(program: Program, **options: Any) -> tuple[Program, ShrinkRecord]:
     """Shrink, hold the result to the program, and return it with its record."""
     small = shrink(program, **options)
     assert gap(program, small) < BOUND

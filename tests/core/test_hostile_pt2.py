@@ -77,7 +77,7 @@ def pickled(value: Any) -> bytes:
     return stream.getvalue()
 
 
-def refusal(members: Members, folder: Path) -> str:
+def check_refused(members: Members, folder: Path) -> str:
     path = written(members, folder / "hostile.pt2")
     start = time.perf_counter()
     with pytest.raises(FormatError) as caught:
@@ -138,7 +138,7 @@ def test_no_pickle_is_run(place: str, legacy: bool, good: Members, tmp_path: Pat
     else:
         data = {"config": {"c": {**entry, "path_name": "tensor_0"}}}
         members = {**good, CONSTANTS: json.dumps(data).encode(), "data/constants/tensor_0": evil}
-    assert "nothing in it was run" in refusal(members, tmp_path)
+    assert "nothing in it was run" in check_refused(members, tmp_path)
     assert not canary.exists()
 
 
@@ -150,7 +150,7 @@ def test_objects_that_are_no_tensors_are_refused(
     data = {"config": {"c": {"path_name": f"{prefix}0", "use_pickle": True}}}
     members = {**good, CONSTANTS: json.dumps(data).encode()}
     members[f"data/constants/{prefix.replace('../', '')}0"] = pickle.dumps(Evil(canary))
-    assert "is no tensor, and torch would unpickle it" in refusal(members, tmp_path)
+    assert "is no tensor, and torch would unpickle it" in check_refused(members, tmp_path)
     assert not canary.exists()
 
 
@@ -167,7 +167,9 @@ def test_older_and_other_members_are_not_read(good: Members, tmp_path: Path) -> 
     loaded = load_pt2(written({**good, **extra}, tmp_path / "a.pt2"))
     assert len(loaded.state_dict) == 7
     assert not canary.exists()
-    assert "does not hold one graph" in refusal({**good, "models/b.json": good[GRAPH]}, tmp_path)
+    assert "does not hold one graph" in check_refused(
+        {**good, "models/b.json": good[GRAPH]}, tmp_path
+    )
 
 
 # Code in the JSON
@@ -199,7 +201,7 @@ def test_no_code_in_texts_is_run(key: str, good: Members, tmp_path: Path) -> Non
         f"Symbol({code_for(canary)})",
     ):
         members = with_graph(good, lambda data, text=text: _every(data, key, text))
-        assert refusal(members, tmp_path).startswith(f"{GRAPH}: ")
+        assert check_refused(members, tmp_path).startswith(f"{GRAPH}: ")
         assert not canary.exists()
 
 
@@ -245,7 +247,7 @@ def test_nothing_is_imported_for_a_nesting(
     monkeypatch.syspath_prepend(tmp_path)
     spec = json.dumps([1, {"type": kind, "context": context, "children_spec": []}])
     members = with_graph(good, lambda data: _every(data, "out_spec", spec))
-    assert "out_spec: " in refusal(members, tmp_path)
+    assert "out_spec: " in check_refused(members, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -267,13 +269,13 @@ def test_only_operators_that_compute_are_called(target: str, good: Members, tmp_
     def change(data: dict[str, Any]) -> None:
         data["graph_module"]["graph"]["nodes"][0]["target"] = target
 
-    assert "target: " in refusal(with_graph(good, change), tmp_path)
+    assert "target: " in check_refused(with_graph(good, change), tmp_path)
     argument = {"as_operator": target}
 
     def pass_on(data: dict[str, Any]) -> None:
         data["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = argument
 
-    assert "it has a as_operator" in refusal(with_graph(good, pass_on), tmp_path)
+    assert "it has a as_operator" in check_refused(with_graph(good, pass_on), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -309,13 +311,13 @@ def test_sizes_that_are_claimed_are_not_believed(good: Members, tmp_path: Path) 
 
     huge = [{"as_int": 2**40}, {"as_int": 3}]
     for raw in (b"", bytes(48)):
-        assert "has the shape" in refusal(sized(huge, raw), tmp_path)
+        assert "has the shape" in check_refused(sized(huge, raw), tmp_path)
     for sizes in ([{"as_int": -1}], [{"as_int": True}], [{"as_expr": {}}], [{}]):
-        assert "has the shape" in refusal(sized(sizes, bytes(48)), tmp_path)
+        assert "has the shape" in check_refused(sized(sizes, bytes(48)), tmp_path)
     symbol = {"u99999999999": {"min_val": 0, "max_val": None}}
     members = with_graph(good, lambda data: data.update(range_constraints=symbol))
-    assert "is no symbol of a size" in refusal(members, tmp_path)
-    assert "2001 bits" in refusal(
+    assert "is no symbol of a size" in check_refused(members, tmp_path)
+    assert "2001 bits" in check_refused(
         with_graph(good, lambda data: _every(data, "as_int", 2**2000)), tmp_path
     )
 
@@ -339,7 +341,7 @@ def test_names_that_leave_the_folder_or_come_twice_are_refused(
     good: Members, tmp_path: Path
 ) -> None:
     for name in ("../x", "a//b", "./x", "x\x1b[2J", "x" * 5000):
-        assert "is no name, or is there twice" in refusal({**good, name: b""}, tmp_path)
+        assert "is no name, or is there twice" in check_refused({**good, name: b""}, tmp_path)
     path = written(good, tmp_path / "twice.pt2")
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr(f"net/{GRAPH}", b"{}")
@@ -355,7 +357,7 @@ def test_names_that_leave_the_folder_or_come_twice_are_refused(
 def test_json_that_is_no_graph_is_refused(text: str, good: Members, tmp_path: Path) -> None:
     raw = text.encode("utf-8", "surrogatepass")
     for member in (GRAPH, WEIGHTS, CONSTANTS):
-        assert refusal({**good, member: raw}, tmp_path).startswith(f"{member}: ")
+        assert check_refused({**good, member: raw}, tmp_path).startswith(f"{member}: ")
 
 
 def test_damaged_files_and_other_places_are_refused(good: Members, tmp_path: Path) -> None:
@@ -367,7 +369,7 @@ def test_damaged_files_and_other_places_are_refused(good: Members, tmp_path: Pat
             load_pt2(path)
     for name in good:
         if not name.startswith((".", "archive_format", "data/sample")) and "byteorder" not in name:
-            refusal({key: value for key, value in good.items() if key != name}, tmp_path)
+            check_refused({key: value for key, value in good.items() if key != name}, tmp_path)
     os.mkfifo(tmp_path / "pipe.pt2")
     for place in (tmp_path, tmp_path / "pipe.pt2", Path("/dev/zero"), tmp_path / "missing.pt2"):
         with pytest.raises(FormatError, match=r"is no file|does not exist"):

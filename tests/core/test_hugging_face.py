@@ -121,7 +121,7 @@ def oracle(model: nn.Module, masks: Any) -> Callable[..., Any]:
     return lambda **inputs: functional_call(model, values, (), inputs)
 
 
-def agree(ours: Any, theirs: Any) -> None:
+def check_agree(ours: Any, theirs: Any) -> None:
     """Hold outputs of one dataclass to each other, field by field."""
     assert type(ours) is type(theirs)
     check_same(dict(ours), dict(theirs))
@@ -140,7 +140,7 @@ def test_a_model_is_captured_as_it_is(name: str) -> None:
             inputs = MODELS[name][1](batch)
             if batch == 1 and train and name == "resnet":
                 continue  # batch norm refuses a single value for each channel
-            agree(run(program, (), inputs), run(source, (), inputs))
+            check_agree(run(program, (), inputs), run(source, (), inputs))
     check_same(dict(program.state_dict()), dict(source.state_dict()))
 
 
@@ -153,7 +153,7 @@ def test_a_model_is_pruned_by_patterns_and_selections(name: str) -> None:
     dense = oracle(model.eval(), program.masks)
     for batch in (4, 3):
         inputs = MODELS[name][1](batch)
-        agree(copy.deepcopy(program).eval()(**inputs), dense(**inputs))
+        check_agree(copy.deepcopy(program).eval()(**inputs), dense(**inputs))
 
 
 @each_model
@@ -161,10 +161,10 @@ def test_a_model_is_finalized_and_goes_back(name: str) -> None:
     model, program = pruned(name)
     final = fxprune.finalize(program).eval()
     inputs = MODELS[name][1](4)
-    agree(final(**inputs), oracle(model.eval(), program.masks)(**inputs))
+    check_agree(final(**inputs), oracle(model.eval(), program.masks)(**inputs))
     again = copy.deepcopy(model).eval()
     again.load_state_dict(final.state_dict(), strict=True)
-    agree(again(**inputs), final(**inputs))
+    check_agree(again(**inputs), final(**inputs))
     assert list(final.state_dict()) == list(model.state_dict())
 
 
@@ -197,7 +197,7 @@ def test_a_masked_model_is_copied_and_pickled(name: str) -> None:
     expected = run(copy.deepcopy(program), (), inputs)
     again = pickle.loads(pickle.dumps(program))
     check_same(state_of(again), state_of(program))
-    agree(run(again, (), inputs), expected)
+    check_agree(run(again, (), inputs), expected)
 
 
 @each_model
@@ -207,9 +207,9 @@ def test_a_masked_model_is_exported_and_compiled(name: str) -> None:
     inputs = MODELS[name][1](4)
     expected = program(**inputs)
     exported = torch.export.export(program, (), inputs, strict=False)
-    agree(exported.module()(**inputs), expected)
+    check_agree(exported.module()(**inputs), expected)
     torch._dynamo.reset()
-    agree(torch.compile(program, fullgraph=True, backend="eager")(**inputs), expected)
+    check_agree(torch.compile(program, fullgraph=True, backend="eager")(**inputs), expected)
 
 
 @each_model
@@ -245,4 +245,4 @@ def test_values_of_no_grad_that_nothing_reads_are_no_part_of_a_pt2(tmp_path: Pat
     program = fxprune.capture(model, (), {"input_ids": tokens()}).eval()
     path = fxprune.export(program, tmp_path / "net.pt2")
     for load in (torch.export.load, load_pt2):
-        agree(load(path).module()(input_ids=tokens()), model(input_ids=tokens()))
+        check_agree(load(path).module()(input_ids=tokens()), model(input_ids=tokens()))

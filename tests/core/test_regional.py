@@ -153,7 +153,7 @@ def test_a_weight_that_python_code_reads_as_well_is_refused() -> None:
     assert list(reasons) == ["emb.weight", "idle.weight", "idle.bias"]
 
 
-def test_several_lengths_and_ways_to_call() -> None:
+def test_a_region_takes_sequences_of_any_length() -> None:
     torch.manual_seed(0)
     model, x = nets.Decoder(), torch.rand(2, 2, 8) * 3
     program = fxprune.capture(model, (x,))
@@ -161,6 +161,8 @@ def test_several_lengths_and_ways_to_call() -> None:
     assert regions_of(program)["layer"].inputs.inputs[0].shape == ("batch", "batch_2", 8)
     check_alike(program, model, [x, x[:1].repeat(3, 1, 1), x / 4])
 
+
+def test_a_keyword_of_a_region_is_given_or_left_out() -> None:
     keyed = nets.Keyed()
     other = fxprune.capture(keyed, (H,), {"flip": True})
     assert tuple(regions_of(other)) == ("add", "head")

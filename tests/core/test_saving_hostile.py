@@ -64,7 +64,7 @@ def edited(raw: bytes, change: Callable[[Document], None]) -> bytes:
     return put_together(header, document, data)
 
 
-def refusal(raw: bytes, folder: Path) -> str:
+def check_refused(raw: bytes, folder: Path) -> str:
     """The message of the refusal, which names the file first and is one printable line."""
     path = folder / "hostile.fxp"
     path.write_bytes(raw)
@@ -91,12 +91,12 @@ def test_the_good_file_loads(good: bytes, tmp_path: Path) -> None:
 def test_every_truncation_is_refused(good: bytes, tmp_path: Path) -> None:
     ends = {0, 1, 7, 8, 9, len(good) - 1, *range(10, len(good), len(good) // 40)}
     for end in sorted(ends):
-        refusal(good[:end], tmp_path)
+        check_refused(good[:end], tmp_path)
 
 
 @pytest.mark.parametrize("claim", [2**63, 2**64 - 1, 2**40, 10**9])
 def test_a_header_that_claims_terabytes_is_refused(claim: int, good: bytes, tmp_path: Path) -> None:
-    found = refusal(struct.pack("<Q", claim) + good[8:], tmp_path)
+    found = check_refused(struct.pack("<Q", claim) + good[8:], tmp_path)
     assert "shorter than its header says" in found
 
 
@@ -111,7 +111,7 @@ def test_a_header_that_is_really_huge_is_refused_unread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"PK\x03\x04" * 9, b"\x80\x04." * 20, bytes(4096)])
 def test_other_kinds_of_files_are_refused(raw: bytes, tmp_path: Path) -> None:
-    refusal(raw, tmp_path)
+    check_refused(raw, tmp_path)
 
 
 def test_a_pickle_in_a_fxp_is_not_run(tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_a_pickle_in_a_fxp_is_not_run(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"x": Evil()}, tmp_path / "pickle.pt")
-    refusal((tmp_path / "pickle.pt").read_bytes(), tmp_path)
+    check_refused((tmp_path / "pickle.pt").read_bytes(), tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
 def test_weights_without_a_program_are_told_apart(good: bytes, tmp_path: Path) -> None:
     header, _, data = taken_apart(good)
     head = json.dumps(header).encode()
-    found = refusal(struct.pack("<Q", len(head)) + head + data, tmp_path)
+    found = check_refused(struct.pack("<Q", len(head)) + head + data, tmp_path)
     assert "holds no Program" in found
 
 
@@ -167,7 +167,7 @@ def test_what_is_no_document_is_refused(
     text: str, message: str, good: bytes, tmp_path: Path
 ) -> None:
     header, _, data = taken_apart(good)
-    assert message in refusal(put_together(header, text, data), tmp_path)
+    assert message in check_refused(put_together(header, text, data), tmp_path)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -271,7 +271,7 @@ def test_names_of_nodes_that_are_no_names_are_refused(
     header, document, data = taken_apart(good)
     old = node_of(document, op)["name"]
     document["graphs"] = rename(document["graphs"], old, name)
-    refusal(put_together(header, document, data), tmp_path)
+    check_refused(put_together(header, document, data), tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -288,7 +288,7 @@ def test_names_of_arguments_that_are_no_names_are_refused(
             node_of(document, "placeholder")["target"] = name
         else:
             document["inputs"] = rename(document["inputs"], "x", name)
-        refusal(put_together(header, document, data), tmp_path)
+        check_refused(put_together(header, document, data), tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -301,14 +301,16 @@ def test_names_of_modules_that_hide_or_run_something_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     header, document, data = taken_apart(good)
-    refusal(put_together(rename(header, old, name), rename(document, old, name), data), tmp_path)
+    check_refused(
+        put_together(rename(header, old, name), rename(document, old, name), data), tmp_path
+    )
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["graph", "captured", "_run", "device", "code", "recompile"])
 def test_names_that_a_program_needs_are_refused(name: str, good: bytes, tmp_path: Path) -> None:
     header, document, data = taken_apart(good)
-    found = refusal(
+    found = check_refused(
         put_together(rename(header, "fc", name), rename(document, "fc", name), data), tmp_path
     )
     assert "needs itself" in found
@@ -333,7 +335,7 @@ def test_functions_that_are_not_listed_are_refused(
     def change(document: Document) -> None:
         node_of(document, "call_function")["target"] = target
 
-    found = refusal(edited(good, change), tmp_path)
+    found = check_refused(edited(good, change), tmp_path)
     assert "graphs.both" in found
 
 
@@ -366,7 +368,7 @@ def test_a_graph_reads_nothing_but_tensors_and_flags(
     def change(document: Document) -> None:
         node_of(document, "get_attr")["target"] = target
 
-    refusal(edited(good, change), tmp_path)
+    check_refused(edited(good, change), tmp_path)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "out", "alpha"])
@@ -376,7 +378,7 @@ def test_keyword_arguments_are_those_of_the_operator(
     def change(document: Document) -> None:
         node_of(document, "call_function")["kwargs"] = {name: 1}
 
-    refusal(edited(good, change), tmp_path)
+    check_refused(edited(good, change), tmp_path)
 
 
 # Graphs
@@ -487,7 +489,7 @@ GRAPHS: dict[Callable[[Document], None], str] = {
 def test_graphs_that_are_not_well_formed_are_refused(
     change: Callable[[Document], None], good: bytes, tmp_path: Path
 ) -> None:
-    assert GRAPHS[change] in refusal(edited(good, change), tmp_path)
+    assert GRAPHS[change] in check_refused(edited(good, change), tmp_path)
 
 
 # Tensors and trees
@@ -633,14 +635,14 @@ TREES: dict[Callable[[Document], None], str] = {
 def test_tensors_and_trees_that_do_not_fit_are_refused(
     change: Callable[[Document], None], good: bytes, tmp_path: Path
 ) -> None:
-    assert TREES[change] in refusal(edited(good, change), tmp_path)
+    assert TREES[change] in check_refused(edited(good, change), tmp_path)
 
 
 def test_data_that_the_document_does_not_know_is_refused(good: bytes, tmp_path: Path) -> None:
     header, document, data = taken_apart(good)
     size = max(entry["data_offsets"][1] for entry in header.values())
     header["more"] = {"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]}
-    found = refusal(put_together(header, document, data + bytes(8)), tmp_path)
+    found = check_refused(put_together(header, document, data + bytes(8)), tmp_path)
     assert "'more': the document says nothing of it" in found
 
 
@@ -662,7 +664,7 @@ INPUTS: dict[str, tuple[dict[str, Any], str]] = {
 def test_inputs_that_are_none_are_refused(case: str, good: bytes, tmp_path: Path) -> None:
     change, message = INPUTS[case]
     raw = edited(good, lambda document: document["inputs"]["inputs"][0].update(change))
-    assert message in refusal(raw, tmp_path)
+    assert message in check_refused(raw, tmp_path)
 
 
 NESTINGS: dict[str, tuple[Any, str]] = {
@@ -698,7 +700,7 @@ def test_outputs_of_other_kinds_are_refused_and_nothing_is_imported(
     def change(document: Document) -> None:
         document["graphs"]["both"]["outputs"] = nesting
 
-    assert message in refusal(edited(good, change), tmp_path)
+    assert message in check_refused(edited(good, change), tmp_path)
     assert "antigravity" not in sys.modules
 
 
@@ -707,7 +709,7 @@ def test_a_nesting_that_is_very_deep_is_refused(good: bytes, tmp_path: Path) -> 
     for _ in range(100):
         deep = {"tuple": [deep]}
     raw = edited(good, lambda document: document["inputs"].update(nesting=deep))
-    assert "nested deeper" in refusal(raw, tmp_path)
+    assert "nested deeper" in check_refused(raw, tmp_path)
 
 
 # Memory

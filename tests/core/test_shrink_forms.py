@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.program import Program
-from tests.shrink_checks import BOUND, cuts, gap, shrunk
+from tests.shrink_checks import BOUND, cuts, gap, shrink_and_check
 from tests.shrink_steps import Function
 
 # By name: what stands between two convolutions, and how many channels it gives.
@@ -103,7 +103,7 @@ def between(step: Callable[[Tensor], Tensor] | nn.Module, width: int) -> Program
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_is_cut(form: str):
     step, width = FORMS[form]
-    _, record = shrunk(between(step, width))
+    _, record = shrink_and_check(between(step, width))
     assert record.blocked == ()
     assert len(cuts(record)["a.weight", 0]) < 8
 
@@ -118,7 +118,7 @@ def test_equations_are_followed(equation: str):
     with torch.no_grad():
         model.b.weight[:, [at for at in DEAD if at < 6]] = 0
     program = fxprune.capture(model.double(), (torch.randn(3, 3, 6, 6).double(),), batch=None)
-    _, record = shrunk(program.eval())
+    _, record = shrink_and_check(program.eval())
     assert record.blocked == ()
 
 
@@ -141,7 +141,7 @@ def overwritten(x: Tensor) -> Tensor:
 
 def test_indices_that_are_written_to_are_not_taken_for_constants():
     program = between(overwritten, 3)
-    _, record = shrunk(program)
+    _, record = shrink_and_check(program)
     assert ("b.weight", 1) not in cuts(record)
 
 
@@ -158,7 +158,7 @@ def test_a_copy_of_a_weight_that_is_written_to_is_no_weight():
     model = nn.Sequential(nn.Linear(3, 6), Scaled(6, 4), nn.Linear(4, 2))
     with torch.no_grad():
         model[1].weight.zero_()  # pyright: ignore[reportCallIssue, reportOperatorIssue]
-    shrunk(program_of(model, torch.randn(2, 3)))
+    shrink_and_check(program_of(model, torch.randn(2, 3)))
 
 
 @pytest.mark.parametrize("dead", [slice(0, 5), slice(1, 8)])
@@ -170,7 +170,7 @@ def test_a_squeeze_of_all_axes_drops_the_batch_axis_as_before(dead: slice):
         for parameter in model[0].parameters():
             parameter[dead] = 0
     program = program_of(model, torch.randn(2, 3, 4, 4))
-    small, record = shrunk(program)
+    small, record = shrink_and_check(program)
     assert len(cuts(record)["0.weight", 0]) == max(2, 8 - len(range(8)[dead]))
     assert gap(program, small, batches=(1,)) < BOUND
 
@@ -186,7 +186,7 @@ def test_a_transposed_convolution_in_groups_keeps_equal_counts(groups: int):
     rule = {"select": {"ndim": 4}, "method": "ln_structured", "n": 2, "dim": 0, "amount": 0.5}
     program = program_of(model, torch.randn(2, 3, 5, 5))
     masked = fxprune.prune(program, {"rule": [{**rule, "coupled": True}]})
-    small, _ = shrunk(fxprune.finalize(masked))
+    small, _ = shrink_and_check(fxprune.finalize(masked))
     shapes = [tuple(small.get_parameter(f"{at}.weight").shape[:2]) for at in (0, 1, 3)]
     outs = 12 // groups - round(0.5 * 12 / groups)
     assert shapes == [(4, 3), (4, outs), (2, outs * groups)]
@@ -197,7 +197,7 @@ def test_heads_of_attention_to_another_sequence_go():
     program = program_of(model, torch.randn(2, 5, 16), torch.randn(2, 3, 16))
     rule = {"select": {"ndim": 2}, "method": "ln_structured", "n": 2, "dim": 0, "amount": 0.5}
     masked = fxprune.prune(program, {"rule": [{**rule, "coupled": True}]})
-    small, record = shrunk(fxprune.finalize(masked))
+    small, record = shrink_and_check(fxprune.finalize(masked))
     assert record.blocked == ()
     assert small.get_parameter("multihead_attn.in_proj_weight").shape == (24, 16)
 
@@ -210,7 +210,7 @@ def test_inputs_of_a_cell_go(kind: type[nn.RNNCellBase]):
     with torch.no_grad():
         first.weight[DEAD], first.bias[DEAD] = 0, 0
     model = nn.Sequential(first, nn.ReLU(), state, nn.Linear(5, 2))
-    _, record = shrunk(program_of(model, torch.randn(4, 3)))
+    _, record = shrink_and_check(program_of(model, torch.randn(4, 3)))
     assert len(cuts(record)["0.weight", 0]) == 3
 
 
@@ -218,11 +218,11 @@ def test_columns_of_a_bag_of_rows_go():
     model = nn.Sequential(nn.EmbeddingBag(9, 6, mode="sum"), nn.ReLU(), nn.Linear(6, 2)).double()
     with torch.no_grad():
         model[0].weight[:, 1:4] = 0  # pyright: ignore[reportIndexIssue]
-    _, record = shrunk(program_of(model, torch.randint(0, 9, (3, 4))))
+    _, record = shrink_and_check(program_of(model, torch.randint(0, 9, (3, 4))))
     assert cuts(record)["2.weight", 1] == (0, 4, 5)
 
 
 def test_a_weight_norm_says_what_to_do():
     layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))
-    _, record = shrunk(between(layer, 8))
+    _, record = shrink_and_check(between(layer, 8))
     assert any("remove_parametrizations" in each.reason for each in record.blocked)

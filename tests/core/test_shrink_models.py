@@ -12,7 +12,7 @@ import fxprune
 import fxprune.functional
 from fxprune.program import Program
 from tests.profiles import thorough_but
-from tests.shrink_checks import BOUND, gap, parameters, shrunk
+from tests.shrink_checks import BOUND, gap, parameters, shrink_and_check
 from tests.zoo import QUICK, ZOO
 
 transformers = pytest.importorskip("transformers")
@@ -167,7 +167,7 @@ def test_dead_parts_go_and_the_function_stays(name: str, finalized: bool):
     torch.manual_seed(0)
     masked = make().eval()
     program = fxprune.finalize(masked) if finalized else masked
-    small, _ = shrunk(program)
+    small, _ = shrink_and_check(program)
     assert gap(masked, small) < BOUND
     assert parameters(small) <= most * parameters(program)
 

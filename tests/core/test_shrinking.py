@@ -20,7 +20,7 @@ from fxprune.saving import load, save
 from fxprune.shrink_record import AxisMap, ShrinkRecord, joined_record
 from fxprune.surgery import Surgery
 from fxprune.testing.comparing import is_same
-from tests.shrink_checks import BOUND, cuts, gap, shrunk
+from tests.shrink_checks import BOUND, cuts, gap, shrink_and_check
 
 
 class Small(nn.Module):
@@ -48,7 +48,7 @@ def program(model: nn.Module | None = None, dtype: torch.dtype = torch.float64) 
 def test_the_given_program_is_not_changed():
     p = program()
     before, code = copy.deepcopy(p.state_dict()), p.code
-    small, record = shrunk(p)
+    small, record = shrink_and_check(p)
     assert is_same(dict(p.state_dict()), dict(before))
     assert p.code == code
     assert p.captured.shrinks == ()
@@ -130,21 +130,21 @@ def test_without_certify_the_same_is_cut_and_nothing_is_run(monkeypatch: pytest.
 
 
 def test_parameters_stay_frozen():
-    small, _ = shrunk(program(Small().requires_grad_(False)))
+    small, _ = shrink_and_check(program(Small().requires_grad_(False)))
     assert not any(each.requires_grad for each in small.parameters())
 
 
 def test_a_masked_program_stays_masked():
     p = program()
     prune.l1_unstructured(p, "c.weight", 0.5)
-    small, _ = shrunk(p)
+    small, _ = shrink_and_check(p)
     assert small.masks["c.weight"].shape == (4, 4)
     assert is_same(small.masks["c.weight"], p.masks["c.weight"][:, :4])
     assert small.parameter("c.weight").shape == (4, 4)
 
 
 def test_channel_counts_are_multiples_where_they_can_be():
-    small, record = shrunk(program(), round_to=4)
+    small, record = shrink_and_check(program(), round_to=4)
     assert small.get_parameter("a.weight").shape[0] == 8
     assert small.get_parameter("b.weight").shape[:2] == (4, 8)
     assert record.round_to == 4
@@ -207,7 +207,7 @@ def test_inputs_that_cannot_be_drawn_are_told():
 
 
 def test_what_comes_after(tmp_path: Path):
-    small, record = shrunk(program())
+    small, record = shrink_and_check(program())
     x = torch.randn(4, 3, 5, 5).double()
     assert is_same(copy.deepcopy(small)(x), small(x))
     assert is_same(pickle.loads(pickle.dumps(small))(x), small(x))

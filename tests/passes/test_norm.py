@@ -33,7 +33,7 @@ def test_scores(golden: Golden):
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3, -1, -4])
 @pytest.mark.parametrize("n", [0, 1, 2, -1, 2.5, float("inf"), float("-inf")])
-def test_norms_are_torchs(n: Any, dim: int):
+def test_the_score_of_a_channel_is_the_norm_that_torch_gives(n: Any, dim: int):
     p = program("conv")
     weight = p.parameter("0.weight").detach()
     found = scores(p, "0.weight", n=n, dim=dim)

@@ -11,7 +11,7 @@ import fxprune
 from fxprune.program import Program
 from tests.conftest import Golden
 from tests.profiles import thorough_but
-from tests.shrink_checks import BOUND, gap, record_text, shrunk
+from tests.shrink_checks import BOUND, gap, record_text, shrink_and_check
 from tests.shrink_nets import Drawn, Net
 from tests.shrink_steps import STEPS
 
@@ -56,7 +56,7 @@ def program_with(kind: str, head: str = "mean", *, bias: bool = False) -> Progra
 
 @each_kind
 def test_what_is_cut_behind_an_operator(kind: str, golden: Golden):
-    _, record = shrunk(program_with(kind))
+    _, record = shrink_and_check(program_with(kind))
     golden("shrink", kind, record_text(record))
 
 
@@ -64,14 +64,14 @@ def test_what_is_cut_behind_an_operator(kind: str, golden: Golden):
 @pytest.mark.parametrize("head", thorough_but(["flat"], ["mean", "flat", "images"]))
 def test_the_function_is_kept(kind: str, head: str):
     program = program_with(kind, head, bias=True)
-    small, _ = shrunk(program)
+    small, _ = shrink_and_check(program)
     assert gap(program, small, (1, 3)) < BOUND
 
 
 @each_kind
 def test_a_second_shrink_cuts_nothing(kind: str):
-    small, _ = shrunk(program_with(kind))
-    again, record = shrunk(small)
+    small, _ = shrink_and_check(program_with(kind))
+    again, record = shrink_and_check(small)
     assert record.maps == ()
     assert record.folded == ()
     assert str(again.graph) == str(small.graph)
@@ -80,7 +80,7 @@ def test_a_second_shrink_cuts_nothing(kind: str):
 @pytest.mark.parametrize("kind", sorted(REFUSED))
 def test_what_is_in_the_way_is_named(kind: str):
     node, reason = REFUSED[kind]
-    _, record = shrunk(program_with(kind))
+    _, record = shrink_and_check(program_with(kind))
     told = [(stay.node or "", stay.reason, stay.line) for stay in record.stays if stay.count == 8]
     told += [(block.node, block.reason, block.line) for block in record.blocked]
     lines = [line for name, why, line in told if node in name and reason in why]
