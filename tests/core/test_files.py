@@ -26,6 +26,7 @@ from fxprune.program import Program
 from fxprune.testing.comparing import difference, is_same
 from fxprune.writing import replacing, replacing_folder, write_text
 from tests.capture_helpers import program_of
+from tests.profiles import thorough_but
 from tests.zoo import ZOO, with_batch
 
 MODELS = ["lenet", "stochastic_depth", "aux_head", "lstm", "kwargs_dict", "tied_embedding"]
@@ -125,7 +126,9 @@ def test_safetensors_takes_weights_that_are_views(tmp_path: Path) -> None:
 # .onnx
 
 
-@pytest.mark.parametrize("name", ["lenet", "aux_head", "kwargs_dict", "embedding_bag"])
+@pytest.mark.parametrize(
+    "name", thorough_but(["aux_head"], ["lenet", "aux_head", "kwargs_dict", "embedding_bag"])
+)
 def test_onnx_runs_in_onnxruntime_at_any_batch(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from fxprune.cli import app
 from fxprune.errors import FormatError
 from fxprune.rechecking import read_certificate
 from fxprune.saving import load, save
+from tests.profiles import thorough_but
 
 FACTORIES = """
 import torch
@@ -123,9 +124,11 @@ def recheck(artifact: str = "out", model: str = "nets.py:make", *options: str) -
     return command("verify", artifact, "--against", model, *options)
 
 
-@pytest.mark.parametrize(
-    "artifact", ["out", "out/model.fxp", "out/model.pt2", "out/model.safetensors"]
-)
+ARTIFACTS = ["out", "out/model.fxp", "out/model.pt2", "out/model.safetensors"]
+each_artifact = pytest.mark.parametrize("artifact", thorough_but(ARTIFACTS[:2], ARTIFACTS))
+
+
+@each_artifact
 @pytest.mark.parametrize("finalize", ["[finalize]", '[finalize]\nzeros = "clean"', ""])
 def test_what_compile_wrote_holds(finalize: str, artifact: str):
     compiled(finalize=finalize)
@@ -137,9 +140,7 @@ def test_what_compile_wrote_holds(finalize: str, artifact: str):
     assert {text[:4] for text in found["inputs"]} == {"eval", "trai", "reci"}
 
 
-@pytest.mark.parametrize(
-    "artifact", ["out", "out/model.fxp", "out/model.pt2", "out/model.safetensors"]
-)
+@each_artifact
 @pytest.mark.parametrize("finalize", ["[finalize]", ""])
 def test_what_a_shrink_left_holds(finalize: str, artifact: str):
     shrunk(finalize=finalize)
