@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune import tensors
-from fxprune.announced import Announced, Fault
+from fxprune.announced import Effect, Fault
 from fxprune.bits import same_bits
 from fxprune.certificate import Certificate, Evidence
 from fxprune.coupling import Coupling
@@ -82,14 +82,14 @@ class Auditor(Watch):
         if self._before is None or not isinstance(step, Rewrite):
             return
         before, self._before = self._before, None
-        said = _announced(step, facts, program, program.captured.shrinks[self._shrinks :])
-        faults = [*faults_of(before, snapshot(program), said), *_stale(program)]
-        if said.edits == "anything":
+        effect = _declared(step, facts, program, program.captured.shrinks[self._shrinks :])
+        faults = [*faults_of(before, snapshot(program), effect), *_stale(program)]
+        if effect.kind == "anything":
             faults += [Fault(_PAST.format(key)) for key in self._digests.rewritten(program)]
         _refuse(step.name, faults)
         graph, weights = graphs_digest(program), self._digests.state(program)
-        checks = [_CHECKED[said.edits], "compiled code is that of the graphs"]
-        self._add(step.name, _promise(step, said), (graph, weights), checks)
+        checks = [_CHECKED[effect.kind], "compiled code is that of the graphs"]
+        self._add(step.name, _promise(step, effect), (graph, weights), checks)
 
     def stage(self, program: Program, rules: Iterable[Rule], facts: Facts) -> None:
         """Hold the masks that rules made to their scores.
@@ -183,19 +183,21 @@ _CHECKED = {
 }
 
 
-def _announced(
+def _declared(
     step: Rewrite, facts: Facts, program: Program, shrinks: tuple[ShrinkRecord, ...]
-) -> Announced:
-    if step.edits in ("cuts", "constants"):
-        record = shrinks[-1] if shrinks else ShrinkRecord()
-        told = record.maps, record.added, record.absorbed, record.removed
-        return Announced(step.edits, (), "keep", True, *told)
+) -> Effect:
+    """Return the effect that a pass declares, with what its options, facts and record tell."""
+    if step.effect in ("cuts", "constants"):
+        r = shrinks[-1] if shrinks else ShrinkRecord()
+        return Effect(
+            step.effect, cuts=r.maps, added=r.added, absorbed=r.absorbed, removed=r.removed
+        )
     names: tuple[str, ...] = getattr(step, "names", ())
-    if step.edits == "masks":
+    if step.effect == "masks":
         # Without such facts it is a pass of its own, and may mask what it likes.
         names = _to_be_masked(facts) if _MASKING & facts.kinds else tuple(tensors.masks(program))
     zeros, ordered = getattr(step, "zeros", "keep"), getattr(step, "source_order", True)
-    return Announced(step.edits, names, zeros, ordered)
+    return Effect(step.effect, names, zeros, ordered)
 
 
 _MASKING = {Selection, NewMasks}
@@ -210,12 +212,12 @@ def _to_be_masked(facts: Facts) -> tuple[str, ...]:
     return facts[NewMasks].names
 
 
-def _promise(step: Rewrite, said: Announced) -> str:
-    if said.edits in ("cuts", "constants"):
+def _promise(step: Rewrite, effect: Effect) -> str:
+    if effect.shrinks:
         return "close"
-    if said.edits in ("adopts", "folds") and said.zeros == "keep":
+    if effect.kind in ("adopts", "folds") and effect.zeros == "keep":
         return "same"
-    return said.edits if step.promise == "changes" and said.edits != "anything" else step.promise
+    return effect.kind if step.promise == "changes" and effect.kind != "anything" else step.promise
 
 
 def _refuse(name: str, faults: list[Fault]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from fxprune.announced import EDITS
+from fxprune.announced import EFFECTS
 from fxprune.certificate import Certificate
 from fxprune.checker import check_invariants
 from fxprune.errors import InvariantError, PassError
@@ -84,11 +84,11 @@ class Rewrite(Pass):
     """A pass that edits the Program, through the Rewriter alone.
 
     Attributes:
-        edits: what it edits, which a compile holds it to: "masks", "folds", "unmasks", "adopts",
-            "cuts", "constants" (see `fxprune.announced.Announced`), or "anything".
+        effect: what it does, which a compile holds it to: "masks", "folds", "unmasks", "adopts",
+            "cuts", "constants" (see `fxprune.announced.Effect`), or "anything".
     """
 
-    edits: ClassVar[str] = "anything"
+    effect: ClassVar[str] = "anything"
 
     @abstractmethod
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
@@ -254,9 +254,9 @@ def _check_words(step: Pass) -> None:
     if step.promise not in PROMISES:
         known = ", ".join(map(repr, PROMISES))
         raise PassError(f"the pass {step.name!r} promises {step.promise!r}; there are {known}")
-    if isinstance(step, Rewrite) and step.edits not in EDITS:
-        known = ", ".join(map(repr, EDITS))
-        raise PassError(f"the pass {step.name!r} edits {step.edits!r}; there are {known}")
+    if isinstance(step, Rewrite) and step.effect not in EFFECTS:
+        known = ", ".join(map(repr, EFFECTS))
+        raise PassError(f"the pass {step.name!r} declares {step.effect!r}; there are {known}")
 
 
 def _given(step: Analysis, fact: Any) -> Any:

@@ -43,15 +43,16 @@ class Place:
 
     Args:
         kind: its class.
-        parameters: by attribute, in order.
-        buffers: by attribute, in order.
+        parameters: by attribute, in order; attributes without a tensor are left out, as they are
+            of a state dict.
+        buffers: the same.
         transient: the buffers that are not saved.
         training: its flag.
     """
 
     kind: type
-    parameters: Mapping[str, torch.Tensor | None]
-    buffers: Mapping[str, torch.Tensor | None]
+    parameters: Mapping[str, torch.Tensor]
+    buffers: Mapping[str, torch.Tensor]
     transient: frozenset[str]
     training: bool
 
@@ -101,13 +102,12 @@ class Snapshot:
 def snapshot(program: Program) -> Snapshot:
     """Take down what a Program is; costs as much as its graphs have nodes."""
     tree = {path: _place(module) for path, module in program.named_modules(remove_duplicate=False)}
-    tensors = [t for place in tree.values() for t in (*place.parameters.values(),)]
-    tensors += [t for place in tree.values() for t in (*place.buffers.values(),)]
+    tensors = [t for p in tree.values() for t in (*p.parameters.values(), *p.buffers.values())]
     return Snapshot(
         graphs={mode: tuple(_lines(graph)) for mode, graph in program.graphs.items()},
         tree=tree,
         first=dict(program.captured.first),
-        versions={id(t): t._version for t in tensors if t is not None and not t.is_inference()},
+        versions={id(t): t._version for t in tensors if not t.is_inference()},
         outputs={mode: nesting.tree for mode, nesting in program.captured.outputs.items()},
     )
 
@@ -115,8 +115,8 @@ def snapshot(program: Program) -> Snapshot:
 def _place(module: torch.nn.Module) -> Place:
     return Place(
         kind=type(module) if not isinstance(module, Program) else Program,
-        parameters=dict(module._parameters),
-        buffers=dict(module._buffers),
+        parameters={key: t for key, t in module._parameters.items() if t is not None},
+        buffers={key: t for key, t in module._buffers.items() if t is not None},
         transient=frozenset(module._non_persistent_buffers_set),
         training=module.training,
     )
