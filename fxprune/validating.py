@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.announced import Effect, Fault
 from fxprune.ops import canonical_name
-from fxprune.snapshot import Line, Read, Ref, Snapshot, View, view_of
+from fxprune.snapshot import Line, Read, Ref, Snapshot, View
 from fxprune.stored_values import COUNTS
 from fxprune.validating_tree import Expected, is_constant
 
@@ -41,19 +41,18 @@ def faults_of(before: Snapshot, after: Snapshot, effect: Effect) -> Iterator[Fau
         after: the Program as the pass left it.
         effect: what the pass declared.
     """
-    views = {mode: view_of(after, mode) for mode in after.graphs}
-    for mode, view in views.items():
+    for mode, view in after.views.items():
         yield from _read_faults(mode, view, after)
     if effect.kind == "anything":
         yield from _write_faults(before)
         return
-    if before.graphs.keys() != after.graphs.keys():
-        yield Fault(f"the graphs are {sorted(after.graphs)}, and were {sorted(before.graphs)}")
+    if before.views.keys() != after.views.keys():
+        yield Fault(f"the graphs are {sorted(after.views)}, and were {sorted(before.views)}")
         return
-    for mode, view in views.items():
-        was = view_of(before, mode)
-        yield from _Lines(mode, was, view, effect).difference()
-        yield from _product_faults(mode, before, after, was, view)
+    for mode, view in after.views.items():
+        yield from _Lines(mode, before.views[mode], view, effect).difference()
+        if effect.kind != "adopts":  # whose products were there
+            yield from _product_faults(mode, before.views[mode], view)
     yield from _write_faults(before)
     yield from Expected(before, after, effect).difference()
 
@@ -61,32 +60,24 @@ def faults_of(before: Snapshot, after: Snapshot, effect: Effect) -> Iterator[Fau
 def _read_faults(mode: str, view: View, after: Snapshot) -> Iterator[Fault]:
     """Yield masked parameters that are not read through one product."""
     if view.fault is not None:
-        node, text = view.fault
-        yield Fault(f"{text} in the {mode} graph", node)
+        yield Fault(f"{view.fault.text} in the {mode} graph", view.fault.node)
     for name, products in view.products.items():
         if len(products) > 1:
-            yield Fault(f"{name!r} is multiplied again in the {mode} graph", products[1].name)
-    for name in sorted(view.reads & set(after.masked) - set(view.products)):
+            yield Fault(f"{name!r} is multiplied again in the {mode} graph", products[1].node)
+    for name in sorted(view.reads & after.masked.keys() - view.products.keys()):
         yield Fault(f"{name!r} has a mask and no product in the {mode} graph")
 
 
-def _product_faults(
-    mode: str, before: Snapshot, after: Snapshot, was: View, now: View
-) -> Iterator[Fault]:
+def _product_faults(mode: str, was: View, now: View) -> Iterator[Fault]:
     """Yield new products of regions without gradients: what reads them elsewhere would lose its."""
-    known = {line.name for line in before.graphs[mode]}
-    depth, inside = 0, set[str]()
-    for line in after.graphs[mode]:
-        if line.target is torch._C._set_grad_enabled:
-            depth = depth + 1 if isinstance(line.args[0], bool) else 0
-        if depth and line.name not in known:
-            inside.add(line.name)
     for name, (product, *_) in now.products.items():
-        node = product.name
-        if name in was.products and node != was.products[name][0].name:
-            yield Fault(f"is another product of {name!r} than before, in the {mode} graph", node)
-        elif node in inside:
-            yield Fault(f"multiplies {name!r} in a region without gradients, {mode} graph", node)
+        old = was.products.get(name, [product])[0].node
+        if product.node != old:
+            text = f"is another product of {name!r} than before, in the {mode} graph"
+            yield Fault(text, product.node)
+        elif name not in was.products and not product.has_gradient:
+            text = f"multiplies {name!r} in a region without gradients, {mode} graph"
+            yield Fault(text, product.node)
 
 
 def _write_faults(before: Snapshot) -> Iterator[Fault]:
@@ -169,6 +160,9 @@ class _Lines:
             return same and old.keys() <= new.keys()
         if isinstance(old, list | tuple) and type(old) is type(new) and len(old) == len(new):
             return all(map(self._alike, old, new))
+        if isinstance(old, slice) and isinstance(new, slice):
+            parts = ((each.start, each.stop, each.step) for each in (old, new))
+            return self._alike(*parts)
         if self.effect.kind == "cuts" and _is_count(new) and (old is None or _is_count(old)):
             return True
         # As text: 1, 1.0 and True are equal, and NaN is not.
