@@ -14,7 +14,7 @@ from fxprune.checker import check_invariants
 from fxprune.errors import InvariantError, PassError
 from fxprune.pattern import Refusal
 from fxprune.program import Program
-from fxprune.promising import PROMISES, Held
+from fxprune.promising import PROMISES, PromiseCheck
 from fxprune.rewriter import Rewriter
 from fxprune.verify import BOUND
 
@@ -84,7 +84,7 @@ class Rewrite(Pass):
     """A pass that edits the Program, through the Rewriter alone.
 
     Attributes:
-        effect: what it does, which a compile holds it to: "masks", "folds", "unmasks", "adopts",
+        effect: what it does, which a compile checks: "masks", "folds", "unmasks", "adopts",
             "cuts", "constants" (see `fxprune.announced.Effect`), or "anything".
     """
 
@@ -237,13 +237,13 @@ class Pipeline:
 
 def _rewritten(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
     """Run a rewrite, and hold the Program to its invariants and the rewrite to its promise."""
-    held = Held.of(program, step.promise) if step.promise != "changes" else None
+    held = PromiseCheck.of(program, step.promise) if step.promise != "changes" else None
     rewriter = Rewriter(program, by=step.name)
     step.run(rewriter, facts)
     if rewriter.edits:
         rewriter.finish()
     check_invariants(program, step.name)
-    broken = None if held is None else held.broken(program, bound=step.bound)
+    broken = None if held is None else held.violation(program, bound=step.bound)
     if broken is not None:
         raise InvariantError(f"nothing was changed: the pass {step.name!r} {broken}")
     return rewriter

@@ -1,4 +1,4 @@
-"""The tensors that a Program has to have after a declared effect, and how the found ones differ."""
+"""The tensors that a declared effect leaves in a Program, compared with those that are there."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from fxprune.facts import Cut, Ranking, Scores, ScoreSource, Selection
 from fxprune.pipeline import Facts, Rewrite
 from fxprune.program import Program
 from fxprune.recipe import Rule
-from fxprune.recounting import Masked, recounted
+from fxprune.recounting import Masked, recount
 from fxprune.rewriter import Rewriter
 from fxprune.shrinking import shrink_certified
 from fxprune.sites import sites_of
@@ -306,7 +306,7 @@ def test_a_ranking_is_found_again(
     part = Masked("weight", values, values, None, torch.tensor([mask], dtype=torch.float32))
     rule = Rule(select="*", method="l1_unstructured", amount=0.5)
     given = Scores({"weight": Given(values.view(-1))})
-    found = list(recounted(rule, Selection((site,)), given, ranking, {"weight": part}))
+    found = list(recount(rule, Selection((site,)), given, ranking, {"weight": part}))
     assert (fault is None and not found) or any(str(fault) in str(each) for each in found), found
 
 
