@@ -1,4 +1,4 @@
-"""What a pass says that it will do to a Program, and what is found to be otherwise."""
+"""Declared effects of passes, and violations."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from dataclasses import dataclass
 
 from fxprune.shrink_record import AxisMap
 
-__all__ = ["EDITS", "Announced", "Fault"]
+__all__ = ["EFFECTS", "Effect", "Fault"]
 
-EDITS = ("masks", "folds", "unmasks", "adopts", "cuts", "constants", "anything")
+EFFECTS = ("masks", "folds", "unmasks", "adopts", "cuts", "constants", "anything")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that a pass did and did not say, or the other way round.
-
-    Args:
-        text: what is wrong.
-        node: the node at which it shows; None where it is not in a graph.
-    """
+    """A violation; `node` is where it shows, None where that is not in a graph."""
 
     text: str
     node: str | None = None
@@ -28,11 +23,11 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Announced:
-    """What a pass said it would do.
+class Effect:
+    """What a pass declares that it does to a Program.
 
     Args:
-        edits: "masks": give parameters masks, and change nothing else; "folds": multiply masks
+        kind: "masks": give parameters masks, and change nothing else; "folds": multiply masks
             into their parameters; "unmasks": drop masks; "adopts": take products that the graph
             has for masked parameters; "cuts": cut channels out of tensors, and tell the operators
             that count them; "constants": let constants stand for branches; "anything".
@@ -45,7 +40,7 @@ class Announced:
         removed: tensors that nothing reads any more.
     """
 
-    edits: str
+    kind: str
     names: tuple[str, ...] = ()
     zeros: str = "keep"
     ordered: bool = True
@@ -53,3 +48,8 @@ class Announced:
     added: tuple[str, ...] = ()
     absorbed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether channels or branches go, so that constants may come."""
+        return self.kind in ("cuts", "constants")

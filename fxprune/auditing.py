@@ -1,4 +1,20 @@
-"""Translation validation: each pass is held to what it said, and the evidence is kept."""
+"""Translation validation: checks each pass against its declared effect, and keeps the evidence.
+
+What each check of a compile adds, for a finalize as an example:
+
+- The Rewriter lints the graphs and compiles them: what follows can run.
+- `check_invariants` after each pass: masks, aliases and products fit, with an auditor or without.
+- `PromiseCheck` compares outputs where a pass promises them; finalize does not, as its effect
+  says more.
+- `faults_of` here: every tensor, key, name and node is as the effect says, also where no output
+  shows it.
+- Code that is compiled again is the same: what ran is what was checked.
+- `stage` here: masks are right for their scores, which no output shows.
+- `verify` in `compile`: outputs are equal, which does not rest on what effects say.
+- `end` here: no tensor was written to past torch's count of writes, by which digests are kept.
+
+`finalize` outside of a compile compares outputs itself, as no auditor is there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +27,7 @@ from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune import tensors
-from fxprune.announced import Announced, Fault
+from fxprune.announced import Effect, Fault
 from fxprune.bits import same_bits
 from fxprune.certificate import Certificate, Evidence
 from fxprune.coupling import Coupling
@@ -21,8 +37,8 @@ from fxprune.facts import Importance, NewMasks, Ranking, Scores, Selection
 from fxprune.pipeline import Facts, Pass, Rewrite, Watch
 from fxprune.program import Program
 from fxprune.recipe import Rule
-from fxprune.recounting import Masked, recounted
-from fxprune.recounting_units import recounted_units
+from fxprune.recounting import Masked, recount
+from fxprune.recounting_units import recount_units
 from fxprune.shrink_record import ShrinkRecord
 from fxprune.snapshot import Snapshot, snapshot
 from fxprune.transaction import fork
@@ -33,15 +49,15 @@ __all__ = ["Auditor"]
 
 
 class Auditor(Watch):
-    """Holds every pass of a compile to what it says, and keeps the evidence.
+    """Checks each pass of a compile against its declared effect and records the evidence.
 
     Args:
-        model: what was captured; None where it is of no concern.
+        model: what was captured; None where its masks are irrelevant.
         program: captured of it.
 
     Attributes:
-        checks: whether it holds passes to anything.
-        evidence: what was found of each rewrite pass, in order.
+        checks: whether it checks passes.
+        evidence: of each rewrite pass, in order.
 
     Raises:
         InvariantError: a mask of torch.nn.utils.prune's that the model had is missing, or another
@@ -63,36 +79,36 @@ class Auditor(Watch):
     # What a pipeline tells
 
     def begin(self, program: Program) -> None:
-        """Take down the Program that rules are about to mask."""
+        """Remember the masks that are there before rules."""
         self._masks = dict(tensors.masks(program))
 
     def before(self, program: Program, step: Pass) -> None:
-        """Take down the Program that a pass is about to change."""
+        """Remember the Program that a pass is about to change."""
         if isinstance(step, Rewrite):
             self._before = snapshot(program)
             self._shrinks = len(program.captured.shrinks)
             self._hashes = graphs_digest(program), self._digests.state(program)
 
     def after(self, program: Program, step: Pass, facts: Facts) -> None:
-        """Hold the Program to what a pass said.
+        """Check the Program against what a pass declared.
 
         Raises:
-            InvariantError: names the pass and the first node or parameter that is otherwise.
+            InvariantError: names the pass and the first node or parameter that differs.
         """
         if self._before is None or not isinstance(step, Rewrite):
             return
         before, self._before = self._before, None
-        said = _announced(step, facts, program, program.captured.shrinks[self._shrinks :])
-        faults = [*faults_of(before, snapshot(program), said), *_stale(program)]
-        if said.edits == "anything":
+        effect = _declared(step, facts, program, program.captured.shrinks[self._shrinks :])
+        faults = [*faults_of(before, snapshot(program), effect), *_stale(program)]
+        if effect.kind == "anything":
             faults += [Fault(_PAST.format(key)) for key in self._digests.rewritten(program)]
         _refuse(step.name, faults)
         graph, weights = graphs_digest(program), self._digests.state(program)
-        checks = [_CHECKED[said.edits], "compiled code is that of the graphs"]
-        self._add(step.name, _promise(step, said), (graph, weights), checks)
+        checks = [_CHECKED[effect.kind], "compiled code is that of the graphs"]
+        self._add(step.name, _promise(step, effect), (graph, weights), checks)
 
     def stage(self, program: Program, rules: Iterable[Rule], facts: Facts) -> None:
-        """Hold the masks that rules made to their scores.
+        """Check the masks that rules made against their scores.
 
         Raises:
             InvariantError: names the rule and the parameter whose mask is not as ranked.
@@ -107,7 +123,7 @@ class Auditor(Watch):
             self._note("masks of coupled channels, found again from the scores and limits")
         elif {Scores, Ranking, Selection} <= facts.kinds and rule.score_name is not None:
             masked = {part.name: part for part in self._masked(program, facts)}
-            found = recounted(rule, facts[Selection], facts[Scores], facts[Ranking], masked)
+            found = recount(rule, facts[Selection], facts[Scores], facts[Ranking], masked)
             _refuse(name, list(found))
             self._note("count, threshold and ties of the masks, found again from the scores")
         else:
@@ -119,7 +135,7 @@ class Auditor(Watch):
     # What a compile tells
 
     def close(self, name: str, certificate: Certificate) -> None:
-        """Take down what runs in float64 found of a step that rounds."""
+        """Record what runs in float64 found of a step that rounds."""
         if certificate.trials:
             runs = f"float64 outputs of {name} differ by {certificate.largest:g} at most"
             self._note(f"{runs} on {certificate.trials} inputs")
@@ -157,7 +173,7 @@ class Auditor(Watch):
             masked[name] = Masked(name, stored, value, old, new)
         plain = Importance not in facts.kinds or not facts[Importance].tensors
         given = coupling, facts[CoupledScores], facts[Ranking], masked
-        return recounted_units(rule, *given, plain=plain)
+        return recount_units(rule, *given, plain=plain)
 
     def _masked(self, program: Program, facts: Facts) -> Iterable[Masked]:
         importance = facts[Importance] if Importance in facts.kinds else Importance()
@@ -183,19 +199,21 @@ _CHECKED = {
 }
 
 
-def _announced(
+def _declared(
     step: Rewrite, facts: Facts, program: Program, shrinks: tuple[ShrinkRecord, ...]
-) -> Announced:
-    if step.edits in ("cuts", "constants"):
-        record = shrinks[-1] if shrinks else ShrinkRecord()
-        told = record.maps, record.added, record.absorbed, record.removed
-        return Announced(step.edits, (), "keep", True, *told)
+) -> Effect:
+    """Return the effect that a pass declares, with what its options, facts and record tell."""
+    if step.effect in ("cuts", "constants"):
+        r = shrinks[-1] if shrinks else ShrinkRecord()
+        return Effect(
+            step.effect, cuts=r.maps, added=r.added, absorbed=r.absorbed, removed=r.removed
+        )
     names: tuple[str, ...] = getattr(step, "names", ())
-    if step.edits == "masks":
+    if step.effect == "masks":
         # Without such facts it is a pass of its own, and may mask what it likes.
         names = _to_be_masked(facts) if _MASKING & facts.kinds else tuple(tensors.masks(program))
     zeros, ordered = getattr(step, "zeros", "keep"), getattr(step, "source_order", True)
-    return Announced(step.edits, names, zeros, ordered)
+    return Effect(step.effect, names, zeros, ordered)
 
 
 _MASKING = {Selection, NewMasks}
@@ -210,12 +228,12 @@ def _to_be_masked(facts: Facts) -> tuple[str, ...]:
     return facts[NewMasks].names
 
 
-def _promise(step: Rewrite, said: Announced) -> str:
-    if said.edits in ("cuts", "constants"):
+def _promise(step: Rewrite, effect: Effect) -> str:
+    if effect.shrinks:
         return "close"
-    if said.edits in ("adopts", "folds") and said.zeros == "keep":
+    if effect.kind in ("adopts", "folds") and effect.zeros == "keep":
         return "same"
-    return said.edits if step.promise == "changes" and said.edits != "anything" else step.promise
+    return effect.kind if step.promise == "changes" and effect.kind != "anything" else step.promise
 
 
 def _refuse(name: str, faults: list[Fault]) -> None:

@@ -74,7 +74,7 @@ def compile(
     says that in float64 and in eval mode the result is close to the masked program (with `zeros =
     "clean"`, to that with +0.0 for its pruned entries).
 
-    After each pass, its graphs, tensors and keys are held to what it says it edits, and masks to
+    After each pass, its graphs, tensors and keys are held to its declared effect, and masks to
     the scores that ranked them; the certificate has hashes and evidence by pass.
 
     A pass that the recipe names and that promises equal outputs is held to that when it runs. Where

@@ -1,4 +1,4 @@
-"""Holds a Program to its invariants, and a step to what it promised; knows no pass."""
+"""Checks the invariants of a Program, and outputs before and after a step; knows no pass."""
 
 from __future__ import annotations
 

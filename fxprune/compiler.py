@@ -19,7 +19,7 @@ from fxprune.observing import Holder, Observer
 from fxprune.pipeline import Facts, Pipeline, Rewrite, Watch
 from fxprune.plans import Plan, recipe_of
 from fxprune.program import Program, check_program
-from fxprune.proving import hold_same
+from fxprune.proving import check_outputs
 from fxprune.quiet import alone
 from fxprune.ranks import ready, together
 from fxprune.recipe import Finalize, Recipe, Rule
@@ -278,5 +278,5 @@ def edit(
     if same and is_spread(program):
         check_values(program, work, step.name)
     elif same:
-        hold_same(program, work, step.name)
+        check_outputs(program, work, step.name)
     return done(program, work, inplace=inplace)

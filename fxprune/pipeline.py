@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from fxprune.announced import EDITS
+from fxprune.announced import EFFECTS
 from fxprune.certificate import Certificate
 from fxprune.checker import check_invariants
 from fxprune.errors import InvariantError, PassError
 from fxprune.pattern import Refusal
 from fxprune.program import Program
-from fxprune.promising import PROMISES, Held
+from fxprune.promising import PROMISES, PromiseCheck
 from fxprune.rewriter import Rewriter
 from fxprune.verify import BOUND
 
@@ -84,11 +84,11 @@ class Rewrite(Pass):
     """A pass that edits the Program, through the Rewriter alone.
 
     Attributes:
-        edits: what it edits, which a compile holds it to: "masks", "folds", "unmasks", "adopts",
-            "cuts", "constants" (see `fxprune.announced.Announced`), or "anything".
+        effect: what it does, which a compile checks: "masks", "folds", "unmasks", "adopts",
+            "cuts", "constants" (see `fxprune.announced.Effect`), or "anything".
     """
 
-    edits: ClassVar[str] = "anything"
+    effect: ClassVar[str] = "anything"
 
     @abstractmethod
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
@@ -237,13 +237,13 @@ class Pipeline:
 
 def _rewritten(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
     """Run a rewrite, and hold the Program to its invariants and the rewrite to its promise."""
-    held = Held.of(program, step.promise) if step.promise != "changes" else None
+    held = PromiseCheck.of(program, step.promise) if step.promise != "changes" else None
     rewriter = Rewriter(program, by=step.name)
     step.run(rewriter, facts)
     if rewriter.edits:
         rewriter.finish()
     check_invariants(program, step.name)
-    broken = None if held is None else held.broken(program, bound=step.bound)
+    broken = None if held is None else held.violation(program, bound=step.bound)
     if broken is not None:
         raise InvariantError(f"nothing was changed: the pass {step.name!r} {broken}")
     return rewriter
@@ -254,9 +254,9 @@ def _check_words(step: Pass) -> None:
     if step.promise not in PROMISES:
         known = ", ".join(map(repr, PROMISES))
         raise PassError(f"the pass {step.name!r} promises {step.promise!r}; there are {known}")
-    if isinstance(step, Rewrite) and step.edits not in EDITS:
-        known = ", ".join(map(repr, EDITS))
-        raise PassError(f"the pass {step.name!r} edits {step.edits!r}; there are {known}")
+    if isinstance(step, Rewrite) and step.effect not in EFFECTS:
+        known = ", ".join(map(repr, EFFECTS))
+        raise PassError(f"the pass {step.name!r} declares {step.effect!r}; there are {known}")
 
 
 def _given(step: Analysis, fact: Any) -> Any:

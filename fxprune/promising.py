@@ -1,4 +1,4 @@
-"""Holds a rewrite to the promise that it makes of outputs, and of what training needs of them."""
+"""Checks a rewrite against its promise: equal or close outputs, keys, and what training needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxprune.transaction import fork
 from fxprune.trials import Trial, prepared, reproducible
 from fxprune.verify import BOUND, verify
 
-__all__ = ["PROMISES", "Held"]
+__all__ = ["PROMISES", "PromiseCheck"]
 
 PROMISES = ("same", "close", "changes")
 
@@ -26,7 +26,7 @@ _LARGE = 4_000_000
 
 
 @dataclass(frozen=True)
-class Held:
+class PromiseCheck:
     """A Program as a rewrite finds it; the tensors are the same objects.
 
     Args:
@@ -42,11 +42,11 @@ class Held:
     trained: dict[str, bool]
 
     @classmethod
-    def of(cls, program: Program, promise: str) -> Held:
-        """Take down a Program that is about to be edited."""
+    def of(cls, program: Program, promise: str) -> PromiseCheck:
+        """Remember a Program that is about to be edited."""
         return cls(fork(program), promise, _keys(program), _trained(program))
 
-    def broken(self, after: Program, *, bound: float = BOUND, trials: int = 3) -> str | None:
+    def violation(self, after: Program, *, bound: float = BOUND, trials: int = 3) -> str | None:
         """Return how the promise is broken; None where it is kept.
 
         A promise of equal outputs is one of equal keys, names and training too: a checkpoint
@@ -58,7 +58,7 @@ class Held:
             trials: how many inputs to draw for each mode.
         """
         close = self.promise == "close"
-        told = None if close else next(self._otherwise(after), None)
+        told = None if close else next(self._changes(after), None)
         if told is not None:
             return f"promised equal outputs, but {told}"
         large = sum(p.numel() for p in after.parameters()) > _LARGE
@@ -70,7 +70,7 @@ class Held:
         lost = None if close else self._lost_gradient(after)
         return None if lost is None else f"promised equal outputs, but {lost!r} gets no gradient"
 
-    def _otherwise(self, after: Program) -> Iterator[str]:
+    def _changes(self, after: Program) -> Iterator[str]:
         for key in sorted(self.keys ^ _keys(after)):
             yield f"the key {key!r} {'went' if key in self.keys else 'came'}"
         for name, trained in _trained(after).items():

@@ -20,10 +20,10 @@ from fxprune.quiet import alone
 from fxprune.reads import is_product, mask_read_of, parameter_read
 from fxprune.shell import Shell
 
-__all__ = ["hold_same", "proof_of", "why_not_same"]
+__all__ = ["check_outputs", "prove_same", "why_not_same"]
 
 
-def hold_same(before: Program, after: Program, by: str) -> None:
+def check_outputs(before: Program, after: Program, by: str) -> None:
     """Check that a step left the outputs as they were: on a drawn input, or else by the graphs.
 
     Args:
@@ -45,7 +45,7 @@ def hold_same(before: Program, after: Program, by: str) -> None:
         raise InvariantError(f"{by} promised equal outputs, but {why}; nothing was changed")
 
 
-def proof_of(after: Program, before: Program, seed: int) -> Certificate:
+def prove_same(after: Program, before: Program, seed: int) -> Certificate:
     """Certify by the graphs alone that two Programs give equal outputs for every input.
 
     Args:
@@ -80,7 +80,7 @@ def why_not_same(after: Program, before: Program) -> str | None:
         if _lines(after, after.graphs[mode]) != _lines(before, before.graphs[mode]):
             return f"the graphs for {mode} differ"
         if after.captured.outputs[mode].tree != before.captured.outputs[mode].tree:
-            return f"the outputs for {mode} are nested otherwise"
+            return f"the outputs for {mode} are nested differently"
     own, other = dict(_tensors(after)), dict(_tensors(before))
     if own.keys() != other.keys():
         return f"{sorted(own.keys() ^ other.keys())[0]!r} is a tensor of one of them alone"

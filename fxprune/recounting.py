@@ -1,7 +1,7 @@
-"""Holds new masks to the scores that ranked them: count, threshold and ties, found out again.
+"""Checks new masks against the scores that ranked them, without ranking again.
 
-Nothing is ranked here. That no unit that stayed scores less than one that went, that as many went
-as were to go, and that among equal scores the first went, is what a right choice comes to.
+A correct ranking means: no kept unit scores lower than a pruned one; the count matches; ties go to
+the lower index.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fxprune.bits import same_bits
 from fxprune.facts import Ranking, Scores, Selection
 from fxprune.recipe import Rule
 
-__all__ = ["Masked", "recounted", "rounded"]
+__all__ = ["Masked", "recount", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Masked:
         return torch.ones_like(self.new) if self.old is None else self.old
 
 
-def recounted(
+def recount(
     rule: Rule, selection: Selection, scores: Scores, ranking: Ranking, masked: Mapping[str, Masked]
 ) -> Iterator[Fault]:
     """Yield what is wrong with the masks of one rule.

@@ -1,6 +1,6 @@
-"""Holds the masks of coupled channels to their scores and limits: each unit goes whole, or stays.
+"""Checks masks of coupled channels against their scores and limits: a unit goes whole, or stays.
 
-Nothing of the passes that couple, rank and cut is used beside the facts that they gave.
+Uses the facts that the passes gave, and none of their code.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fxprune.recipe import Rule
 from fxprune.recounting import Masked, rounded
 from fxprune.unit_scores import CoupledScores
 
-__all__ = ["recounted_units"]
+__all__ = ["recount_units"]
 
 
-def recounted_units(
+def recount_units(
     rule: Rule,
     coupling: Coupling,
     scores: CoupledScores,

@@ -13,7 +13,7 @@ from fxprune.differences import Holder
 from fxprune.importing import PATH
 from fxprune.program import Program, mode_of
 from fxprune.reads import is_product, mask_read_of, parameter_of
-from fxprune.snapshot import snapshot, view_of
+from fxprune.snapshot import snapshot
 from fxprune.tensors import masks
 
 __all__ = ["Steps", "first_change", "first_difference", "recorded", "told"]
@@ -65,7 +65,7 @@ def first_change(after: Program, before: Program, mode: str) -> Node | None:
     """
     if mode not in before.graphs:
         return None
-    views = (view_of(snapshot(program), mode) for program in (after, before))
+    views = (snapshot(program).views[mode] for program in (after, before))
     lines, others = ({line.name: repr(line) for line in view.lines} for view in views)
     changed = next((name for name, line in lines.items() if others.get(name) != line), None)
     nodes = {node.name: node for node in after.graphs[mode].nodes}

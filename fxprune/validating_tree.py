@@ -1,205 +1,245 @@
-"""Holds the tree of modules after a pass, its tensors and keys, to what the pass says it edits."""
+"""The tensors that a declared effect leaves in a Program, compared with those that are there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-from fxprune.announced import Announced, Fault
+from fxprune.announced import Effect, Fault
 from fxprune.bits import same_bits
 from fxprune.snapshot import Place, Snapshot
 
-__all__ = ["Tree", "written_faults"]
+__all__ = ["Expected", "is_constant"]
 
 
-@dataclass
-class Tree:
-    """Holds the tree of modules after a pass to what it has to be."""
+class Made(NamedTuple):
+    """A tensor that an effect makes; what the effect leaves as it is stays the same object.
 
-    before: Snapshot
-    after: Snapshot
-    said: Announced
+    Args:
+        like: has its shape, dtype and device, and its values where `what` says what they are.
+        trained: whether it asks for gradients.
+        what: what its values are; empty where scores or runs tell.
+    """
 
-    def faults(self) -> Iterator[Fault]:
-        """Yield what is wrong in the tree."""
-        if self.said.edits != "adopts":
-            yield from self._names()
-        yield from self._parameters()
-        for path, place in self.after.tree.items():
-            was = self.before.tree.get(path)
-            if was is None:
-                yield Fault(f"the module {path!r} came")
-            else:
-                yield from self._place(path, was, place)
-        for path in self.before.tree:
-            if path not in self.after.tree:
-                yield Fault(f"the module {path!r} went")
-        if self.before.outputs != self.after.outputs:
-            yield Fault("outputs are nested otherwise")
+    like: torch.Tensor
+    trained: bool
+    what: str = ""
 
-    def _names(self) -> Iterator[Fault]:
-        if list(self.before.first.items()) != list(self.after.first.items()):
-            yield Fault("the parameters have other names, or another order")
-        was, now = set(self.before.masked), set(self.after.masked)
-        named = {self.before.first.get(name, name) for name in self.said.names}
-        wanted = was | named if self.said.edits == "masks" else was - (named or was)
-        for name in [*(n for n in self.after.masked if n not in wanted)]:
-            what = "got a mask and was not" if self.said.edits == "masks" else "keeps its mask, and"
-            yield Fault(f"{name!r} {what} {'to get one' if 'got' in what else 'was to lose it'}")
-        for name in sorted(wanted - now):
-            yield Fault(f"{name!r} was to have a mask, and has none")
 
-    def _parameters(self) -> Iterator[Fault]:
-        """Yield parameters that are not what they were, or not what they were to become."""
-        for name in self.after.first:
-            if name not in self.before.first:
-                continue
+_Tensors = dict[str, torch.Tensor | Made]
+
+
+class Expected:
+    """The state before, with a declared effect applied to it.
+
+    Args:
+        before: the Program as the pass found it.
+        after: the Program as the pass left it; tells only what an effect leaves open.
+        effect: what the pass declared.
+    """
+
+    def __init__(self, before: Snapshot, after: Snapshot, effect: Effect) -> None:
+        self.before, self.after, self.effect = before, after, effect
+        self.first = dict(before.first)
+        tree = before.tree.items()
+        self.parameters: dict[str, _Tensors] = {path: {**p.parameters} for path, p in tree}
+        self.buffers: dict[str, _Tensors] = {path: {**p.buffers} for path, p in tree}
+        _APPLY[effect.kind](self)
+
+    # Effects
+
+    def mask(self) -> None:
+        """Split each P into P_orig, the same tensor, and P_mask."""
+        for name in self.effect.names:
             stored, mask = self.before.stored(name)
-            now, new_mask = self.after.stored(name)
-            if stored is None or now is None:
-                yield Fault(f"{name!r} has no tensor")
+            if stored is None:
                 continue
-            lost = mask is not None and new_mask is None
-            if lost and self.said.edits == "folds":
-                yield from self._folded(name, stored, mask, now)
-            elif now is not stored:
-                yield Fault(f"{name!r} is another tensor than before")
-            if new_mask is not None:
-                yield from self._mask(name, now, mask, new_mask)
-            yield from self._alias(name, now, new_mask)
+            for path, key in self._places(name):
+                if mask is None:
+                    self.parameters[path][f"{key}_orig"] = self.parameters[path].pop(key)
+                self.buffers[path][f"{key}_mask"] = Made(stored, trained=False)
 
-    def _folded(
-        self, name: str, stored: torch.Tensor, mask: Any, now: torch.Tensor
-    ) -> Iterator[Fault]:
-        wanted = torch.mul(stored.detach(), mask)
-        if self.said.zeros == "clean":
-            wanted = torch.where(mask == 0, torch.zeros_like(wanted), wanted)
-        if not same_bits(now.detach(), wanted):
-            yield Fault(f"{name!r} is not the product of its tensor and its mask, bit for bit")
-        if now.requires_grad != stored.requires_grad:
-            yield Fault(f"{name!r} is trained otherwise than before")
+    def fold(self) -> None:
+        """Put the product in the place of P_orig and P_mask."""
+        self._drop_masks(self._product)
 
-    def _mask(
-        self, name: str, stored: torch.Tensor, old: Any, mask: torch.Tensor
-    ) -> Iterator[Fault]:
-        if (mask.shape, mask.dtype, mask.device) != (stored.shape, stored.dtype, stored.device):
-            kinds = [f"{tuple(t.shape)} {t.dtype} {t.device}" for t in (mask, stored)]
-            yield Fault(f"the mask of {name!r} is {kinds[0]}, the parameter {kinds[1]}")
-        if mask.requires_grad:
-            yield Fault(f"the mask of {name!r} is trained")
-        if self.said.edits in ("folds", "unmasks") and mask is not old:
-            yield Fault(f"the mask of {name!r} is another one than before")
+    def unmask(self) -> None:
+        """Put the stored tensor in the place of P_orig and P_mask."""
+        self._drop_masks(lambda stored, mask: stored)
 
-    def _alias(self, name: str, now: torch.Tensor, mask: Any) -> Iterator[Fault]:
-        first = self.after.first[name]
-        own, own_mask = self.after.stored(first)
-        if own is not now or own_mask is not mask:
-            yield Fault(f"{name!r} and {first!r} are one parameter, but not one tensor and mask")
+    def _product(self, stored: torch.Tensor, mask: torch.Tensor) -> Made:
+        value = torch.mul(stored.detach(), mask)
+        if self.effect.zeros == "clean":
+            value = torch.where(mask == 0, torch.zeros_like(value), value)
+        return Made(value, stored.requires_grad, "the product of its tensor and its mask")
+
+    def _drop_masks(
+        self, value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Made]
+    ) -> None:
+        for name in self.effect.names or self.before.masked:
+            stored, mask = self.before.stored(name)
+            if stored is None or mask is None:
+                continue
+            made = value(stored, mask)
+            for path, key in self._places(name):
+                self.parameters[path].pop(f"{key}_orig")
+                self.parameters[path][key] = made
+                self.buffers[path].pop(f"{key}_mask")
+        if self.effect.ordered:
+            self._sort()
+
+    def _sort(self) -> None:
+        """Put the parameters of each module in the source's order, those not read first."""
+        ranks = {name: rank for rank, name in enumerate(self.first)}
+
+        def rank(name: str) -> int:
+            return ranks.get(name, ranks.get(name.removesuffix("_orig"), -1))
+
+        for path, held in self.parameters.items():
+            ordered = sorted(held, key=lambda key, path=path: rank(_joined(path, key)))
+            self.parameters[path] = {key: held[key] for key in ordered}
+
+    def adopt(self) -> None:
+        """Call P_orig P where the graph multiplies it with P_mask, a mask from then on."""
+        fresh = {name for name in self.after.first if name not in self.first}
+
+        def named(name: str) -> str:
+            plain = name.removesuffix("_orig")
+            return plain if plain in fresh else name
+
+        self.first = {named(name): named(first) for name, first in self.first.items()}
+        for name in fresh:
+            stored, mask = self.before.stored(name)
+            if stored is not None and mask is not None:
+                path, key = _split(name)
+                what = "its mask in the graph before, in the parameter's dtype"
+                cast = Made(mask.detach().to(stored.dtype), trained=False, what=what)
+                self.buffers[path][f"{key}_mask"] = cast
+
+    def cut(self) -> None:
+        """Take out the channels and the tensors that go; biases that absorb get any values."""
+        made: dict[int, Made] = {}
+        for each in self.effect.cuts:
+            for tensor in self._named(each.tensor):
+                whole = made[id(tensor)].like if id(tensor) in made else tensor.detach()
+                index = torch.tensor(each.kept, dtype=torch.int64, device=whole.device)
+                part = whole.index_select(each.axis, index)
+                what = "what it was, less the channels that go"
+                made[id(tensor)] = Made(part, tensor.requires_grad, what)
+        for tensor in [t for name in self.effect.absorbed for t in self._named(name)]:
+            like = made[id(tensor)].like if id(tensor) in made else tensor.detach()
+            made[id(tensor)] = Made(like, tensor.requires_grad)
+        removed = [t for name in self.effect.removed for t in self._named(name)]
+        gone = {id(tensor) for tensor in removed}
+        first = self.first.items()
+        self.first = {n: of for n, of in first if id(self.before.stored(n)[0]) not in gone}
+        for state in (self.parameters, self.buffers):
+            for path, held in state.items():
+                kept = {key: t for key, t in held.items() if id(t) not in gone}
+                state[path] = {key: made.get(id(t), t) for key, t in kept.items()}
+
+    def _named(self, name: str) -> list[torch.Tensor]:
+        """Return what a record's name stands for: a parameter with its mask, or a buffer."""
+        if name in self.before.first:
+            return [t for t in self.before.stored(name) if t is not None]
+        path, key = _split(name)
+        place = self.before.tree.get(path)
+        return [place.buffers[key]] if place is not None and key in place.buffers else []
+
+    def _places(self, name: str) -> list[tuple[str, str]]:
+        """Return the module's path and the attribute of each alias of a parameter."""
+        first = self.before.first.get(name)
+        return [_split(alias) for alias, of in self.before.first.items() if of == first]
+
+    # The difference
+
+    def difference(self) -> Iterator[Fault]:
+        """Yield what differs in the state that was found, names first, then module by module."""
+        was, now = self.before.tree, self.after.tree
+        first = {n: of for n, of in self.after.first.items() if n not in self.effect.added}
+        if list(first.items()) != list(self.first.items()):
+            yield Fault("the parameters have other names, or another order")
+        yield from self._masks()
+        for path in [*was, *(path for path in now if path not in was)]:
+            if path not in now or path not in was:
+                yield Fault(f"the module {path!r} {'went' if path in was else 'came'}")
+            else:
+                yield from self._place(path, was[path], now[path])
+        if self.before.outputs != self.after.outputs:
+            yield Fault("the outputs are nested differently")
+
+    def _masks(self) -> Iterator[Fault]:
+        for name, first in self.after.first.items():
+            found, other = self.after.stored(name), self.after.stored(first)
+            if found[0] is not other[0] or found[1] is not other[1]:
+                yield Fault(f"{name!r} and {first!r} are one parameter, but not one tensor")
+            path, key = _split(name)
+            wanted = f"{key}_mask" in self.buffers.get(path, ()) and name in self.first
+            if name == first and wanted != (found[1] is not None):
+                have, to_have = ("no mask", "one") if wanted else ("a mask", "none")
+                yield Fault(f"{name!r} has {have}, and was to have {to_have}")
 
     def _place(self, path: str, was: Place, now: Place) -> Iterator[Fault]:
         if (was.kind, was.training) != (now.kind, now.training):
             yield Fault(f"the module {path!r} has another class or training flag")
-        wanted = _KEYS[self.said.edits](self, path, was)
-        # Where a key without a tensor stands is of no concern: no state dict has it.
-        empty = {key for key, tensor in was.parameters.items() if tensor is None}
-        for what, keys, found in (
-            ("parameters", wanted[0], list(now.parameters)),
-            ("buffers", wanted[1], list(now.buffers)),
-        ):
-            keys, found = ([key for key in some if key not in empty] for some in (keys, found))
-            if keys != found:
-                yield Fault(f"the {what} of {path!r} are {found}, and were to be {keys}")
-        for key in empty:
-            if now.parameters.get(key) is not None:
-                yield Fault(f"the tensor {_joined(path, key)!r} came")
-        masks = {f"{n.rpartition('.')[2]}_mask" for n in self._masked_at(path)}
-        for key, buffer in now.buffers.items():
-            if key in was.buffers and was.buffers[key] is not buffer and key not in masks:
-                yield Fault(f"the buffer {_joined(path, key)!r} is another one than before")
-        if was.transient - masks != now.transient - masks or now.transient & masks:
+        parameters, buffers = self.parameters[path], self.buffers[path]
+        yield from self._held("parameters", path, parameters, now.parameters)
+        yield from self._held("buffers", path, buffers, now.buffers)
+        if was.transient & buffers.keys() != now.transient & buffers.keys():
             yield Fault(f"other buffers of {path!r} are saved than before")
 
-    def _masked_at(self, path: str) -> list[str]:
-        state = self.after
-        names = [n for n in state.first if n.rpartition(".")[0] == path]
-        return [n for n in names if state.stored(n)[1] is not None]
+    def _held(
+        self, what: str, path: str, wanted: _Tensors, found: Mapping[str, torch.Tensor]
+    ) -> Iterator[Fault]:
+        names = {key: _joined(path, key) for key in [*wanted, *found]}
+        keys = [k for k, t in found.items() if k in wanted or not self._may_come(names[k], t)]
+        if keys != list(wanted):
+            yield Fault(f"the {what} of {path!r} are {keys}, and were to be {list(wanted)}")
+        for key, tensor in wanted.items():
+            fault = _tensor_fault(tensor, found[key]) if key in found else None
+            if fault is not None:
+                yield Fault(f"{names[key]!r} {fault}")
 
-    # The keys that a module is to have, and their order: torch.nn.utils.prune's
-
-    def masking(self, path: str, was: Place) -> tuple[list[str], list[str]]:
-        """Return the keys of parameters and buffers after parameters got masks."""
-        parameters, buffers = list(was.parameters), list(was.buffers)
-        order = [self.before.first[n] for n in self.said.names]
-        names = {n.rpartition(".")[2]: self.before.first[n] for n in self._masked_at(path)}
-        fresh = [key for key in names if key in parameters]
-        for key in sorted(fresh, key=lambda k: order.index(names[k]) if names[k] in order else 0):
-            parameters.remove(key)
-            parameters.append(f"{key}_orig")
-            buffers += [f"{key}_mask"] if f"{key}_mask" not in buffers else []
-        return parameters, buffers
-
-    def unmasking(self, path: str, was: Place) -> tuple[list[str], list[str]]:
-        """Return the keys of parameters and buffers after masks went."""
-        plain = [n for n in self.before.first if n.rpartition(".")[0] == path]
-        lost = [n for n in plain if self._lost(n)]
-        keys = {n.rpartition(".")[2] for n in lost}
-        buffers = [
-            key
-            for key in was.buffers
-            if key.removesuffix("_mask") not in keys or not key.endswith("_mask")
-        ]
-        parameters = [k for k in was.parameters if k.removesuffix("_orig") not in keys]
-        names = [n.rpartition(".")[2] for n in plain]
-        if self.said.ordered:
-            there = {*parameters, *keys}
-            ordered = [key if key in there else f"{key}_orig" for key in names]
-            unread = [key for key in parameters if key not in ordered]
-            return [*unread, *ordered], buffers
-        return [*parameters, *(k for k in self._in_order(lost))], buffers
-
-    def _in_order(self, lost: list[str]) -> list[str]:
-        """Return the attributes that lost a mask, as they were folded."""
-        named = [self.before.first[n] for n in self.said.names] or list(self.before.masked)
-        return [
-            n.rpartition(".")[2]
-            for n in sorted(lost, key=lambda n: named.index(self.before.first[n]))
-        ]
-
-    def _lost(self, name: str) -> bool:
-        return self.before.stored(name)[1] is not None and self.after.stored(name)[1] is None
-
-    def adopting(self, path: str, was: Place) -> tuple[list[str], list[str]]:
-        """Return the keys of parameters and buffers after adoption: the same, in any order."""
-        now = self.after.tree[path]
-        same = sorted(was.parameters) == sorted(now.parameters)
-        parameters = list(now.parameters) if same else list(was.parameters)
-        return parameters, list(was.buffers)
+    def _may_come(self, name: str, tensor: torch.Tensor) -> bool:
+        constant = not isinstance(tensor, torch.nn.Parameter) and is_constant(name, tensor)
+        return name in self.effect.added or (self.effect.shrinks and constant)
 
 
-def written_faults(before: Snapshot) -> Iterator[Fault]:
-    """Yield tensors that were there before and were written to since: callers hold them too.
-
-    Args:
-        before: the Program as a pass found it.
-    """
-    for path, place in before.tree.items():
-        for key, tensor in (*place.parameters.items(), *place.buffers.items()):
-            if tensor is None or tensor.is_inference():
-                continue
-            if tensor._version != before.versions[id(tensor)]:
-                yield Fault(f"the tensor {_joined(path, key)!r} was written to")
-
-
-_Keys = Callable[[Tree, str, Place], tuple[list[str], list[str]]]
-_KEYS: Mapping[str, _Keys] = {
-    "masks": Tree.masking,
-    "folds": Tree.unmasking,
-    "unmasks": Tree.unmasking,
-    "adopts": Tree.adopting,
+_APPLY: Mapping[str, Callable[[Expected], None]] = {
+    "masks": Expected.mask,
+    "folds": Expected.fold,
+    "unmasks": Expected.unmask,
+    "adopts": Expected.adopt,
+    "cuts": Expected.cut,
+    "constants": Expected.cut,
 }
+
+
+def is_constant(name: str, tensor: torch.Tensor | None = None) -> bool:
+    """Tell whether a buffer is one that a cut makes: indices of channels, or a branch's value."""
+    plain = name.rstrip("_")
+    indices = plain.endswith("_channels") and (tensor is None or tensor.dtype is torch.int64)
+    return indices or plain.endswith("_constant")
+
+
+def _tensor_fault(wanted: torch.Tensor | Made, found: torch.Tensor) -> str | None:
+    if isinstance(wanted, torch.Tensor):
+        return None if found is wanted else "is another tensor than before"
+    kinds = [f"{tuple(t.shape)} {t.dtype} {t.device}" for t in (found, wanted.like)]
+    if kinds[0] != kinds[1]:
+        return f"is {kinds[0]}, and was to be {kinds[1]}"
+    if found.requires_grad != wanted.trained:
+        return f"has requires_grad={found.requires_grad}, and was to have {wanted.trained}"
+    if wanted.what and not same_bits(found.detach(), wanted.like):
+        return f"is not {wanted.what}, bit for bit"
+    return None
+
+
+def _split(name: str) -> tuple[str, str]:
+    path, _, key = name.rpartition(".")
+    return path, key
 
 
 def _joined(path: str, key: str) -> str:

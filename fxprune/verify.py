@@ -14,7 +14,7 @@ from fxprune.differences import Difference, Holder
 from fxprune.errors import InputError, PassError, PassTypeError
 from fxprune.minimising import minimised
 from fxprune.program import EVAL, TRAIN, Program, mode_of
-from fxprune.proving import proof_of
+from fxprune.proving import prove_same
 from fxprune.regional import RegionalProgram
 from fxprune.stepping import first_change, first_difference, recorded, told
 from fxprune.trials import Run, Side, Trial, reproducible, run, trials_of
@@ -87,7 +87,7 @@ def verify(
     programs = [side for side in (before, after) if isinstance(side, Program)]
     spec = next((side for side in programs if side.captured.inputs.drawable), None)
     if given is None and spec is None and len(programs) == 2 and promise == "same":
-        return proof_of(programs[1], programs[0], seed)
+        return prove_same(programs[1], programs[0], seed)
     if given is None and (spec is None or not any(counts.values())):
         raise InputError(
             "verify has no input to compare on: give args= and kwargs=, or hold a Program, for "

@@ -125,7 +125,7 @@ class AdoptMasks(Rewrite):
     """Find products of parameters and masks that are in the graph already, and own them."""
 
     name: ClassVar[str] = "adopt"
-    edits: ClassVar[str] = "adopts"
+    effect: ClassVar[str] = "adopts"
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
         """Adopt every such product."""

@@ -49,7 +49,7 @@ class FoldMasks(Rewrite):
     """
 
     name: ClassVar[str] = "finalize"
-    edits: ClassVar[str] = "folds"
+    effect: ClassVar[str] = "folds"
 
     names: tuple[str, ...] = ()
     zeros: str = "keep"

@@ -38,7 +38,7 @@ class FoldBranches(Rewrite):
     """
 
     name: ClassVar[str] = "fold-branches"
-    edits: ClassVar[str] = "constants"
+    effect: ClassVar[str] = "constants"
     needs: ClassVar = (Channels,)
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:

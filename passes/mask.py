@@ -67,7 +67,7 @@ class InsertMasks(Rewrite):
     """
 
     name: ClassVar[str] = "mask"
-    edits: ClassVar[str] = "masks"
+    effect: ClassVar[str] = "masks"
     needs: ClassVar = (NewMasks,)
 
     rejoin: bool = False

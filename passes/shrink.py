@@ -20,7 +20,7 @@ class CutChannels(Rewrite):
     """Cut the channels that were found dead."""
 
     name: ClassVar[str] = "shrink"
-    edits: ClassVar[str] = "cuts"
+    effect: ClassVar[str] = "cuts"
     needs: ClassVar = (Channels,)
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:

@@ -23,7 +23,7 @@ class UnmaskParameters(Rewrite):
     """
 
     name: ClassVar[str] = "unmask"
-    edits: ClassVar[str] = "unmasks"
+    effect: ClassVar[str] = "unmasks"
 
     names: tuple[str, ...] = ()
 

@@ -6,7 +6,7 @@ from fxprune.checker import check_invariants
 from fxprune.errors import InvariantError
 from fxprune.pipeline import Pass
 from fxprune.program import Program
-from fxprune.promising import Held
+from fxprune.promising import PromiseCheck
 
 __all__ = ["broken_promise"]
 
@@ -26,5 +26,5 @@ def broken_promise(before: Program, after: Program, step: Pass, *, trials: int) 
         return str(error)
     if step.promise == "changes":
         return None
-    broken = Held.of(before, step.promise).broken(after, bound=step.bound, trials=trials)
+    broken = PromiseCheck.of(before, step.promise).violation(after, bound=step.bound, trials=trials)
     return None if broken is None else f"{step.name} {broken}"

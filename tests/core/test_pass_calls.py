@@ -114,7 +114,7 @@ def test_a_pass_may_promise_outputs_that_are_close(program: fxprune.Program):
         fxprune.compile(program, recipe({"name": "close", "args": {"by": 1e-3}}))
 
 
-@pytest.mark.parametrize("word", ["promise", "edits"])
+@pytest.mark.parametrize("word", ["promise", "effect"])
 def test_a_pass_that_promises_what_is_unknown_is_refused_before_anything_runs(
     word: str, program: fxprune.Program, monkeypatch: pytest.MonkeyPatch
 ):

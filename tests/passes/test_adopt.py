@@ -11,6 +11,9 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.auditing import Auditor
+from fxprune.compiler import edit
+from fxprune.errors import InvariantError
 from fxprune.frontend import capture_module
 from fxprune.passes.adopt import adopt_mask
 from fxprune.pattern import Refusal
@@ -93,6 +96,24 @@ def test_adopt_mask_hits(forward: Forward, edits: int, golden: Golden):
     assert rewriter.edits == edits
     assert {refusal.reason for refusal in rewriter.refusals} <= {DONE}
     golden("adopt", forward.__name__, both_texts(before, text(p)))
+
+
+@pytest.mark.parametrize("forward", [f for f, _ in HITS], ids=[f.__name__ for f, _ in HITS])
+def test_an_adoption_has_the_effect_that_it_declares(forward: Forward):
+    p = unadopted(forward)
+    edit(p, create("adopt"), inplace=True, watch=Auditor())
+    assert "w" in p.masks
+
+
+def test_an_adoption_that_changes_the_mask_is_refused(monkeypatch: pytest.MonkeyPatch):
+    add_mask = Rewriter.add_mask
+
+    def inverted(self: Rewriter, name: str, mask: Tensor) -> None:
+        add_mask(self, name, 1 - mask)
+
+    monkeypatch.setattr(Rewriter, "add_mask", inverted)
+    with pytest.raises(InvariantError, match=r"'w_mask' is not its mask in the graph before"):
+        edit(unadopted(plain), create("adopt"), inplace=True, watch=Auditor())
 
 
 def scaled(m: Any, x: Tensor) -> Tensor:
