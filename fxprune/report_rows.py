@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from fxprune import tensors
 from fxprune.errors import PassError
 from fxprune.facts import ParamRecord, RuleRecord
@@ -14,6 +16,15 @@ from fxprune.shards import count_of
 from fxprune.wording import dtype_name
 
 __all__ = ["ParameterReport", "reasons", "record_data", "row_data", "row_of", "share"]
+
+_RECORD = TypeAdapter(RuleRecord)
+_FIGURES = {"zeros", "exact", "zeros_exact"}
+_OF_PLANS: Any = {
+    "parameters": {"__all__": {*_FIGURES, "makers"}},
+    "layers": {"__all__": _FIGURES},
+    "drawn": True,
+    "exact": True,
+}
 
 
 @dataclass(frozen=True)
@@ -118,10 +129,8 @@ def row_data(row: ParameterReport) -> dict[str, Any]:
 
 
 def record_data(record: RuleRecord) -> dict[str, Any]:
-    """Return what a rule did as JSON can hold it."""
-    data = asdict(record)
-    for parameter in data["parameters"]:
-        parameter["threshold"] = _number(parameter["threshold"])
+    """Return what a rule did as JSON can hold it, without what only plans tell."""
+    data = _RECORD.dump_python(record, exclude=_OF_PLANS)
     data["refused"] = [{"parameter": name, "reason": why} for name, why in record.refused]
     return data
 
