@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fxprune.checkpoint_target import Target, target_of
 from fxprune.checkpoint_write import ShardWriter
 from fxprune.facts import RuleRecord
 from fxprune.recipe import Recipe
+from fxprune.report_rows import record_data
 from fxprune.stages import stages_of
 from fxprune.tables import plain_table
 from fxprune.writing import PathLike
@@ -60,11 +61,8 @@ class CheckpointReport:
 
     def to_json(self) -> str:
         """Return the report as JSON; a threshold that is not finite is a text."""
-        data: dict[str, Any] = {**asdict(self), "files": [str(path) for path in self.files]}
-        for rule in data["rules"]:
-            for row in rule["parameters"]:
-                at = row["threshold"]
-                row["threshold"] = at if at is None or abs(at) < float("inf") else str(at)
+        rules = [{**record_data(rule), "refused": rule.refused} for rule in self.rules]
+        data = {**vars(self), "files": [str(path) for path in self.files], "rules": rules}
         return json.dumps(data, indent=2, allow_nan=False)
 
 

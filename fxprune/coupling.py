@@ -13,7 +13,7 @@ import torch
 from fxprune.factors import Ids, Value
 from fxprune.pattern import Refusal
 
-__all__ = ["Coupling", "Layer", "LayerRecord", "Place", "places_of"]
+__all__ = ["Coupling", "Layer", "Place", "places_of"]
 
 
 @dataclass(frozen=True)
@@ -59,31 +59,6 @@ class Layer:
     def step(self, round_to: int) -> int:
         """Return how many units hold multiples of some number of channels, everywhere."""
         return lcm(*(round_to // gcd(round_to, width) for width in self.widths))
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What one rule did to one layer of coupled channels.
-
-    Args:
-        name: the first parameter that makes its channels.
-        makers: all parameters that do.
-        units: how many channels it had, counted with all that goes with them.
-        alive: how many of these were alive before.
-        pruned: how many of these the rule pruned.
-        threshold: the largest pruned score.
-        tied: how many were at the threshold.
-        quota: how many of these went.
-    """
-
-    name: str
-    makers: tuple[str, ...]
-    units: int
-    alive: int
-    pruned: int
-    threshold: float | None = None
-    tied: int = 0
-    quota: int = 0
 
 
 @dataclass(frozen=True)

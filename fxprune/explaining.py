@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,9 @@ from fxprune import tensors
 from fxprune.compiler import RecipeLike, capture, run_stages
 from fxprune.errors import FxpruneError, SelectError
 from fxprune.explanations import Explanation, ParameterExplanation, RuleExplanation
-from fxprune.facts import GivenMasks, Importance, ParamSite
+from fxprune.facts import GivenMasks, Importance, ParamRecord, ParamSite, RuleRecord
 from fxprune.observing import Observer
 from fxprune.pattern import Refusal
-from fxprune.plan_rows import PlannedCut, PlannedRule
 from fxprune.planning import work_for
 from fxprune.plans import recipe_of
 from fxprune.program import Program
@@ -23,10 +23,12 @@ from fxprune.randomness import kept_generators
 from fxprune.recipe import Recipe, Rule
 from fxprune.selecting import Verdict, verdicts
 from fxprune.sites import sites_of
-from fxprune.stages import Stage, stages_of
+from fxprune.stages import stages_of
 from fxprune.tracing import source_line
 
 __all__ = ["explain"]
+
+_Outcomes = Mapping[str, RuleRecord | str]
 
 
 def explain(
@@ -73,67 +75,37 @@ def explain(
     firsts = [_first(program, name) for name in names] or list(tensors.aliases(program))
     found = {str(rule.name): _verdicts(program, rule) for rule in rules.rules}
     given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
-    trial = _Trial(program, rules, given)
+    outcomes, faults = _try_stages(program, rules, given)
     parameters = tuple(
-        _parameter(program, name, [(r, found[str(r.name)][name]) for r in rules.rules], trial)
+        _parameter([(rule, found[str(rule.name)][name]) for rule in rules.rules], outcomes)
         for name in dict.fromkeys(firsts)
     )
-    return Explanation(parameters, tuple(trial.faults.items()))
+    return Explanation(parameters, faults)
 
 
-class _Trial:
-    """A dry run of each stage on its own; one that fails is left out.
+def _try_stages(
+    program: Program, recipe: Recipe, given: list[Any]
+) -> tuple[_Outcomes, tuple[tuple[str, str], ...]]:
+    """Run the rules, and go on without those that fail.
 
-    Args:
-        program: not changed.
-        recipe: what is tried.
-        given: facts given from the start.
+    Returns:
+        What each rule or its group did, or why it fails, by rule; and the faults, by stage.
     """
-
-    def __init__(self, program: Program, recipe: Recipe, given: list[Any]) -> None:
-        self.faults: dict[str, str] = {}
-        self._stage_of: dict[str, str] = {}
-        self._rules: dict[str, PlannedRule] = {}
-        self._refused: dict[str, dict[str, str]] = {}
-        stages = [stage for stage in stages_of(recipe) if stage.rules]
-        for stage in stages:
-            self._stage_of.update((str(rule.name), stage.name) for rule in stage.rules)
-        with kept_generators(program):
-            self._run(program, work_for(program, recipe), stages, given)
-
-    def _run(
-        self, program: Program, work: Program, stages: Iterable[Stage], given: list[Any]
-    ) -> None:
-        observer: Observer | None = None
-        for stage in stages:
+    outcomes: dict[str, RuleRecord | str] = {}
+    faults: list[tuple[str, str]] = []
+    observer: Observer | None = None
+    with kept_generators(program):
+        work = work_for(program, recipe)
+        for stage in (stage for stage in stages_of(recipe) if stage.rules):
             try:
                 observer = observer or Observer(program)
                 run_stages(work, (stage,), given, inplace=True, observer=observer)
-                self._rules[stage.name] = observer.rules[-1]
-                self._refused[stage.name] = dict(work.captured.records[-1].refused)
+                outcome: RuleRecord | str = observer.rules[-1]
             except FxpruneError as error:
-                self.faults[stage.name] = str(error)
-
-    def fault(self, rule: Rule) -> str | None:
-        """Return why the rule, or its group, fails; None where it does not."""
-        return self.faults.get(self._stage_of[str(rule.name)])
-
-    def did(self, rule: Rule) -> PlannedRule:
-        """Return what the rule, or its group, did."""
-        return self._rules[self._stage_of[str(rule.name)]]
-
-    def cut(self, rule: Rule, name: str) -> PlannedCut | None:
-        """Return what the rule, or its group, did to a parameter; None where it left it out."""
-        return next((cut for cut in self.did(rule).parameters if cut.name == name), None)
-
-    def reason(self, rule: Rule, name: str) -> str:
-        """Return why a rule over coupled channels left out a parameter that it selects."""
-        return self._refused[self._stage_of[str(rule.name)]].get(name, "it has no channels")
-
-    def takers(self, name: str) -> list[str]:
-        """Return the rules that pruned some of a parameter."""
-        cuts = ((rule.name, cut) for rule in self._rules.values() for cut in rule.parameters)
-        return [rule for rule, cut in cuts if cut.name == name and cut.pruned]
+                outcome = str(error)
+                faults.append((stage.name, outcome))
+            outcomes.update((str(rule.name), outcome) for rule in stage.rules)
+    return outcomes, tuple(faults)
 
 
 def _first(program: Program, name: str) -> str:
@@ -150,48 +122,63 @@ def _verdicts(program: Program, rule: Rule) -> dict[str, Verdict]:
     return {verdict.site.name: verdict for verdict in found}
 
 
-def _parameter(
-    program: Program, name: str, judged: list[tuple[Rule, Verdict]], trial: _Trial
-) -> ParameterExplanation:
+def _parameter(judged: list[tuple[Rule, Verdict]], outcomes: _Outcomes) -> ParameterExplanation:
     site: ParamSite = judged[0][1].site
-    rows = tuple(_rule(rule, verdict, trial) for rule, verdict in judged)
-    return ParameterExplanation(name, site.aliases, tuple(site.shape), site.uses, rows)
+    rows = tuple(_rule(rule, verdict, outcomes) for rule, verdict in judged)
+    return ParameterExplanation(site.name, site.aliases, tuple(site.shape), site.uses, rows)
 
 
-def _rule(rule: Rule, verdict: Verdict, trial: _Trial) -> RuleExplanation:
+def _rule(rule: Rule, verdict: Verdict, outcomes: _Outcomes) -> RuleExplanation:
     name, method = str(rule.name), rule.method or f"{rule.score_name}/{rule.granularity_name}"
-    start = RuleExplanation(name, method, rule.amount, rule.scope, rule.group, verdict.held)
-    refusal, fault = verdict.refusal, trial.fault(rule)
-    cut = None if fault is not None else trial.cut(rule, verdict.site.name)
-    if refusal is not None and rule.coupled and cut is not None:
-        return start.took(cut, rule.granularity_name, None)
-    if refusal is not None:
+    row = RuleExplanation(name, method, rule.amount, rule.scope, rule.group, verdict.held)
+    refusal, outcome = verdict.refusal, outcomes[name]
+    did = None if isinstance(outcome, str) else _of(outcome, verdict.site.name)
+    # A coupled rule also prunes what it does not select, where that holds the same channels.
+    if refusal is not None and not (rule.coupled and did is not None):
         node = None if refusal.node is None else refusal.node.name
-        return start.left(refusal.reason, node, source_line(refusal.node))
-    if fault is not None:
-        return start.failed(f"the rule fails: {fault.splitlines()[0]}")
-    if cut is None:
-        return start.left(trial.reason(rule, verdict.site.name), None, None)
-    spared = _spared(rule, trial.did(rule), cut, trial)
-    return start.took(cut, rule.granularity_name, spared)
-
-
-def _spared(rule: Rule, did: PlannedRule, cut: PlannedCut, trial: _Trial) -> str | None:
-    """Say why a rule prunes nothing of a parameter that it takes; None where it prunes some."""
+        return replace(row, reason=refusal.reason, node=node, line=source_line(refusal.node))
+    if isinstance(outcome, str):
+        reason = f"the rule fails: {outcome.splitlines()[0]}"
+        return replace(row, matched=True, reason=reason)
+    if did is None:
+        reasons = dict(outcome.refused)
+        return replace(row, reason=reasons.get(verdict.site.name, "it has no channels"))
     units = "channels" if rule.granularity_name == "channel" else "entries"
-    if cut.pruned:
-        return None
-    if cut.alive == 0:
-        took = ", ".join(trial.takers(cut.name)) or "its mask from before"
-        return f"no {units} are alive: {took} took all" if cut.units else f"it has no {units}"
+    reason = None
+    if refusal is None and not did.pruned:
+        reason = _why_unpruned(rule, outcome, did, units, outcomes)
+    counts = {"alive": did.alive, "pruned": did.pruned}
+    return replace(row, matched=True, reason=reason, units=units, **counts)
+
+
+def _of(record: RuleRecord, name: str) -> ParamRecord | None:
+    return next((row for row in record.parameters if row.name == name), None)
+
+
+def _why_unpruned(
+    rule: Rule, outcome: RuleRecord, did: ParamRecord, units: str, outcomes: _Outcomes
+) -> str:
+    """Say why a rule prunes nothing of a parameter that it takes."""
+    if did.alive == 0:
+        took = ", ".join(_rules_pruning(did.name, outcomes)) or "its mask from before"
+        return f"no {units} are alive: {took} took all" if did.units else f"it has no {units}"
     if rule.method == "identity":
         return "identity masks nothing"
     if rule.amount == 0:
         return f"amount is {rule.amount}"
     if rule.score_name is None:
         return "the mask keeps all that is alive"
-    if rule.scope == "local" or did.pruned == 0:
-        alive = cut.alive if rule.scope == "local" else did.alive
+    if rule.scope == "local" or outcome.pruned == 0:
+        alive = did.alive if rule.scope == "local" else outcome.alive
         return f"{rule.amount} of {alive:,} living {units} rounds to 0"
-    where = "" if cut.threshold is None else f" (threshold {cut.threshold:.3g})"
-    return f"its scores are not among the {did.pruned:,} smallest of the rule's parameters{where}"
+    where = "" if did.threshold is None else f" (threshold {did.threshold:.3g})"
+    return (
+        f"its scores are not among the {outcome.pruned:,} smallest of the rule's parameters{where}"
+    )
+
+
+def _rules_pruning(name: str, outcomes: _Outcomes) -> list[str]:
+    """Return the rules that prune some of a parameter, a group once."""
+    records = [outcome for outcome in outcomes.values() if isinstance(outcome, RuleRecord)]
+    rows = ((record.name, _of(record, name)) for record in records)
+    return list(dict.fromkeys(rule for rule, row in rows if row is not None and row.pruned))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from rich.console import Group
 from rich.text import Text
 
 from fxprune import tensors
 from fxprune.errors import MissingParameterError
-from fxprune.plan_rows import PlannedCut
 from fxprune.tables import plain_table, rich_table
 
 __all__ = ["Explanation", "ParameterExplanation", "RuleExplanation"]
@@ -52,26 +51,6 @@ class RuleExplanation:
     units: str | None = None
     alive: int | None = None
     pruned: int | None = None
-
-    def left(self, reason: str, node: str | None, line: str | None) -> RuleExplanation:
-        """Return it for a parameter that the rule does not take."""
-        return replace(self, reason=reason, node=node, line=line)
-
-    def failed(self, reason: str) -> RuleExplanation:
-        """Return it for a rule that takes the parameter and then cannot prune."""
-        return replace(self, matched=True, reason=reason)
-
-    def took(self, cut: PlannedCut, granularity: str | None, reason: str | None) -> RuleExplanation:
-        """Return it for a rule that takes the parameter.
-
-        Args:
-            cut: what it does there.
-            granularity: "channel" where it prunes channels.
-            reason: why it prunes nothing; None where it prunes something.
-        """
-        units = "channels" if granularity == "channel" else "entries"
-        counts = {"alive": cut.alive, "pruned": cut.pruned}
-        return replace(self, matched=True, reason=reason, units=units, **counts)
 
     def __str__(self) -> str:
         places = [f"node {self.node}" if self.node else "", self.line or ""]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,30 +14,12 @@ from torch import nn
 from fxprune.drawing import example_of
 from fxprune.flops import costs_of
 from fxprune.program import Program
+from fxprune.shrink_record import Footprint
 from fxprune.transaction import fork
 
 __all__ = ["Footprint", "Latency", "footprint_of", "latency_of"]
 
 _ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """How large a Program is and what a forward of one example costs, in eval mode.
-
-    Args:
-        parameters: entries of all parameters, each counted once.
-        flops: floating-point operations, see `fxprune.flops`.
-        activations: entries of the outputs of convolutions, linear layers and other products.
-        layers: operations by node.
-        unknown: nodes that are not counted, since shapes are not noted.
-    """
-
-    parameters: int
-    flops: int
-    activations: int
-    layers: Mapping[str, int] = field(default_factory=dict[str, int])
-    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

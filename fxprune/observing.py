@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fxprune import tensors
-from fxprune.certainty import Certainty, Known, known_after, total_is_exact
-from fxprune.errors import PassError
+from fxprune.certainty import Figures, Reproducible, reproducible_after, total_is_reproducible
 from fxprune.facts import ParamRecord, RuleRecord
-from fxprune.plan_rows import PlannedCut, PlannedParameter, PlannedRule
 from fxprune.plans import Plan
 from fxprune.program import Program
 from fxprune.randomness import generator_states
 from fxprune.recipe import Recipe, Rule
+from fxprune.report_rows import ParameterRow, PlannedParameter, rows_of
 from fxprune.stages import Stage
-from fxprune.wording import dtype_name
 
 __all__ = ["Holder", "Observer"]
 
@@ -35,39 +32,44 @@ class Observer:
     """
 
     def __init__(self, program: Program) -> None:
-        self.rows = {name: _row(program, name) for name in tensors.aliases(program)}
-        self.rules: list[PlannedRule] = []
-        self._known = dict.fromkeys(self.rows, Known.ALL)
+        self.rules: list[RuleRecord] = []
         self._masks = dict(tensors.masks(program))
         self._states = generator_states(program)
+        self.rows: dict[str, PlannedParameter] = {}
+        for row in rows_of(program, ()):
+            weights = _digest(tensors.parameter(program, row.name), self._masks.get(row.name))
+            self.rows[row.name] = PlannedParameter(
+                **vars(row), final_bytes=row.bytes, exact=True, weights=weights
+            )
+        self._known = dict.fromkeys(self.rows, Reproducible.MASK)
 
     def stage(self, work: Program, stage: Stage) -> None:
-        """Take down what a stage did to the Program."""
+        """Note what a stage did to the Program."""
         masks, states = dict(tensors.masks(work)), generator_states(work)
         drawn = not all(map(torch.equal, states, self._states))
         if stage.calls:
-            self._passes(drawn=drawn)
+            # Passes that a recipe names may do anything to masks.
+            for name, known in self._known.items():
+                if drawn or known is not Reproducible.MASK:
+                    self._known[name] = Reproducible.NOTHING
         else:
             self._rules(work.captured.records[-1], stage.rules[0], masks, drawn=drawn)
         self._masks, self._states = masks, states
 
     def _rules(
-        self, record: RuleRecord, rule: Rule, masks: Mapping[str, torch.Tensor], *, drawn: bool
+        self, record: RuleRecord, rule: Rule, masks: dict[str, torch.Tensor], *, drawn: bool
     ) -> None:
         before = {row.name: self._known[row.name] for row in record.parameters}
-        after = known_after(rule, before, drawn=drawn, masked=frozenset(self._masks))
-        cuts = tuple(
-            _cut(row, self._masks.get(row.name), masks[row.name], after[row.name])
+        after = reproducible_after(rule, before, drawn=drawn, masked=frozenset(self._masks))
+        rows = [
+            _planned(row, self._masks.get(row.name), masks[row.name], after[row.name])
             for row in record.parameters
-        )
-        exact = total_is_exact(rule, before, after)
-        self._known |= {name: certainty.known for name, certainty in after.items()}
-        self.rules.append(_rule(record, cuts, drawn=drawn, exact=exact))
-
-    def _passes(self, *, drawn: bool) -> None:
-        """Passes that a recipe names may do anything to masks."""
-        for name, known in self._known.items():
-            self._known[name] = Known.NOTHING if drawn else _SETTLED[known]
+        ]
+        if drawn:
+            rows = [replace(row, threshold=None) for row in rows]
+        exact = total_is_reproducible(rule, before, after)
+        self._known |= {name: figures.mask for name, figures in after.items()}
+        self.rules.append(replace(record, parameters=tuple(rows), drawn=drawn, exact=exact))
 
     def end(self, work: Program) -> None:
         """Look at what all stages did."""
@@ -79,21 +81,22 @@ class Observer:
             work: the Program after all stages.
             recipe: what was run.
         """
-        parameters = tuple(self._outcome(work, row) for row in self.rows.values())
-        kind, notes = work.captured.kind, work.captured.notes
-        return Plan(recipe, kind, tuple(self.rules), parameters, notes)
+        # How long a run took, and what it left and why, is no part of what is planned.
+        rules = [replace(r, refused=(), seconds={}, edits=0, layers=()) for r in self.rules]
+        parameters = tuple(self._outcome(work, row) for row in rows_of(work, rules))
+        captured = work.captured
+        return Plan(parameters, recipe, captured.kind, tuple(rules), captured.notes)
 
-    def _outcome(self, work: Program, row: PlannedParameter) -> PlannedParameter:
-        name, known = row.name, self._known[row.name]
-        mask, raw = self._masks.get(name), tensors.parameter(work, name)
-        exact = known is Known.ALL or (known is Known.COUNT and not bool((raw == 0).any()))
+    def _outcome(self, work: Program, row: ParameterRow) -> PlannedParameter:
+        known, mask = self._known[row.name], self._masks.get(row.name)
+        raw = tensors.parameter(work, row.name)
+        is_drawn = known is not Reproducible.MASK
         return PlannedParameter(
-            **{key: getattr(row, key) for key in _ORIGIN},
-            zeros=int((tensors.value(work, name) == 0).sum()),
-            mask_bytes=0 if mask is None else _bytes(mask),
-            rules=tuple(r.name for r in self.rules if any(c.name == name for c in r.parameters)),
-            exact=exact,
-            mask=None if mask is None or known is not Known.ALL else _digest(mask),
+            **vars(row),
+            final_bytes=row.bytes,
+            exact=not is_drawn or (known is Reproducible.COUNT and bool((raw != 0).all())),
+            weights=self.rows[row.name].weights,
+            mask=None if mask is None or is_drawn else _digest(mask),
         )
 
 
@@ -122,58 +125,20 @@ class Holder(Observer):
         self._plan.check_outcome(self.plan(work, self._plan.recipe))
 
 
-_SETTLED = {Known.ALL: Known.ALL, Known.COUNT: Known.NOTHING, Known.NOTHING: Known.NOTHING}
-_ORIGIN = ("name", "aliases", "shape", "dtype", "numel", "bytes", "final_bytes", "weights")
-
-
-def _row(program: Program, name: str) -> PlannedParameter:
-    parameter, mask = tensors.parameter(program, name), tensors.masks(program).get(name)
-    if parameter.is_meta:
-        raise PassError(f"{name!r} is on the meta device, which holds no values to plan with")
-    return PlannedParameter(
-        name=name,
-        aliases=tensors.aliases(program)[name],
-        shape=tuple(parameter.shape),
-        dtype=dtype_name(parameter.dtype),
-        numel=parameter.numel(),
-        zeros=0,
-        bytes=_bytes(parameter),
-        mask_bytes=0,
-        final_bytes=_bytes(parameter),
-        rules=(),
-        exact=True,
-        weights=_digest(parameter) if mask is None else _digest(parameter, mask),
-    )
-
-
-def _rule(
-    record: RuleRecord, cuts: tuple[PlannedCut, ...], *, drawn: bool, exact: bool
-) -> PlannedRule:
-    return PlannedRule(
-        name=record.rule,
-        method=record.method,
-        amount=record.amount,
-        scope=record.scope,
-        parameters=tuple(replace(cut, threshold=None) for cut in cuts) if drawn else cuts,
-        drawn=drawn,
-        exact=exact,
-    )
-
-
-def _cut(
-    did: ParamRecord, before: torch.Tensor | None, after: torch.Tensor, certainty: Certainty
-) -> PlannedCut:
+def _planned(
+    did: ParamRecord, before: torch.Tensor | None, after: torch.Tensor, figures: Figures
+) -> ParamRecord:
     zeros = _dead(after) - _dead(before)
     alive = after.numel() if before is None else int((before == 1).sum())
-    return PlannedCut(
-        name=did.name,
-        units=after.numel() if did.units is None else did.units,
-        alive=alive if did.alive is None else did.alive,
-        pruned=zeros if did.pruned is None else did.pruned,
+    return ParamRecord(
+        did.name,
+        after.numel() if did.units is None else did.units,
+        alive if did.alive is None else did.alive,
+        zeros if did.pruned is None else did.pruned,
+        did.threshold,
         zeros=zeros,
-        threshold=did.threshold,
-        exact=certainty.counts,
-        zeros_exact=certainty.zeros,
+        exact=figures.counts,
+        zeros_exact=figures.zeros,
     )
 
 
@@ -181,14 +146,12 @@ def _dead(mask: torch.Tensor | None) -> int:
     return 0 if mask is None else int((mask == 0).sum())
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.nbytes
-
-
-def _digest(*parts: torch.Tensor) -> str:
+def _digest(*parts: torch.Tensor | None) -> str:
     """Return the SHA-256 of the values of tensors, wherever and however they are stored."""
     found = hashlib.sha256()
     for part in parts:
+        if part is None:
+            continue
         flat: Any = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         found.update(flat)
     return found.hexdigest()

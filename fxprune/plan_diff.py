@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from fxprune.plan_rows import PlannedParameter, PlannedRule
+from fxprune.facts import RuleRecord
 from fxprune.recipe_errors import plain
+from fxprune.report_rows import PlannedParameter
 from fxprune.tables import plain_table, rich_table
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _rule_changes(before: Plan, after: Plan) -> Iterator[Change]:
         yield from _cut_changes(old[name], new[name])
 
 
-def _cut_changes(before: PlannedRule, after: PlannedRule) -> Iterator[Change]:
+def _cut_changes(before: RuleRecord, after: RuleRecord) -> Iterator[Change]:
     old, new = ({cut.name: cut for cut in rule.parameters} for rule in (before, after))
     yield from _membership(old, new, key="parameter", rule=before.name)
     exact = before.exact and after.exact

@@ -3,64 +3,57 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fxprune.errors import FormatError, RecipeError
-from fxprune.plan_rows import PlannedParameter, PlannedRule
+from fxprune.facts import RuleRecord
 from fxprune.recipe import Recipe
 from fxprune.recipe_errors import plain
+from fxprune.report_rows import PlannedParameter
+from fxprune.rule_records import STRICT, Count
 from fxprune.writing import PathLike
 
 __all__ = ["PlanFile", "dump", "parse", "read"]
 
 _MOST_BYTES = 2**26
 _AGAIN = "make the plan again"
-_Total = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What a file holds: a plan's fields, with the recipe as data, and its totals.
+    """What a file holds: a plan's fields, with the recipe as data, and its totals."""
 
-    Args:
-        format: what says that a file is a plan.
-        version: the version of the format.
-        model: the class name of the model.
-        recipe: the recipe as `Recipe.from_dict` takes it.
-        rules: what each rule would do.
-        parameters: what would come of each parameter.
-        totals: sums over the parameters.
-        notes: what to know beside the numbers.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     format: Literal["fxprune plan"]
     version: Literal[1]
     model: str
     recipe: dict[str, Any]
-    rules: tuple[PlannedRule, ...]
+    rules: tuple[RuleRecord, ...]
     parameters: tuple[PlannedParameter, ...]
-    totals: dict[str, bool | _Total]
+    totals: dict[str, bool | Count]
     notes: tuple[str, ...]
 
 
 _ADAPTER = TypeAdapter(PlanFile)
+_OF_REPORTS: Any = {
+    "rules": {
+        "__all__": {
+            "parameters": {"__all__": {"makers", "tied", "quota"}},
+            **dict.fromkeys(("refused", "seconds", "edits", "layers"), True),
+        }
+    }
+}
 
 
 def dump(file: PlanFile) -> str:
     """Return a plan as JSON with its keys in a fixed order; infinity and NaN are strings."""
-    data = asdict(file)
-    for rule in data["rules"]:
-        for cut in rule["parameters"]:
-            value = cut["threshold"]
-            cut["threshold"] = value if value is None or math.isfinite(value) else str(value)
+    data = _ADAPTER.dump_python(file, by_alias=True, exclude=_OF_REPORTS)
     return json.dumps(data, indent=2, allow_nan=False)
 
 
@@ -137,7 +130,10 @@ def _twins(file: PlanFile) -> Iterable[str]:
 
 
 def _strangers(file: PlanFile, recipe: Recipe) -> Iterable[str]:
-    """Yield what the rows name and nothing else in the file has."""
+    """Yield what the rows lack, or name and nothing else in the file has."""
+    for cut in (cut for rule in file.rules for cut in rule.parameters):
+        if None in (cut.units, cut.alive, cut.pruned, cut.zeros):
+            yield f"rules: {cut.name!r} has no counts"
     known = {row.name for row in file.parameters}
     names = {cut.name for rule in file.rules for cut in rule.parameters} - known
     yield from (f"a rule prunes {name!r}, which is not among the parameters" for name in names)

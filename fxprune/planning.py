@@ -38,8 +38,8 @@ def plan(
 ) -> Plan:
     """Tell what `prune` would do, without doing it.
 
-    Where rules draw from torch's global generator the plan is that of the very next `prune`, and
-    says which numbers hold for every run. The generator stays where it is.
+    If rules use torch's global generator, the plan matches only the next `prune` call, and says
+    which numbers hold for every run. The generator stays where it is.
 
     Args:
         model: a Program, or a module, which is captured with `args`, `kwargs` and `batch`.

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from fxprune import plan_files
 from fxprune.errors import FormatError, PassError
+from fxprune.facts import RuleRecord
 from fxprune.plan_diff import PlanDiff, diff_plans, origin_changes
-from fxprune.plan_rows import PlannedParameter, PlannedRule
 from fxprune.recipe import Recipe
+from fxprune.report_rows import PlannedParameter, Totals
 from fxprune.tables import plain_table, rich_table
 from fxprune.writing import PathLike, write_text
 
@@ -27,44 +28,24 @@ _MEND = "make the plan again, or prune by its recipe alone"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Totals):
     """What a recipe would do to a model; `print` it, save it, diff it, and prune by it later.
 
     In tables, ~ marks numbers that depend on a random draw.
 
     Args:
+        parameters: what would come of each parameter, in parameter order.
         recipe: the recipe; paths in it are absolute.
         model: the class name of the model.
         rules: what each rule would do, in order.
-        parameters: what would come of each parameter, in parameter order.
-        notes: what to know beside the numbers.
+        notes: what the numbers do not say.
     """
 
+    parameters: tuple[PlannedParameter, ...]
     recipe: Recipe
     model: str
-    rules: tuple[PlannedRule, ...]
-    parameters: tuple[PlannedParameter, ...]
+    rules: tuple[RuleRecord, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def zeros(self) -> int:
-        """How many entries of all parameters would be zero."""
-        return sum(row.zeros for row in self.parameters)
-
-    @property
-    def total(self) -> int:
-        """How many entries all parameters have."""
-        return sum(row.numel for row in self.parameters)
-
-    @property
-    def bytes(self) -> int:
-        """The size of all parameters in memory, without masks."""
-        return sum(row.bytes for row in self.parameters)
-
-    @property
-    def mask_bytes(self) -> int:
-        """The size that all masks would have."""
-        return sum(row.mask_bytes for row in self.parameters)
 
     @property
     def final_bytes(self) -> int:
@@ -171,7 +152,7 @@ class Plan:
             RecipeError: its recipe names a class to import, and that is not allowed.
         """
         file, recipe = plan_files.parse(text, where, allow_imports=allow_imports)
-        plan = cls(recipe, file.model, file.rules, file.parameters, file.notes)
+        plan = cls(file.parameters, recipe, file.model, file.rules, file.notes)
         if plan.totals != file.totals:
             raise FormatError(f"{where}: the totals are not the sums of the rows; make it again")
         return plan
@@ -212,16 +193,16 @@ def _rule_cells(plan: Plan) -> Iterator[tuple[str, ...]]:
         for cut in rule.parameters:
             mark = "" if cut.exact else "~"
             threshold = "" if cut.threshold is None else f"{mark}{cut.threshold:.3g}"
-            counts = (_number(n, exact=cut.exact) for n in (cut.alive, cut.pruned))
-            zeros = _number(cut.zeros, exact=cut.zeros_exact)
-            yield (rule.name, cut.name, f"{cut.units:,}", *counts, threshold, zeros)
+            counts = (_number(n or 0, exact=cut.exact) for n in (cut.alive, cut.pruned))
+            zeros = _number(cut.zeros or 0, exact=cut.zeros_exact)
+            yield (rule.name, cut.name, f"{cut.units or 0:,}", *counts, threshold, zeros)
         if not rule.parameters:
             yield (rule.name, "nothing", *[""] * 5)
         elif len(rule.parameters) > 1:
             yield _sums(rule)
 
 
-def _sums(rule: PlannedRule) -> tuple[str, ...]:
+def _sums(rule: RuleRecord) -> tuple[str, ...]:
     counts = (_number(n, exact=rule.exact) for n in (rule.alive, rule.pruned))
     exact = all(cut.zeros_exact for cut in rule.parameters)
     zeros = _number(rule.zeros, exact=exact or (rule.exact and rule.zeros == rule.pruned))

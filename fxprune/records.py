@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fxprune import shards, tensors
-from fxprune.coupling import Coupling, LayerRecord
+from fxprune.coupling import Coupling
 from fxprune.facts import (
     NewMasks,
     ParamRecord,
@@ -103,15 +103,15 @@ def _alive(program: Program, name: str, dim: int | None) -> int:
     return shards.count_of(mask == 1 if dim is None else living_channels(mask, dim))
 
 
-def _layers(facts: Facts) -> Iterator[LayerRecord]:
+def _layers(facts: Facts) -> Iterator[ParamRecord]:
     sources, cuts = facts[CoupledScores].sources, facts[Ranking].cuts
     for layer in facts[Coupling].layers:
         alive, cut = sources[layer.name].alive, cuts[layer.name]
         counts = (layer.units, alive, cut.count, cut.threshold, cut.tied, cut.quota)
-        yield LayerRecord(layer.name, layer.makers, *counts)
+        yield ParamRecord(layer.name, *counts, makers=layer.makers)
 
 
-def _coupled(name: str, facts: Facts, layers: tuple[LayerRecord, ...]) -> ParamRecord:
+def _coupled(name: str, facts: Facts, layers: tuple[ParamRecord, ...]) -> ParamRecord:
     """Return what happened to the channels that a parameter makes, or else to all that it has."""
     coupling = facts[Coupling]
     made = [layer for layer in layers if name in layer.makers]
@@ -120,8 +120,8 @@ def _coupled(name: str, facts: Facts, layers: tuple[LayerRecord, ...]) -> ParamR
         made = [record for at, record in enumerate(layers) if at in there]
     return ParamRecord(
         name,
-        sum(layer.units for layer in made),
-        sum(layer.alive for layer in made),
-        sum(layer.pruned for layer in made),
+        sum(layer.units or 0 for layer in made),
+        sum(layer.alive or 0 for layer in made),
+        sum(layer.pruned or 0 for layer in made),
         max((layer.threshold for layer in made if layer.threshold is not None), default=None),
     )

@@ -1,24 +1,41 @@
-"""The rows of a report: what is left of each parameter, and which rule made it so."""
+"""The rows of reports and plans: what is left of each parameter, and which rules made it so."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from fxprune import tensors
 from fxprune.errors import PassError
 from fxprune.facts import ParamRecord, RuleRecord
 from fxprune.program import Program
+from fxprune.rule_records import STRICT, Count, Number
 from fxprune.shards import count_of
 from fxprune.wording import dtype_name
 
-__all__ = ["ParameterReport", "reasons", "record_data", "row_data", "row_of", "share"]
+__all__ = [
+    "ParameterReport",
+    "ParameterRow",
+    "PlannedParameter",
+    "Totals",
+    "reasons",
+    "record_data",
+    "report_rows",
+    "row_data",
+    "rows_of",
+    "share",
+]
+
+_Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$", max_length=4096)]
+_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
-class ParameterReport:
-    """What is left of one parameter.
+class ParameterRow:
+    """What is left of one parameter, or would be.
 
     Args:
         name: its first name.
@@ -30,29 +47,19 @@ class ParameterReport:
         bytes: the size of the parameter in memory.
         mask_bytes: the size of its mask; 0 where it has none.
         rules: the names of the rules that pruned it, in order.
-        units: how many units, entries or channels, the last of these rules ranked.
-        alive: how many of these were alive before.
-        pruned: how many of these it pruned; None where a given mask decided.
-        threshold: the largest score that it pruned.
-        tied: how many units had that score.
-        quota: how many of these it pruned.
     """
 
-    name: str
-    aliases: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    numel: int
-    zeros: int
-    bytes: int
-    mask_bytes: int = 0
-    rules: tuple[str, ...] = ()
-    units: int | None = None
-    alive: int | None = None
-    pruned: int | None = None
-    threshold: float | None = None
-    tied: int = 0
-    quota: int = 0
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: _Line
+    aliases: tuple[_Line, ...]
+    shape: tuple[Count, ...]
+    dtype: _Line
+    numel: Count
+    zeros: Count
+    bytes: Count
+    mask_bytes: Count = 0
+    rules: tuple[_Line, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -70,32 +77,116 @@ class ParameterReport:
         return self.rules[-1] if self.rules else None
 
 
-def row_of(
-    program: Program, name: str, aliases: tuple[str, ...], records: tuple[RuleRecord, ...]
-) -> ParameterReport:
-    """Return the row of one parameter."""
-    parameter, mask = tensors.parameter(program, name), tensors.masks(program).get(name)
-    if parameter.is_meta:
-        raise PassError(f"{name!r} is on the meta device, which holds no values to report on")
-    did = [(r.rule, p) for r in records for p in r.parameters if p.name == name]
-    last = did[-1][1] if did else ParamRecord(name)
-    return ParameterReport(
-        name=name,
-        aliases=aliases,
-        shape=tuple(parameter.shape),
-        dtype=dtype_name(parameter.dtype),
-        numel=parameter.numel(),
-        zeros=count_of(tensors.value(program, name) == 0),
-        bytes=parameter.nbytes,
-        mask_bytes=0 if mask is None else mask.nbytes,
-        rules=tuple(dict.fromkeys(rule for rule, _ in did)),
-        units=last.units,
-        alive=last.alive,
-        pruned=last.pruned,
-        threshold=last.threshold,
-        tied=last.tied,
-        quota=last.quota,
-    )
+@dataclass(frozen=True)
+class ParameterReport(ParameterRow):
+    """What is left of one parameter, and what the last of its rules did: see `ParamRecord`."""
+
+    units: Count | None = None
+    alive: Count | None = None
+    pruned: Count | None = None
+    threshold: Number | None = None
+    tied: Count = 0
+    quota: Count = 0
+
+
+@dataclass(frozen=True)
+class PlannedParameter(ParameterRow):
+    """One parameter, and what would come of it after all rules.
+
+    Args:
+        final_bytes: the size of parameter and mask after finalize.
+        exact: whether `zeros` holds for every run; otherwise it is that of one random draw.
+        weights: SHA-256 of its values, an earlier mask included, as they are before.
+        mask: SHA-256 of the mask that it would have; None for none, or for one drawn at random.
+    """
+
+    final_bytes: Count = field(kw_only=True)
+    exact: bool = field(kw_only=True)
+    weights: _Hash = field(kw_only=True)
+    mask: _Hash | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Rows of parameters, and sums over them.
+
+    Args:
+        parameters: one row for each parameter, in parameter order.
+    """
+
+    parameters: tuple[ParameterRow, ...]
+
+    @property
+    def zeros(self) -> int:
+        """How many entries of all parameters are zero."""
+        return sum(row.zeros for row in self.parameters)
+
+    @property
+    def total(self) -> int:
+        """How many entries all parameters have."""
+        return sum(row.numel for row in self.parameters)
+
+    @property
+    def bytes(self) -> int:
+        """The size of all parameters in memory, without masks."""
+        return sum(row.bytes for row in self.parameters)
+
+    @property
+    def mask_bytes(self) -> int:
+        """The size of all masks in memory."""
+        return sum(row.mask_bytes for row in self.parameters)
+
+
+_ROW, _RECORD = TypeAdapter(ParameterReport), TypeAdapter(RuleRecord)
+_LAST = ("units", "alive", "pruned", "threshold", "tied", "quota")
+_FIGURES = {"zeros", "exact", "zeros_exact"}
+_OF_PLANS: Any = {
+    "parameters": {"__all__": {*_FIGURES, "makers"}},
+    "layers": {"__all__": _FIGURES},
+    "drawn": True,
+    "exact": True,
+}
+
+
+def rows_of(program: Program, records: Iterable[RuleRecord]) -> Iterator[ParameterRow]:
+    """Yield what is left of each parameter, in parameter order.
+
+    Args:
+        program: not changed.
+        records: what rules did.
+
+    Raises:
+        PassError: a parameter is on the meta device.
+    """
+    rules: dict[str, list[str]] = {}
+    for record in records:
+        for did in record.parameters:
+            rules.setdefault(did.name, []).append(record.rule)
+    masks = tensors.masks(program)
+    for name, aliases in tensors.aliases(program).items():
+        parameter, mask = tensors.parameter(program, name), masks.get(name)
+        if parameter.is_meta:
+            raise PassError(f"{name!r} is on the meta device, which holds no values to count")
+        yield ParameterRow(
+            name=name,
+            aliases=aliases,
+            shape=tuple(parameter.shape),
+            dtype=dtype_name(parameter.dtype),
+            numel=parameter.numel(),
+            zeros=count_of(tensors.value(program, name) == 0),
+            bytes=parameter.nbytes,
+            mask_bytes=0 if mask is None else mask.nbytes,
+            rules=tuple(dict.fromkeys(rules.get(name, ()))),
+        )
+
+
+def report_rows(program: Program) -> Iterator[ParameterReport]:
+    """Yield the rows of a report; see `rows_of`."""
+    records = program.captured.records
+    last = {did.name: did for record in records for did in record.parameters}
+    for row in rows_of(program, records):
+        did = last.get(row.name, ParamRecord(row.name))
+        yield ParameterReport(**vars(row), **{key: getattr(did, key) for key in _LAST})
 
 
 def reasons(name: str, records: tuple[RuleRecord, ...]) -> str:
@@ -113,19 +204,11 @@ def share(part: int, whole: int) -> float:
 
 def row_data(row: ParameterReport) -> dict[str, Any]:
     """Return a row as JSON can hold it."""
-    more = {"kept": row.kept, "share": row.share, "rule": row.rule}
-    return {**asdict(row), **more, "threshold": _number(row.threshold)}
+    return {**_ROW.dump_python(row), "kept": row.kept, "share": row.share, "rule": row.rule}
 
 
 def record_data(record: RuleRecord) -> dict[str, Any]:
-    """Return what a rule did as JSON can hold it."""
-    data = asdict(record)
-    for parameter in data["parameters"]:
-        parameter["threshold"] = _number(parameter["threshold"])
+    """Return what a rule did as JSON can hold it, without what only plans tell."""
+    data = _RECORD.dump_python(record, exclude=_OF_PLANS)
     data["refused"] = [{"parameter": name, "reason": why} for name, why in record.refused]
     return data
-
-
-def _number(value: float | None) -> float | str | None:
-    """Return a number as JSON can hold it."""
-    return value if value is None or math.isfinite(value) else str(value)

@@ -16,10 +16,11 @@ from fxprune.footprints import Latency, latency_of
 from fxprune.program import Program, check_program
 from fxprune.report_rows import (
     ParameterReport,
+    Totals,
     reasons,
     record_data,
+    report_rows,
     row_data,
-    row_of,
     share,
 )
 from fxprune.shrink_report import ShrinkReport, shrink_reports
@@ -32,7 +33,7 @@ _RIGHT = frozenset({"zeros", "kept", "share", "bytes", "threshold", "ties"})
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Totals):
     """What pruning did to a Program; `print` it, or take it as JSON or a rich table.
 
     Args:
@@ -58,26 +59,6 @@ class Report:
     def pruned(self) -> tuple[ParameterReport, ...]:
         """The rows of the parameters that any rule pruned."""
         return tuple(row for row in self.parameters if row.rules)
-
-    @property
-    def zeros(self) -> int:
-        """How many entries of all parameters are zero."""
-        return sum(row.zeros for row in self.parameters)
-
-    @property
-    def total(self) -> int:
-        """How many entries all parameters have."""
-        return sum(row.numel for row in self.parameters)
-
-    @property
-    def bytes(self) -> int:
-        """The size of all parameters in memory, without masks."""
-        return sum(row.bytes for row in self.parameters)
-
-    @property
-    def mask_bytes(self) -> int:
-        """The size of all masks in memory."""
-        return sum(row.mask_bytes for row in self.parameters)
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -180,10 +161,7 @@ def report(program: Program, *, before: Program | None = None) -> Report:
     """
     check_program(program, "report")
     records = program.captured.records
-    rows = tuple(
-        row_of(program, name, aliases, records)
-        for name, aliases in tensors.aliases(program).items()
-    )
+    rows = tuple(report_rows(program))
     spared = [row.name for row in rows if not row.rules]
     no_mask = program.captured.refused
     refused = tuple((n, why) for n in spared if (why := no_mask.get(n) or reasons(n, records)))

@@ -15,18 +15,16 @@ from pydantic import (
 )
 
 from fxprune.errors import FormatError
+from fxprune.rule_records import Count, PassRecord, RuleRecord, Text
+from fxprune.shrink_record import ShrinkRecord
 
 __all__ = [
     "SavedGraph",
     "SavedInput",
     "SavedInputs",
-    "SavedLayer",
     "SavedModule",
     "SavedNode",
-    "SavedPass",
     "SavedProgram",
-    "SavedRecord",
-    "SavedSite",
     "SavedTensor",
     "parse_document",
     "write_document",
@@ -36,11 +34,8 @@ _VERSION = 1
 _MOST_FAULTS = 5
 _MOST_NAMES = 100_000  # in one table
 _MOST_ITEMS = 5_000_000  # a node has about 30
-_LARGEST = 2**63 - 1
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
-Text = Annotated[str, StringConstraints(max_length=100_000)]
-Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 
 
 _Item = TypeVar("_Item")
@@ -161,56 +156,6 @@ class SavedInputs(_Table):
     defaults: Named[Any] | None = None
 
 
-class SavedSite(_Table):
-    """What a rule did to a parameter: see `fxprune.facts.ParamRecord`."""
-
-    name: Text
-    units: Count | None = None
-    alive: Count | None = None
-    pruned: Count | None = None
-    threshold: Any = None
-    tied: Count = 0
-    quota: Count = 0
-
-
-class SavedLayer(_Table):
-    """What a rule did to a layer of coupled channels: see `fxprune.facts.LayerRecord`."""
-
-    name: Text
-    makers: Many[Text]
-    units: Count
-    alive: Count
-    pruned: Count
-    threshold: Any = None
-    tied: Count = 0
-    quota: Count = 0
-
-
-class SavedRecord(_Table):
-    """What a rule did: see `fxprune.facts.RuleRecord`."""
-
-    rule: Text
-    method: Text
-    amount: float | int | None
-    scope: Text
-    parameters: Many[SavedSite]
-    refused: Many[Annotated[list[Text], Field(min_length=2, max_length=2)]]
-    seconds: Named[float]
-    edits: Count
-    layers: Many[SavedLayer] = Field(default_factory=list["SavedLayer"])
-
-
-class SavedPass(_Table):
-    """What a pass that a recipe named did: see `fxprune.facts.PassRecord`."""
-
-    name: Text
-    args: Named[Any]
-    promise: Text
-    edits: Count
-    refused: Many[Text]
-    seconds: float
-
-
 class SavedGraph(_Table):
     """A graph and the nesting of what it returns."""
 
@@ -229,9 +174,9 @@ class SavedProgram(_Table):
     deciders: Many[str]
     notes: Many[Text]
     refused: Named[Text]
-    records: Many[SavedRecord]
-    passes: Many[SavedPass]
-    shrinks: Many[Any] = Field(default_factory=list[Any])
+    records: Many[RuleRecord]
+    passes: Many[PassRecord]
+    shrinks: Many[ShrinkRecord] = Field(default_factory=list[ShrinkRecord])
     traces: Many[Text]
     tensors: Many[SavedTensor]
     modules: Many[SavedModule]
@@ -268,9 +213,9 @@ def parse_document(text: str) -> SavedProgram:
             f"{str(version)[:60]!a}"
         )
     try:
-        return SavedProgram.model_validate(data)
+        return SavedProgram.model_validate_json(text)
     except ValidationError as error:
-        raise FormatError(_told(error)) from error
+        raise FormatError(_faults(error)) from error
 
 
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -284,8 +229,11 @@ def _no_constant(name: str) -> Any:
     raise FormatError(f"the document has the number {name}")
 
 
-def _told(error: ValidationError) -> str:
+def _faults(error: ValidationError) -> str:
+    """Say in one line what does not fit, and where."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
+    if "recursion limit" in faults[0]["msg"]:
+        return "the document is nested deeper than 200 levels"
     lines = [
         f"{'.'.join(str(part)[:60] for part in fault['loc']) or 'document'}: {fault['msg']}"
         for fault in faults[:_MOST_FAULTS]

@@ -1,4 +1,4 @@
-"""What a .fxp says of a Program's arguments and of the rules that pruned it."""
+"""What a .fxp says of a Program's arguments."""
 
 from __future__ import annotations
 
@@ -6,34 +6,17 @@ import keyword
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-from fxprune.coupling import LayerRecord
 from fxprune.errors import FormatError
-from fxprune.facts import ParamRecord, PassRecord, RuleRecord
 from fxprune.inputs import Input, InputSpec
 from fxprune.nesting import Nesting
 from fxprune.open_inputs import OpenSpec
-from fxprune.saved_document import (
-    SavedInput,
-    SavedInputs,
-    SavedLayer,
-    SavedPass,
-    SavedRecord,
-    SavedSite,
-)
+from fxprune.saved_document import SavedInput, SavedInputs
 from fxprune.saved_nesting import decode_nesting, encode_nesting
 from fxprune.saved_values import decode_dtype, decode_value, encode_dtype, encode_value
 
-__all__ = [
-    "decode_inputs",
-    "decode_pass",
-    "decode_record",
-    "encode_inputs",
-    "encode_pass",
-    "encode_record",
-]
+__all__ = ["decode_inputs", "decode_table", "encode_inputs", "encode_table"]
 
 _SYMBOL = re.compile(r"([1-9][0-9]{0,5}\*)?[A-Za-z_]\w{0,100}", re.ASCII)
 _MOST_ENTRIES = 2**31
@@ -54,7 +37,7 @@ def encode_inputs(spec: InputSpec) -> SavedInputs:
         float_dtype=None if spec.float_dtype is None else encode_dtype(spec.float_dtype),
         smallest=spec.smallest,
         bounds={name: [low, high] for name, (low, high) in spec.bounds.items()},
-        defaults=_encode_table(spec.defaults) if isinstance(spec, OpenSpec) else None,
+        defaults=encode_table(spec.defaults) if isinstance(spec, OpenSpec) else None,
     )
 
 
@@ -72,7 +55,7 @@ def decode_inputs(saved: SavedInputs) -> InputSpec:
     if saved.defaults is not None:
         if not set(saved.defaults) <= set(saved.names) or saved.keywords:
             raise FormatError("defaults: not all of these are arguments")
-        return OpenSpec.of(tuple(saved.names), _decode_table(saved.defaults))
+        return OpenSpec.of(tuple(saved.names), decode_table(saved.defaults))
     return InputSpec(
         inputs=inputs,
         nesting=nesting,
@@ -85,116 +68,22 @@ def decode_inputs(saved: SavedInputs) -> InputSpec:
     )
 
 
-def encode_record(record: RuleRecord) -> SavedRecord:
-    """Return what a rule did as data."""
-    return SavedRecord(
-        rule=record.rule,
-        method=record.method,
-        amount=record.amount,
-        scope=record.scope,
-        parameters=[
-            SavedSite(**{**asdict(site), "threshold": encode_value(site.threshold)})
-            for site in record.parameters
-        ],
-        refused=[list(pair) for pair in record.refused],
-        seconds=dict(record.seconds),
-        edits=record.edits,
-        layers=[_encode_layer(layer) for layer in record.layers],
-    )
-
-
-def _encode_layer(layer: LayerRecord) -> SavedLayer:
-    return SavedLayer(
-        name=layer.name,
-        makers=list(layer.makers),
-        units=layer.units,
-        alive=layer.alive,
-        pruned=layer.pruned,
-        threshold=encode_value(layer.threshold),
-        tied=layer.tied,
-        quota=layer.quota,
-    )
-
-
-def decode_record(saved: SavedRecord) -> RuleRecord:
-    """Return the record that `encode_record` made `saved` of.
+def encode_table(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return named constants as data.
 
     Raises:
-        FormatError: a threshold is no number.
+        FormatError: one of them cannot be written.
     """
-    return RuleRecord(
-        rule=saved.rule,
-        method=saved.method,
-        amount=saved.amount,
-        scope=saved.scope,
-        parameters=tuple(_decode_site(site) for site in saved.parameters),
-        refused=tuple((name, reason) for name, reason in saved.refused),
-        seconds=dict(saved.seconds),
-        edits=saved.edits,
-        layers=tuple(_decode_layer(layer) for layer in saved.layers),
-    )
-
-
-def encode_pass(record: PassRecord) -> SavedPass:
-    """Return what a pass did as data."""
-    return SavedPass(
-        name=record.name,
-        args=_encode_table(record.args),
-        promise=record.promise,
-        edits=record.edits,
-        refused=list(record.refused),
-        seconds=record.seconds,
-    )
-
-
-def decode_pass(saved: SavedPass) -> PassRecord:
-    """Return the record that `encode_pass` made `saved` of.
-
-    Raises:
-        FormatError: an option is no constant.
-    """
-    args, refused = _decode_table(saved.args), tuple(saved.refused)
-    return PassRecord(saved.name, args, saved.promise, saved.edits, refused, saved.seconds)
-
-
-def _encode_table(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: encode_value(value) for name, value in table.items()}
 
 
-def _decode_table(table: Mapping[str, Any]) -> dict[str, Any]:
+def decode_table(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constants that `encode_table` made `table` of.
+
+    Raises:
+        FormatError: one of them is no constant.
+    """
     return {name: decode_value(value) for name, value in table.items()}
-
-
-def _decode_site(saved: SavedSite) -> ParamRecord:
-    return ParamRecord(
-        name=saved.name,
-        units=saved.units,
-        alive=saved.alive,
-        pruned=saved.pruned,
-        threshold=_decode_threshold(saved),
-        tied=saved.tied,
-        quota=saved.quota,
-    )
-
-
-def _decode_layer(saved: SavedLayer) -> LayerRecord:
-    return LayerRecord(
-        name=saved.name,
-        makers=tuple(saved.makers),
-        units=saved.units,
-        alive=saved.alive,
-        pruned=saved.pruned,
-        threshold=_decode_threshold(saved),
-        tied=saved.tied,
-        quota=saved.quota,
-    )
-
-
-def _decode_threshold(saved: SavedSite | SavedLayer) -> float | None:
-    threshold = decode_value(saved.threshold)
-    if threshold is not None and type(threshold) not in (int, float):
-        raise FormatError(f"records: the threshold of {saved.name[:100]!a} is no number")
-    return threshold
 
 
 def _encode_input(leaf: Input) -> SavedInput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,17 +12,9 @@ from torch import fx, nn
 from fxprune.errors import FormatError
 from fxprune.program import BOTH, EVAL, TRAIN, Captured, Program
 from fxprune.saved_document import SavedGraph, SavedProgram
-from fxprune.saved_facts import (
-    decode_inputs,
-    decode_pass,
-    decode_record,
-    encode_inputs,
-    encode_pass,
-    encode_record,
-)
+from fxprune.saved_facts import decode_inputs, decode_table, encode_inputs, encode_table
 from fxprune.saved_graphs import decode_graph, encode_graph
 from fxprune.saved_nesting import decode_nesting, encode_nesting
-from fxprune.saved_shrinks import decode_shrink, encode_shrink
 from fxprune.saved_tensors import TensorWriter, decode_tensors, names_of
 from fxprune.saved_trees import decode_tree, encode_tree
 from fxprune.shell import kind_of, raw_parameter
@@ -61,9 +54,9 @@ def encode_program(program: Program) -> tuple[SavedProgram, dict[str, torch.Tens
         deciders=list(captured.deciders),
         notes=list(captured.notes),
         refused=dict(captured.refused),
-        records=[encode_record(record) for record in captured.records],
-        passes=[encode_pass(record) for record in captured.passes],
-        shrinks=[encode_shrink(record) for record in captured.shrinks],
+        records=list(captured.records),
+        passes=[replace(done, args=encode_table(done.args)) for done in captured.passes],
+        shrinks=list(captured.shrinks),
         traces=list(traces),
         tensors=writer.records,
         modules=modules,
@@ -106,9 +99,9 @@ def decode_program(saved: SavedProgram, data: Mapping[str, torch.Tensor]) -> Pro
         kind=kind_of(tree),
         frozen={mode: saved.frozen[name] for mode, name in _FLAGS.items()},
         deciders=tuple(saved.deciders),
-        records=tuple(map(decode_record, saved.records)),
-        passes=tuple(map(decode_pass, saved.passes)),
-        shrinks=tuple(map(decode_shrink, saved.shrinks)),
+        records=tuple(saved.records),
+        passes=tuple(replace(done, args=decode_table(done.args)) for done in saved.passes),
+        shrinks=tuple(saved.shrinks),
         refused=saved.refused,
         notes=tuple(saved.notes),
     )

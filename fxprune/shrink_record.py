@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import Annotated, ClassVar
 
-if TYPE_CHECKING:
-    from fxprune.footprints import Footprint
+from pydantic import AfterValidator, ConfigDict, ValidationInfo
 
-__all__ = ["AxisMap", "Blocked", "ShrinkRecord", "Stay", "joined_record"]
+from fxprune.rule_records import STRICT, Count, Many
+
+__all__ = ["AxisMap", "Blocked", "Footprint", "ShrinkRecord", "Stay", "joined_record"]
+
+
+def _check_kept(kept: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+    """Check the channels of an AxisMap that a file gives."""
+    ascending = all(a < b for a, b in pairwise(kept))
+    if not ascending or (kept and kept[-1] >= info.data.get("before", 0)):
+        tensor = str(info.data.get("tensor"))[:100]
+        raise ValueError(f"the channels kept of {tensor!a} are in disorder")
+    return kept
 
 
 @dataclass(frozen=True)
@@ -27,10 +38,12 @@ class AxisMap:
         {0: 0, 3: 1}
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     tensor: str
-    axis: int
-    before: int
-    kept: tuple[int, ...]
+    axis: Count
+    before: Count
+    kept: Annotated[Many[Count], AfterValidator(_check_kept)]
 
     @property
     def after(self) -> int:
@@ -60,9 +73,11 @@ class Stay:
         10 of axis 0 of fc.weight: it is an output of the program (node output, net.py:9)
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     tensor: str
-    axis: int
-    count: int
+    axis: Count
+    count: Count
     reason: str
     node: str | None = None
     line: str | None = None
@@ -83,6 +98,8 @@ class Blocked:
         graph: the mode of its graph.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     node: str
     reason: str
     line: str | None = None
@@ -90,6 +107,27 @@ class Blocked:
 
     def __str__(self) -> str:
         return f"{self.reason}{_where(self.node, self.line)}"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """How large a Program is and what a forward of one example costs, in eval mode.
+
+    Args:
+        parameters: entries of all parameters, each counted once.
+        flops: floating-point operations, see `fxprune.flops`.
+        activations: entries of the outputs of convolutions, linear layers and other products.
+        layers: operations by node.
+        unknown: nodes that are not counted, since shapes are not noted.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    parameters: Count
+    flops: Count
+    activations: Count
+    layers: Mapping[str, Count] = field(default_factory=dict[str, int])
+    unknown: Many[str] = ()
 
 
 @dataclass(frozen=True)
@@ -113,15 +151,17 @@ class ShrinkRecord:
         after: the same after the shrink.
     """
 
-    maps: tuple[AxisMap, ...] = ()
-    stays: tuple[Stay, ...] = ()
-    blocked: tuple[Blocked, ...] = ()
-    added: tuple[str, ...] = ()
-    absorbed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    folded: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    round_to: int = 1
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    maps: Many[AxisMap] = ()
+    stays: Many[Stay] = ()
+    blocked: Many[Blocked] = ()
+    added: Many[str] = ()
+    absorbed: Many[str] = ()
+    removed: Many[str] = ()
+    folded: Many[str] = ()
+    notes: Many[str] = ()
+    round_to: Count = 1
     checked: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     again: bool = False

@@ -141,7 +141,7 @@ def hold_to_report(planned: Plan, masked: Program) -> None:
         mask = masked.masks.get(mine.name)
         cuts = [cut for rule in planned.rules for cut in rule.parameters if cut.name == mine.name]
         dead = 0 if mask is None else int((mask == 0).sum())
-        assert sum(cut.zeros for cut in cuts) == dead
+        assert sum(cut.zeros or 0 for cut in cuts) == dead
     for key in ("zeros", "total", "bytes", "mask_bytes"):
         assert getattr(planned, key) == getattr(found, key)
     hold_to_records(planned, found)
@@ -156,6 +156,7 @@ def hold_to_records(planned: Plan, found: Report) -> None:
                 continue
             told = (did.units, did.alive, did.pruned, repr(did.threshold))
             assert (cut.units, cut.alive, cut.pruned, repr(cut.threshold)) == told
+            assert cut.zeros is not None
             assert cut.zeros >= 0
 
 
@@ -406,6 +407,7 @@ DAMAGED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "negative count": (with_value(*CUT, "pruned", value=-1), "rules.0.parameters.0.pruned"),
     "huge count": (with_value(*CUT, "pruned", value=10**400), "rules.0.parameters.0.pruned"),
     "a text for a count": (with_value(*CUT, "pruned", value="4"), "pruned"),
+    "no count": (with_value(*CUT, "pruned", value=None), "'fc.weight' has no counts"),
     "a share for a count": (with_value(*CUT, "pruned", value=4.0), "pruned"),
     "an odd threshold": (with_value(*CUT, "threshold", value="much"), "threshold"),
     "no hash": (with_value("parameters", 0, "weights", value="x" * 64), "weights"),

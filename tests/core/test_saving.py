@@ -26,13 +26,12 @@ from torch.utils import _pytree as pytree
 import fxprune
 from fxprune import saving
 from fxprune.errors import FormatError, PassTypeError
-from fxprune.facts import ParamRecord, PassRecord, RuleRecord
 from fxprune.files import export
 from fxprune.importing import PATH, VALUE
 from fxprune.inputs import Input, InputSpec
 from fxprune.open_inputs import OpenSpec
 from fxprune.program import Captured, Program
-from fxprune.saved_document import SavedInput, SavedInputs, SavedPass, SavedRecord, SavedSite
+from fxprune.saved_document import SavedInput, SavedInputs
 from fxprune.saving import load, save
 from fxprune.testing.architecture import Arch, build
 from fxprune.testing.drawn_networks import architectures
@@ -212,9 +211,6 @@ SAVED = {
     Input: SavedInput,
     InputSpec: SavedInputs,
     OpenSpec: SavedInputs,
-    ParamRecord: SavedSite,
-    RuleRecord: SavedRecord,
-    PassRecord: SavedPass,
 }
 
 

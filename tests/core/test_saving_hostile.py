@@ -740,3 +740,32 @@ def test_a_large_hostile_document_takes_bounded_memory(good: bytes, tmp_path: Pa
     peak, length = map(int, result.stdout.split())
     assert peak < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 3 * 2**20  # KiB
     assert length < 3000
+
+
+# What is kept of rules and shrinks
+
+RULE, MAP = ("records", 0), ("shrinks", 0, "maps", 0)
+RECORDS: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "an unknown key": ((*RULE, "other"), 1, "records.0.other"),
+    "a negative count": ((*RULE, "parameters", 0, "pruned"), -1, "parameters.0.pruned"),
+    "a text for a count": ((*RULE, "edits"), "3", "records.0.edits"),
+    "an odd threshold": ((*RULE, "layers", 0, "threshold"), "much", "layers.0.threshold"),
+    "a flag for a threshold": ((*RULE, "layers", 0, "threshold"), True, "layers.0.threshold"),
+    "a reason alone": ((*RULE, "refused"), [["why"]], "records.0.refused"),
+    "channels in disorder": ((*MAP, "kept"), [1, 0], "are in disorder"),
+    "a channel that was not there": ((*MAP, "kept"), [10**6], "are in disorder"),
+    "a map of nothing": ((*MAP, "tensor"), None, "maps.0.tensor"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_damaged_records_are_refused(case: str, tmp_path: Path) -> None:
+    path, value, told = RECORDS[case]
+
+    def change(document: Any) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        document[path[-1]] = value
+
+    raw = (Path(__file__).parent.parent / "data" / "shrunk.fxp").read_bytes()
+    assert told in refusal(edited(raw, change), tmp_path)
