@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from fxprune.errors import FormatError
+from fxprune.reading import parse_json
 
 __all__ = [
     "SavedGraph",
@@ -35,7 +36,6 @@ __all__ = [
 _VERSION = 1
 _MOST_FAULTS = 5
 _MOST_NAMES = 100_000  # in one table
-_MOST_ITEMS = 5_000_000  # a node has about 30
 _LARGEST = 2**63 - 1
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
@@ -252,15 +252,7 @@ def parse_document(text: str) -> SavedProgram:
     Raises:
         FormatError: says which key is at fault.
     """
-    items = sum(map(text.count, ",[{"))
-    if items > _MOST_ITEMS:
-        raise FormatError(f"the document has {items:,} items, more than {_MOST_ITEMS:,}")
-    try:
-        data = json.loads(text, object_pairs_hook=_table, parse_constant=_no_constant)
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the document is no JSON: {str(error)[:200]}") from error
+    data = parse_json(text)
     version = cast("dict[str, Any]", data).get("version") if isinstance(data, dict) else None
     if type(version) is not int or version != _VERSION:
         raise FormatError(
@@ -271,17 +263,6 @@ def parse_document(text: str) -> SavedProgram:
         return SavedProgram.model_validate(data)
     except ValidationError as error:
         raise FormatError(_told(error)) from error
-
-
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise FormatError("the document has a table with one key twice")
-    return table
-
-
-def _no_constant(name: str) -> Any:
-    raise FormatError(f"the document has the number {name}")
 
 
 def _told(error: ValidationError) -> str:
