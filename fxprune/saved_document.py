@@ -70,8 +70,7 @@ class SavedTensor(_Table):
         shape: its shape.
         parameter: whether it is a Parameter.
         grad: whether it requires a gradient.
-        stride: where it is not contiguous.
-        offset: where it begins, if the data is a piece of memory that several tensors look at.
+        stride: where its dimensions lie in another order in memory.
     """
 
     data: Name
@@ -80,7 +79,6 @@ class SavedTensor(_Table):
     parameter: bool = False
     grad: bool = False
     stride: Many[Count] | None = None
-    offset: Count | None = None
 
 
 class SavedNode(_Table):
