@@ -14,7 +14,7 @@ from fxprune.errors import FormatError, FxpruneError
 from fxprune.exporting import SOURCE, WRITERS, check_format
 from fxprune.program import Program, check_program
 from fxprune.pt2_files import load_pt2
-from fxprune.reading import check_is_file, header_size, open_archive, reading, unpickle
+from fxprune.reading import check_is_file, open_archive, reading, unpickle
 from fxprune.regional import check_whole
 from fxprune.source_code import write_source
 from fxprune.writing import PathLike, replacing
@@ -127,10 +127,9 @@ def read_content(source: Path, *, also: Sequence[Any] = ()) -> Any:
         raise FormatError(f"{source}: tensors are read from {known} files; save them as one")
     with reading(source, partial(_damage, suffix)):
         check_is_file(source, suffix)
+        if suffix == _SAFE:
+            return load_file(source)  # it checks the header's size itself, to the same limit
         with source.open("rb") as file:
-            if suffix == _SAFE:
-                header_size(file)
-                return load_file(source)
             if file.read(2) == b"PK":
                 open_archive(file).close()
         return unpickle(source, also)
