@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from fxprune.checkpoint_header import Header, Stored, parse_json, read_header, read_limited
+from fxprune.checkpoint_header import Header, Stored, parse_table, read_header, read_limited
 from fxprune.checkpoint_io import fill
 from fxprune.errors import FormatError
 from fxprune.recipe_errors import show
@@ -139,7 +139,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
 
 def _open_index(path: Path) -> Checkpoint:
     raw = read_limited(path)
-    weights = parse_json(path, raw).get("weight_map")
+    weights = parse_table(path, raw).get("weight_map")
     places = cast("Mapping[str, Any]", weights) if isinstance(weights, Mapping) else {}
     if not places:
         raise FormatError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import Any, cast
 import torch
 
 from fxprune.errors import FormatError
+from fxprune.reading import MOST_HEADER, header_size, parse_json
 from fxprune.recipe_errors import show
 
-__all__ = ["Header", "Stored", "parse_json", "read_header", "read_limited"]
+__all__ = ["Header", "Stored", "parse_table", "read_header", "read_limited"]
 
-MOST_BYTES = 100_000_000  # of a header or an index; safetensors has the same limit
-_LENGTH = 8  # bytes that say how long the header is
 _MOST_DIMS = 64  # as many as torch takes
 _METADATA = "__metadata__"
 _TORCH = {
@@ -86,16 +84,15 @@ def read_header(path: Path) -> Header:
     """
     with _opened(path) as file:
         size = file.seek(0, 2)
-        file.seek(0)
-        length = int.from_bytes(file.read(_LENGTH), "little")
-        if size < _LENGTH or length > min(size - _LENGTH, MOST_BYTES):
-            raise _fault(path, "its header is longer than the file, or than 100 MB")
-        raw = file.read(length)
-    table = parse_json(path, raw)
+        try:
+            raw = file.read(header_size(file))
+        except FormatError as error:
+            raise _fault(path, str(error)) from error
+        start = file.tell()
+    table = parse_table(path, raw)
     metadata = table.pop(_METADATA, {})
     if not isinstance(metadata, Mapping) or not _texts(cast("Mapping[Any, Any]", metadata)):
         raise _fault(path, f"{_METADATA} is no table of texts")
-    start = _LENGTH + length
     found = [_stored(path, name, entry, start) for name, entry in table.items()]
     found.sort(key=lambda tensor: (tensor.begin, tensor.end))
     at = start
@@ -115,22 +112,22 @@ def read_limited(path: Path) -> bytes:
         FormatError: it is missing, or is larger than 100 MB.
     """
     with _opened(path) as file:
-        raw = file.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
+        raw = file.read(MOST_HEADER + 1)
+    if len(raw) > MOST_HEADER:
         raise _fault(path, "it is larger than 100 MB")
     return raw
 
 
-def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
-    """Parse a table in JSON in which no key stands twice.
+def parse_table(path: Path, raw: bytes) -> dict[str, Any]:
+    """Parse a table in JSON.
 
     Raises:
         FormatError: it is none.
     """
     try:
-        table = json.loads(raw.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise _fault(path, f"no JSON where it should be: {show(str(error))}") from error
+        table = parse_json(raw)
+    except FormatError as error:
+        raise _fault(path, str(error)) from error
     if not isinstance(table, dict):
         raise _fault(path, "no table in its JSON")
     return cast("dict[str, Any]", table)
@@ -175,13 +172,6 @@ def _counts(value: object) -> bool:
 
 def _texts(table: Mapping[Any, Any]) -> bool:
     return all(isinstance(value, str) for value in table.values())
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a key stands twice")
-    return table
 
 
 def _fault(path: Path, text: str) -> FormatError:

@@ -10,15 +10,13 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 
-from fxprune.bounds import check_tensor_file
 from fxprune.errors import FormatError, FxpruneError
 from fxprune.exporting import SOURCE, WRITERS, check_format
 from fxprune.program import Program, check_program
 from fxprune.pt2_files import load_pt2
-from fxprune.reading import check_is_file, reading
+from fxprune.reading import check_is_file, open_archive, reading, unpickle
 from fxprune.regional import check_whole
 from fxprune.source_code import write_source
-from fxprune.unpickling import unpickled
 from fxprune.writing import PathLike, replacing
 
 __all__ = [
@@ -129,8 +127,12 @@ def read_content(source: Path, *, also: Sequence[Any] = ()) -> Any:
         raise FormatError(f"{source}: tensors are read from {known} files; save them as one")
     with reading(source, partial(_damage, suffix)):
         check_is_file(source, suffix)
-        check_tensor_file(source)
-        return load_file(source) if suffix == _SAFE else unpickled(source, also)
+        if suffix == _SAFE:
+            return load_file(source)  # it checks the header's size itself, to the same limit
+        with source.open("rb") as file:
+            if file.read(2) == b"PK":
+                open_archive(file).close()
+        return unpickle(source, also)
 
 
 def _damage(suffix: str, error: Exception) -> str:

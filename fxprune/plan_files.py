@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fxprune.errors import FormatError, RecipeError
 from fxprune.facts import RuleRecord
+from fxprune.reading import parse_json
 from fxprune.recipe import Recipe
 from fxprune.recipe_errors import plain
 from fxprune.report_rows import PlannedParameter
@@ -93,9 +94,12 @@ def parse(text: str, where: str, *, allow_imports: bool) -> tuple[PlanFile, Reci
     if len(text) > _MOST_BYTES:
         raise FormatError(f"{where}: larger than {_MOST_BYTES:,} bytes, which no plan is")
     try:
+        parse_json(text)  # pydantic's own parser takes NaN, and the last of a key's values
         file = _ADAPTER.validate_json(text)
     except ValidationError as error:
         raise FormatError(f"{where}: {_fault(error)}; {_AGAIN}") from None
+    except FormatError as error:
+        raise FormatError(f"{where}: {plain(str(error))}; {_AGAIN}") from None
     try:
         recipe = Recipe.from_dict(file.recipe, allow_imports=True, gives_masks=True, where=where)
     except RecipeError as error:

@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import FormatError
 from fxprune.pt2_expressions import check_expression
+from fxprune.reading import parse_json
 from fxprune.saved_ops import function_of
 
-__all__ = ["checked_document", "checked_payloads", "parse_json"]
+__all__ = ["checked_document", "checked_payloads"]
 
-_MOST_ITEMS = 5_000_000  # a node has about 100
 _MOST_EXPRESSIONS = 200_000  # each takes sympy about a millisecond
 _LARGEST = 2**63
 _MOST_SYMBOLS = 10_000
@@ -46,21 +46,6 @@ _TEXTS = frozenset({"as_string", "as_strings", *_KEPT})
 _REFUSED = frozenset({"as_custom_obj", "custom_obj", "custom_obj_values", "as_operator", "token"})
 
 
-def parse_json(raw: bytes, where: str) -> Any:
-    """Parse JSON of bounded size, in which no table has a key twice.
-
-    Raises:
-        FormatError: it is none.
-    """
-    items = sum(map(raw.count, (b",", b"[", b"{")))
-    if items > _MOST_ITEMS:
-        raise FormatError(f"{where}: it has {items:,} items, more than {_MOST_ITEMS:,}")
-    try:
-        return json.loads(raw, object_pairs_hook=_table)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: this is no JSON: {str(error)[:100]!a}") from error
-
-
 def checked_document(raw: bytes, where: str) -> bytes:
     """Return the graph of a .pt2 without what would run or import something.
 
@@ -71,10 +56,7 @@ def checked_document(raw: bytes, where: str) -> bytes:
     Raises:
         FormatError: says which text in it is not what torch writes.
     """
-    data = parse_json(raw, where)
-    if not isinstance(data, dict):
-        raise FormatError(f"{where}: this is no graph")
-    document = cast("dict[str, Any]", data)
+    document = _parse_table(raw, where)
     if raw.count(b'"expr_str"') > _MOST_EXPRESSIONS:
         raise FormatError(f"{where}: it has more than {_MOST_EXPRESSIONS:,} symbolic sizes")
     ranges = document.get("range_constraints")
@@ -102,8 +84,7 @@ def checked_payloads(raw: bytes, where: str) -> dict[str, Any]:
     Raises:
         FormatError: says what does not fit.
     """
-    data = parse_json(raw, where)
-    config = cast("dict[str, Any]", data).get("config") if isinstance(data, dict) else None
+    config = _parse_table(raw, where).get("config")
     if not isinstance(config, dict):
         raise FormatError(f"{where}: config is no table")
     entries = cast("dict[str, Any]", config)
@@ -112,6 +93,16 @@ def checked_payloads(raw: bytes, where: str) -> dict[str, Any]:
             raise FormatError(f"{where}: {name[:60]!a} is no tensor")
         _walk(entry, "", where)
     return entries
+
+
+def _parse_table(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        data = parse_json(raw)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+    if not isinstance(data, dict):
+        raise FormatError(f"{where}: this is no table")
+    return cast("dict[str, Any]", data)
 
 
 def _walk(value: Any, key: str, where: str) -> None:
@@ -168,7 +159,7 @@ def _check_nesting(text: str) -> None:
     """Check a pytree's spec: torch imports what a defaultdict or an enum in it names."""
     if not text:
         return
-    data: Any = json.loads(text)
+    data: Any = parse_json(text)
     stack: list[Any] = data[1:] if isinstance(data, list) else [None]
     while stack:
         spec: Any = stack.pop()
@@ -197,10 +188,3 @@ _CHECKS: Mapping[str, Callable[[str], bool | None]] = {
     "in_spec": _check_nesting,
     "out_spec": _check_nesting,
 }
-
-
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a table has one key twice")
-    return table

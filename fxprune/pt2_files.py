@@ -18,12 +18,10 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from fxprune.bounds import check_members, members_of
 from fxprune.errors import FormatError
 from fxprune.pt2_document import checked_document, checked_payloads
 from fxprune.quiet import quiet_export
-from fxprune.reading import check_is_file, reading
-from fxprune.unpickling import unpickled
+from fxprune.reading import check_is_file, open_archive, reading, unpickle
 from fxprune.writing import PathLike
 
 __all__ = ["load_pt2"]
@@ -71,11 +69,9 @@ def _damage(error: Exception) -> str:
 
 
 def _loaded(source: Path) -> ExportedProgram:
-    with source.open("rb") as file:
-        check_members(file)
-        with zipfile.ZipFile(file) as archive:
-            found = members_of(archive, source.stat().st_size)
-            written = _rewritten({name: archive.read(info) for name, info in found.items()})
+    with source.open("rb") as file, open_archive(file) as archive:
+        infos = archive.infolist()
+        written = _rewritten({i.filename.partition("/")[2]: archive.read(i) for i in infos})
     with quiet_export(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.load(written)
@@ -134,7 +130,7 @@ def _check_size(meta: Any, size: int, where: str) -> None:
 def _repickled(raw: bytes, where: str) -> bytes:
     """Read a pickle of tensors without running it, and write it anew."""
     try:
-        found = unpickled(io.BytesIO(raw))
+        found = unpickle(io.BytesIO(raw))
     except Exception as error:  # a damaged pickle raises many kinds
         raise FormatError(
             f"{where}: this pickle holds other things than tensors and plain values, and nothing "

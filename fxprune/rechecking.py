@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -19,6 +18,7 @@ from fxprune.compiler import finalize
 from fxprune.digests import Digests, graphs_digest, state_digest
 from fxprune.errors import FormatError
 from fxprune.program import EVAL, TRAIN, Program
+from fxprune.reading import parse_json, reading
 from fxprune.rerunning import Again, captured, run_again
 from fxprune.transaction import fork
 from fxprune.verify import verify
@@ -38,14 +38,10 @@ def read_certificate(path: Path) -> Mapping[str, Any]:
     Raises:
         FormatError: it is missing, damaged, or no certificate of a compile.
     """
-    try:
+    with reading(path, str):
         if path.stat().st_size > _MOST_BYTES:
-            raise FormatError(f"{path}: this is too large for a certificate")
-        data: object = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: this is no JSON: {error}") from error
+            raise FormatError("this is too large for a certificate")
+        data: object = parse_json(path.read_bytes())
     found = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
     passes: Any = found.get("passes")
     hashes = [

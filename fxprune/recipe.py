@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from fxprune.errors import RecipeError
 from fxprune.nni import rules_from_nni
+from fxprune.reading import TOO_DEEP
 from fxprune.recipe_errors import (
     explain,
     nested_too_deeply,
@@ -22,7 +23,7 @@ from fxprune.recipe_errors import (
     show,
     twins,
 )
-from fxprune.recipe_files import TOO_DEEP, read_data
+from fxprune.recipe_files import read_data
 from fxprune.recipe_pass import PassCall
 from fxprune.recipe_rule import METHODS, GranularityName, Rule, group_faults
 from fxprune.recipe_select import Reading, Select, Table, as_tuple

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections import Counter
 from pathlib import Path
 
-from fxprune.errors import RecipeError
-from fxprune.recipe_errors import plain, show
+from fxprune.errors import FormatError, RecipeError
+from fxprune.reading import TOO_DEEP, parse_json
+from fxprune.recipe_errors import plain
 
-__all__ = ["TOO_DEEP", "read_data"]
+__all__ = ["read_data"]
 
-TOO_DEEP = "tables and lists are nested too deeply; no key needs this"
 _MOST_BYTES = 2**20
 _MOST_DOTS = 2000  # in a line: tomllib takes time quadratic in the parts of a dotted key
 
@@ -55,18 +53,10 @@ def _parsed(text: str, file: Path, where: str) -> object:
     if toml and max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
         raise RecipeError(f"{where}: a line has more than {_MOST_DOTS} dots; break it up")
     try:
-        return tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_unique)
+        return tomllib.loads(text) if toml else parse_json(text)
+    except FormatError as error:
+        raise RecipeError(f"{where}: {plain(str(error))}") from None
     except RecursionError:
         raise RecipeError(f"{where}: {TOO_DEEP}") from None
     except ValueError as error:
-        kind = "TOML" if toml else "JSON"
-        raise RecipeError(f"{where}: this is not {kind}: {plain(str(error))}") from None
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        times = Counter(key for key, _ in pairs)
-        twice = next(key for key, count in times.items() if count > 1)
-        raise ValueError(f"a table has the key {show(twice)} twice; keep one")
-    return table
+        raise RecipeError(f"{where}: this is not TOML: {plain(str(error))}") from None

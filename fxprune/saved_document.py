@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from fxprune.errors import FormatError
+from fxprune.reading import parse_json
 from fxprune.rule_records import Count, PassRecord, RuleRecord, Text
 from fxprune.shrink_record import ShrinkRecord
 
@@ -65,8 +66,7 @@ class SavedTensor(_Table):
         shape: its shape.
         parameter: whether it is a Parameter.
         grad: whether it requires a gradient.
-        stride: where it is not contiguous.
-        offset: where it begins, if the data is a piece of memory that several tensors look at.
+        stride: where its dimensions lie in another order in memory.
     """
 
     data: Name
@@ -75,7 +75,6 @@ class SavedTensor(_Table):
     parameter: bool = False
     grad: bool = False
     stride: Many[Count] | None = None
-    offset: Count | None = None
 
 
 class SavedNode(_Table):
@@ -197,15 +196,7 @@ def parse_document(text: str) -> SavedProgram:
     Raises:
         FormatError: says which key is at fault.
     """
-    items = sum(map(text.count, ",[{"))
-    if items > _MOST_ITEMS:
-        raise FormatError(f"the document has {items:,} items, more than {_MOST_ITEMS:,}")
-    try:
-        data = json.loads(text, object_pairs_hook=_table, parse_constant=_no_constant)
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the document is no JSON: {str(error)[:200]}") from error
+    data = parse_json(text)
     version = cast("dict[str, Any]", data).get("version") if isinstance(data, dict) else None
     if type(version) is not int or version != _VERSION:
         raise FormatError(
@@ -216,17 +207,6 @@ def parse_document(text: str) -> SavedProgram:
         return SavedProgram.model_validate_json(text)
     except ValidationError as error:
         raise FormatError(_faults(error)) from error
-
-
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise FormatError("the document has a table with one key twice")
-    return table
-
-
-def _no_constant(name: str) -> Any:
-    raise FormatError(f"the document has the number {name}")
 
 
 def _faults(error: ValidationError) -> str:

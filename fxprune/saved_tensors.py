@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,22 +37,33 @@ class TensorWriter:
 
     records: list[SavedTensor] = field(default_factory=list[SavedTensor])
     data: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
-    _seen: dict[int, int] = field(default_factory=dict[int, int])
-    _spans: dict[int, _Span] = field(default_factory=dict[int, Any])
+    _numbers: dict[int, int] = field(default_factory=dict[int, int])
+    _keys: dict[_View, str] = field(default_factory=dict[Any, str])
 
     def survey(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Look which tensors share memory.
+        """Look which tensors are views of the same memory, which is written once.
 
         Args:
             named: every tensor by its names, before any is added.
 
         Raises:
-            FormatError: a tensor is of a kind that safetensors does not hold.
+            FormatError: a tensor is of a kind that safetensors does not hold, or is another view
+                of memory that a tensor before it looks at.
         """
         for name, tensor in named.items():
             _check(name, tensor)
-            memory = tensor.untyped_storage()._cdata
-            self._spans.setdefault(memory, _Span(name)).add(name, tensor)
+            self._keys.setdefault(_view_of(tensor), name)
+        spans = sorted(
+            (view.memory, view.begin, view.end, name)
+            for view, name in self._keys.items()
+            if view.begin < view.end
+        )
+        for (memory, _, end, name), (other_memory, begin, _, other) in pairwise(spans):
+            if memory == other_memory and begin < end:
+                raise FormatError(
+                    f"{other!r} and {name!r} are different views of the same memory, which a .fxp "
+                    "cannot hold; clone one of them"
+                )
 
     def add(self, name: str, tensor: torch.Tensor) -> int:
         """Take a tensor, and return its number; the same for the same object.
@@ -61,58 +72,44 @@ class TensorWriter:
             name: one of its names, as the survey had it.
             tensor: a parameter or a buffer.
         """
-        if id(tensor) not in self._seen:
-            self._seen[id(tensor)] = len(self.records)
+        if id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = len(self.records)
             self.records.append(self._record(tensor))
-        return self._seen[id(tensor)]
+        return self._numbers[id(tensor)]
 
     def _record(self, tensor: torch.Tensor) -> SavedTensor:
-        span = self._spans[tensor.untyped_storage()._cdata]
-        plain = tensor.detach()
-        record = SavedTensor(
-            data=span.name,
+        key = self._keys[_view_of(tensor)]
+        if key not in self.data:
+            self.data[key] = _stored(tensor.detach())
+        is_permuted = not tensor.is_contiguous() and _is_dense(tensor.shape, tensor.stride())
+        return SavedTensor(
+            data=key,
             dtype=encode_dtype(tensor.dtype),
             shape=list(tensor.shape),
             parameter=isinstance(tensor, nn.Parameter),
             grad=tensor.requires_grad,
+            stride=list(tensor.stride()) if is_permuted else None,
         )
-        if span.is_shared:
-            record.stride = list(tensor.stride())
-            record.offset = int(tensor.storage_offset() - span.low)
-            length = span.high - span.low
-            plain = plain.as_strided((length,), (1,), span.low)
-        elif not plain.is_contiguous() and _is_dense(plain.shape, plain.stride()):
-            record.stride = list(tensor.stride())
-        if span.name not in self.data:
-            self.data[span.name] = _stored(plain)
-        return record
 
 
-class _Span:
-    """A piece of memory, and which part of it tensors look at."""
+class _View(NamedTuple):
+    """The bytes of memory that a tensor looks at, and how."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.low, self.high = 2**63, 0
-        self.views: set[tuple[Any, ...]] = set()
+    memory: int
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        self.views.add((tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()))
-        kinds = {view[0] for view in self.views}
-        overlaps = [view for view in self.views if view[1].numel() > _extent(view[1], view[2])]
-        if len(self.views) > 1 and (len(kinds) > 1 or overlaps):
-            what = "as another dtype" if len(kinds) > 1 else "and repeats entries of it"
-            raise FormatError(
-                f"{name!r} shares memory with {self.name!r} {what}, which a .fxp cannot hold; "
-                "clone one of them"
-            )
-        start = tensor.storage_offset()
-        self.low = min(self.low, start)
-        self.high = max(self.high, start + _extent(tensor.shape, tensor.stride()))
 
-    @property
-    def is_shared(self) -> bool:
-        return len(self.views) > 1
+def _view_of(tensor: torch.Tensor) -> _View:
+    shape, stride = tensor.shape, tensor.stride()
+    steps = zip(shape, stride, strict=True)
+    extent = 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in steps)
+    begin = int(tensor.storage_offset()) * tensor.itemsize
+    end = begin + extent * tensor.itemsize
+    return _View(tensor.untyped_storage()._cdata, begin, end, tensor.dtype, shape, stride)
 
 
 def decode_tensors(
@@ -159,8 +156,6 @@ def _decoded(record: SavedTensor, data: torch.Tensor, where: str) -> torch.Tenso
         raise FormatError(f"{where}: the document says {record.dtype}, the data is {data.dtype}")
     found = torch.view_as_complex(data) if dtype in _PAIRS else data
     shape, stride = tuple(record.shape), record.stride
-    if record.offset is not None:
-        return _view(found, shape, tuple(stride or ()), record.offset, where)
     if tuple(found.shape) != shape:
         raise FormatError(f"{where}: the document says {shape}, the data is {tuple(found.shape)}")
     if stride is None:
@@ -168,19 +163,6 @@ def _decoded(record: SavedTensor, data: torch.Tensor, where: str) -> torch.Tenso
     if not _is_dense(shape, tuple(stride)):
         raise FormatError(f"{where}: the strides {stride} do not fit the shape {shape}")
     return torch.empty_strided(shape, stride, dtype=dtype).copy_(found)
-
-
-def _view(
-    data: torch.Tensor, shape: tuple[int, ...], stride: tuple[int, ...], offset: int, where: str
-) -> torch.Tensor:
-    fits = len(shape) == len(stride) and min((0, offset, *shape, *stride)) == 0 and data.dim() == 1
-    if (
-        not fits
-        or offset + _extent(shape, stride) > data.numel()
-        or math.prod(shape) > data.numel()
-    ):
-        raise FormatError(f"{where}: the view {shape} from {offset} on lies outside of it")
-    return data.as_strided(shape, stride, offset)
 
 
 def _has_pairs(data: torch.Tensor) -> bool:
@@ -204,13 +186,6 @@ def _check(name: str, tensor: torch.Tensor) -> None:
     else:
         return
     raise FormatError(f"{name!r} is {what}, which a .fxp cannot hold")
-
-
-def _extent(shape: tuple[int, ...] | torch.Size, stride: tuple[int, ...]) -> int:
-    """Return how many entries of memory a tensor reaches over."""
-    if 0 in shape:
-        return 0
-    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
 def _is_dense(shape: tuple[int, ...] | torch.Size, stride: tuple[int, ...]) -> bool:

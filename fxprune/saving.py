@@ -15,7 +15,7 @@ from fxprune.checker import check_invariants
 from fxprune.errors import FormatError
 from fxprune.file_sinks import write_tensor_file
 from fxprune.program import Program, check_program
-from fxprune.reading import check_is_file, reading
+from fxprune.reading import MOST_HEADER, check_is_file, header_size, reading
 from fxprune.regional import check_whole
 from fxprune.saved_document import parse_document, write_document
 from fxprune.saved_programs import decode_program, encode_program
@@ -24,7 +24,6 @@ from fxprune.writing import PathLike, replacing
 __all__ = ["load", "save", "write_fxp"]
 
 _KEY = "fxprune"
-_MOST_HEADER = 64 * 2**20  # bytes; a graph of 100,000 nodes has about 30 MiB
 
 
 def save(program: Program, path: PathLike) -> Path:
@@ -68,7 +67,7 @@ def write_fxp(program: Program, path: Path) -> None:
     """Write a Program to a file that nobody else reads yet; see `save`."""
     saved, tensors = encode_program(program)
     text = write_document(saved)
-    if len(text) > _MOST_HEADER // 2:
+    if len(text) > MOST_HEADER // 2:  # the header escapes its quotes
         raise FormatError(f"the graphs take {len(text):,} bytes, more than a .fxp can hold")
     # One key alone: safetensors writes several in any order.
     write_tensor_file(tensors, path, {_KEY: text})
@@ -99,7 +98,8 @@ def _damage(error: Exception) -> str:
 
 
 def _loaded(source: Path) -> Program:
-    _check_header(source)
+    with source.open("rb") as file:
+        header_size(file)
     with safe_open(source, framework="pt") as file:
         metadata: dict[str, str] = file.metadata() or {}
         if _KEY not in metadata:
@@ -113,14 +113,3 @@ def _loaded(source: Path) -> Program:
     program = decode_program(saved, tensors)
     check_invariants(program, "load")
     return program
-
-
-def _check_header(source: Path) -> None:
-    """Check the size that the file claims for its header, before anything is read at that size."""
-    size = source.stat().st_size
-    with source.open("rb") as file:
-        claimed = int.from_bytes(file.read(8), "little")
-    if size < 8 or claimed > size - 8:
-        raise FormatError("this .fxp file is damaged: it is shorter than its header says")
-    if claimed > _MOST_HEADER:
-        raise FormatError(f"the header has {claimed:,} bytes, more than {_MOST_HEADER:,}")
