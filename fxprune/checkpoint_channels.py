@@ -14,9 +14,9 @@ from fxprune.checkpoint_masks import bytes_of
 from fxprune.checkpoint_scores import ChannelScores
 from fxprune.checkpoint_weights import Weight
 from fxprune.errors import PassError
-from fxprune.units import channel_norms, check_channels, living_channels
+from fxprune.units import Entries, channel_norms, check_channels, living_channels
 
-__all__ = ["inner_of", "kept_channels", "norm_scores"]
+__all__ = ["channels_of", "inner_of", "norm_scores"]
 
 MOST = 2**25  # bytes of a block
 
@@ -27,7 +27,7 @@ def inner_of(weight: Weight, dim: int) -> int:
     Raises:
         PassError, DimError: the tensor has no such channels.
     """
-    check_channels(weight.site, dim)
+    check_channels(weight.stored.site, dim)
     shape = weight.stored.shape
     return math.prod(shape[dim % len(shape) + 1 :])
 
@@ -61,17 +61,18 @@ def norm_scores(weight: Weight, n: Any, dim: int) -> ChannelScores:
     return ChannelScores(torch.cat(parts), torch.cat(kept) if kept else None)
 
 
-def kept_channels(weight: Weight, dim: int) -> torch.Tensor | None:
-    """Return which channels are alive; None: all.
+def channels_of(weight: Weight, dim: int) -> Entries:
+    """Return the channels, and which of them are alive.
 
     Raises:
         PassError, DimError: the tensor has no such channels.
     """
-    check_channels(weight.site, dim)
+    check_channels(weight.stored.site, dim)
+    channels = torch.empty(weight.stored.shape[dim])
     if not weight.factors:
-        return None
+        return Entries(channels, None)
     masks = (mask for _, mask in _blocks(weight, dim) if mask is not None)
-    return torch.cat([living_channels(mask, dim) for mask in masks])
+    return Entries(channels, torch.cat([living_channels(mask, dim) for mask in masks]))
 
 
 def _norms_of_living(values: torch.Tensor, living: torch.Tensor, n: Any, dim: int) -> torch.Tensor:
@@ -85,7 +86,7 @@ def _blocks(weight: Weight, dim: int) -> Iterator[tuple[torch.Tensor, torch.Tens
     """Yield the channels in blocks of two or more, each with its mask where there is one."""
     inner, shape = inner_of(weight, dim), list(weight.stored.shape)
     count = shape[dim]
-    outer = weight.numel // (count * inner) if weight.numel else 0
+    outer = weight.units // (count * inner) if weight.units else 0
     for first, last in _bounds(weight, count):
         shape[dim] = last - first
         values = torch.empty(shape, dtype=weight.dtype)
@@ -121,7 +122,7 @@ def _bounds(weight: Weight, count: int) -> Iterator[tuple[int, int]]:
     if _fits(weight):
         yield 0, count
         return
-    size = weight.numel // count * weight.dtype.itemsize
+    size = weight.units // count * weight.dtype.itemsize
     if size > MOST // 2:
         raise PassError(
             f"a channel of {weight.stored.name!r} has {size:,} bytes, and two have to be in memory "

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from fxprune.errors import FormatError
+from fxprune.facts import ParamSite
 from fxprune.recipe_errors import show
 
 __all__ = ["Header", "Stored", "parse_json", "read_header", "read_limited"]
@@ -58,6 +59,11 @@ class Stored:
     def numel(self) -> int:
         """Number of entries."""
         return math.prod(self.shape)
+
+    @property
+    def site(self) -> ParamSite:
+        """What rules select it by; as bytes, where torch has none of its dtype."""
+        return ParamSite(self.name, (self.name,), (), (), self.shape, self.dtype or torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,16 @@ class Entries:
         """How many of them are alive."""
         return self.units if self.mask is None else int((self.mask == 1).sum())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Their dtype."""
+        return self.tensor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.tensor.device
+
     def living(self, start: int, stop: int) -> torch.Tensor | None:
         """Return which of the entries start..stop, in flat order, are alive; None: all."""
         return None if self.mask is None else flat_part(self.mask, start, stop) == 1

@@ -162,7 +162,8 @@ def all_alive(original: Any) -> Any:
     return count
 
 
-RANK, CUT = "fxprune.passes.rank:", "fxprune.passes.cut:"
+RANK, CUT = "fxprune.ranking:", "fxprune.passes.cut:"
+RANK_PASS = "fxprune.passes.rank:Rank.run"
 SCORES = "fxprune.passes.magnitude:MagnitudeScores.chunk"
 
 MUTANTS = (
@@ -177,8 +178,8 @@ MUTANTS = (
     Mutant("magnitude without abs", SCORES, signed),
     Mutant("norm of another order", "fxprune.passes.norm:NormScores.__init__", other_order),
     Mutant("norm of other values", "fxprune.passes.norm:masked_value", unmasked_norms),
-    Mutant("global ranked locally", f"{RANK}Rank.run", with_field(scope=lambda scope: "local")),
-    Mutant("local ranked globally", f"{RANK}Rank.run", with_field(scope=lambda scope: "global")),
+    Mutant("global ranked locally", RANK_PASS, with_field(scope=lambda scope: "local")),
+    Mutant("local ranked globally", RANK_PASS, with_field(scope=lambda scope: "global")),
     Mutant("entries off by one", f"{CUT}_of_entries", rolled(1)),
     Mutant("channels off by one", f"{CUT}_of_channels", rolled(-1)),
     Mutant("mask inverted", f"{CUT}_of_entries", made(lambda mask, source: 1 - mask)),
