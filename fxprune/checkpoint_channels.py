@@ -11,10 +11,15 @@ import torch
 from fxprune import scan
 from fxprune.bitwise import INTEGERS, keys_into
 from fxprune.checkpoint_masks import bytes_of
-from fxprune.checkpoint_scores import ChannelScores
 from fxprune.checkpoint_weights import Weight
 from fxprune.errors import PassError
-from fxprune.units import Entries, channel_norms, check_channels, living_channels
+from fxprune.units import (
+    ChannelScores,
+    Entries,
+    channel_norms,
+    check_channels,
+    living_channels,
+)
 
 __all__ = ["channels_of", "inner_of", "norm_scores"]
 
@@ -56,7 +61,9 @@ def norm_scores(weight: Weight, n: Any, dim: int) -> ChannelScores:
         # In one block, as pruning in memory does; else with the dead: one channel alone would be
         # summed up in another order by torch.
         parts.append(
-            _norms_of_living(values, living, n, dim) if whole else channel_norms(values, n, dim)
+            channel_norms(values, n, dim, living)
+            if whole
+            else channel_norms(values, n, dim)[living]
         )
     return ChannelScores(torch.cat(parts), torch.cat(kept) if kept else None)
 
@@ -73,13 +80,6 @@ def channels_of(weight: Weight, dim: int) -> Entries:
         return Entries(channels, None)
     masks = (mask for _, mask in _blocks(weight, dim) if mask is not None)
     return Entries(channels, torch.cat([living_channels(mask, dim) for mask in masks]))
-
-
-def _norms_of_living(values: torch.Tensor, living: torch.Tensor, n: Any, dim: int) -> torch.Tensor:
-    index: list[Any] = [slice(None)] * values.dim()
-    index[dim] = living
-    norms = channel_norms(values[tuple(index)], n, dim)
-    return norms.new_zeros(len(living)).masked_scatter_(living, norms)
 
 
 def _blocks(weight: Weight, dim: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -17,7 +17,7 @@ from fxprune.checkpoint_weights import Weight
 from fxprune.facts import ScoreSource
 from fxprune.sampling import starts_of
 
-__all__ = ["ChannelScores", "FileMagnitudes"]
+__all__ = ["FileMagnitudes"]
 
 _RUN = 256  # neighbouring entries that are sampled together: a read costs as much as many
 
@@ -97,31 +97,3 @@ class FileMagnitudes(ScoreSource):
     def _living_keys(self, keys: Any, start: int) -> Any:
         living = self.weight.living_of(keys, start)
         return keys if living is None else keys[living]
-
-
-class ChannelScores(ScoreSource):
-    """Scores of the living channels of a tensor: few enough to be held.
-
-    Args:
-        scores: of all channels; those of dead ones do not matter.
-        kept: which channels are alive, or None for all.
-    """
-
-    def __init__(self, scores: torch.Tensor, kept: torch.Tensor | None) -> None:
-        self._scores, self._kept = scores, kept
-        self.units = len(scores)
-        self.alive = self.units if kept is None else int(kept.count_nonzero())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the scores."""
-        return self._scores.dtype
-
-    def living(self, start: int, stop: int) -> torch.Tensor | None:
-        """Return which channels are alive."""
-        return None if self._kept is None else self._kept[start:stop]
-
-    def chunk(self, start: int, stop: int) -> torch.Tensor:
-        """Return the scores of the living channels among start..stop."""
-        scores = self._scores[start:stop]
-        return scores if self._kept is None else scores[self._kept[start:stop]]

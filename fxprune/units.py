@@ -9,12 +9,13 @@ import torch
 
 from fxprune import shards, tensors
 from fxprune.errors import DimError, NormError, PassError, PassTypeError, ShapeError
-from fxprune.facts import Importance, ParamSite
+from fxprune.facts import Importance, ParamSite, ScoreSource
 from fxprune.flat_parts import flat_part
 from fxprune.program import Program
 from fxprune.wording import dtype_name
 
 __all__ = [
+    "ChannelScores",
     "Entries",
     "channel_norms",
     "check_channels",
@@ -178,17 +179,53 @@ def living_channels(mask: torch.Tensor, dim: int) -> torch.Tensor:
     return mask.sum(dim=others) != 0
 
 
-def channel_norms(tensor: torch.Tensor, n: Any, dim: int) -> torch.Tensor:
-    """Return the norm of each channel by the very expression of torch.nn.utils.prune.
+class ChannelScores(ScoreSource):
+    """Scores of the living channels of a tensor: few enough to be held.
+
+    Args:
+        scores: of the living channels.
+        kept: which channels are alive, or None for all.
+    """
+
+    def __init__(self, scores: torch.Tensor, kept: torch.Tensor | None) -> None:
+        self._scores, self._kept = scores, kept
+        self.units, self.alive = len(scores if kept is None else kept), len(scores)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the scores."""
+        return self._scores.dtype
+
+    def living(self, start: int, stop: int) -> torch.Tensor | None:
+        """Return which channels are alive."""
+        return None if self._kept is None else self._kept[start:stop]
+
+    def chunk(self, start: int, stop: int) -> torch.Tensor:
+        """Return the scores of the living channels among start..stop."""
+        if self._kept is None:
+            return self._scores[start:stop]
+        first = int(self._kept[:start].sum())
+        return self._scores[first : first + int(self._kept[start:stop].sum())]
+
+
+def channel_norms(
+    tensor: torch.Tensor, n: Any, dim: int, kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the norm of each living channel by the very expression of torch.nn.utils.prune.
 
     Args:
         tensor: of two dimensions or more.
         n: order of the norm, as `p` of torch.norm.
         dim: the dimension of the channels.
+        kept: which channels are alive, or None for all.
 
     Raises:
         NormError: torch cannot take that norm.
     """
+    if kept is not None:  # on the same slice as in torch, for norms that are equal to the bit
+        index: list[Any] = [slice(None)] * tensor.dim()
+        index[dim] = kept
+        tensor = tensor[tuple(index)]
     others = [d for d in range(tensor.dim()) if d != dim % tensor.dim()]
     # torch 2.14 takes "fro" over other than two dimensions for the 2-norm; torch.norm refuses.
     flat = n == "fro" and len(others) != 2 and _TORCH >= (2, 14)

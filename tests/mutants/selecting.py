@@ -72,10 +72,7 @@ def signed(original: Any) -> Any:
 
 
 def other_order(original: Any) -> Any:
-    def init(self: Any, tensor: Any, mask: Any, n: Any, dim: int) -> None:
-        original(self, tensor, mask, 1 if n == 2 else 2, dim)
-
-    return init
+    return lambda tensor, n, dim, kept: original(tensor, 1 if n == 2 else 2, dim, kept)
 
 
 def unmasked_norms(original: Any) -> Any:
@@ -176,7 +173,7 @@ MUTANTS = (
     Mutant("all ties pruned", f"{RANK}cut_group", all_at_the_threshold),
     Mutant("largest pruned", SCORES, scored(torch.neg)),
     Mutant("magnitude without abs", SCORES, signed),
-    Mutant("norm of another order", "fxprune.passes.norm:NormScores.__init__", other_order),
+    Mutant("norm of another order", "fxprune.passes.norm:channel_norms", other_order),
     Mutant("norm of other values", "fxprune.passes.norm:masked_value", unmasked_norms),
     Mutant("global ranked locally", RANK_PASS, with_field(scope=lambda scope: "local")),
     Mutant("local ranked globally", RANK_PASS, with_field(scope=lambda scope: "global")),
