@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from fxprune import shards, tensors
+from fxprune import shards
 from fxprune.errors import DimError, NormError, PassError, PassTypeError, ShapeError
 from fxprune.facts import Importance, ParamSite, ScoreSource
 from fxprune.flat_parts import flat_part
 from fxprune.program import Program
+from fxprune.tensors import parameters_of
 from fxprune.wording import dtype_name
 
 __all__ = [
@@ -88,12 +89,12 @@ def entries_of(program: Program, site: ParamSite, importance: Importance) -> Ent
         PassTypeError: they are no tensor, or of a dtype that has no order.
         PassError: the parameter is of such a dtype.
     """
-    value, mask = raw_value(program, site, importance), tensors.masks(program).get(site.name)
-    parameter = tensors.parameter(program, site.name)
-    if not shards.is_sharded(parameter):
+    value, held = raw_value(program, site, importance), parameters_of(program)[site.name]
+    mask, stored = held.mask, held.stored
+    if not held.is_spread:
         return Entries(value, mask)
-    mask = None if mask is None else shards.part_like(mask, parameter)
-    return Entries(shards.part_like(value, parameter), mask, part=True)
+    mask = None if mask is None else shards.part_like(mask, stored)
+    return Entries(shards.part_like(value, stored), mask, part=True)
 
 
 def raw_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
@@ -107,7 +108,9 @@ def raw_value(program: Program, site: ParamSite, importance: Importance) -> torc
         PassError: the parameter is of such a dtype.
     """
     given = _importance_of(site, importance)
-    return _scored(site, tensors.parameter(program, site.name).detach()) if given is None else given
+    if given is not None:
+        return given
+    return _scored(site, parameters_of(program)[site.name].stored.detach())
 
 
 def masked_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
@@ -119,7 +122,7 @@ def masked_value(program: Program, site: ParamSite, importance: Importance) -> t
         PassError: the parameter is of such a dtype.
     """
     given = _importance_of(site, importance)
-    return _scored(site, tensors.value(program, site.name)) if given is None else given
+    return _scored(site, parameters_of(program)[site.name].value) if given is None else given
 
 
 def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | None:

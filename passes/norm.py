@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxprune import tensors
 from fxprune.facts import Importance, ParamSite, Scores, Selection
 from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.sharded_masks import whole
+from fxprune.tensors import parameters_of
 from fxprune.units import (
     ChannelScores,
     channel_norms,
@@ -48,11 +48,11 @@ class ScoreNorm(Analysis):
             NormError: torch cannot take that norm.
         """
         importance, peers = facts[Importance], facts.get(Peers)
-        masks = tensors.masks(program)
 
         def source(site: ParamSite) -> ChannelScores:
             check_channels(site, self.dim)
-            tensor, mask = masked_value(program, site, importance), masks.get(site.name)
+            tensor = masked_value(program, site, importance)
+            mask = parameters_of(program)[site.name].mask
             if peers is not None:  # norms of parts would round differently from those of the whole
                 mask = None if mask is None else whole(peers, mask, f"{site.name}_mask")
                 tensor = whole(peers, tensor, site.name)

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import tensors
 from fxprune.draws import generator_of, random_scores
 from fxprune.errors import PassError
 from fxprune.facts import Importance, ParamSite, Scores, Selection
@@ -20,6 +19,7 @@ from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.sharded_masks import whole, whole_ones
+from fxprune.tensors import parameters_of
 from fxprune.units import Entries, check_channels, living_channels, raw_value
 
 __all__ = ["ScoreRandom"]
@@ -29,7 +29,7 @@ def _mask_of(
     program: Program, site: ParamSite, peers: Peers | None, dim: int | None
 ) -> torch.Tensor | None:
     """Return a mask by which the living units can be told, whole on each process."""
-    mask = tensors.masks(program).get(site.name)
+    mask = parameters_of(program)[site.name].mask
     if mask is None or peers is None:
         return mask
     if dim is None:

@@ -106,9 +106,9 @@ def rolled(by: int) -> Callable[[Any], Any]:
     """Let the neighbours of the units go that rank."""
 
     def change(original: Any) -> Any:
-        def mask(program: Any, source: Any, name: str, pruned: Any, *dim: int) -> Any:
+        def mask(held: Any, source: Any, pruned: Any, *dim: int) -> Any:
             gone = joined(pruned).roll(by)
-            return original(program, source, name, iter([(0, source.units, gone)]), *dim)
+            return original(held, source, iter([(0, source.units, gone)]), *dim)
 
         return mask
 
@@ -119,8 +119,8 @@ def made(change: Callable[..., Any]) -> Callable[[Any], Any]:
     """Change a mask that was made."""
 
     def mutate(original: Any) -> Any:
-        def mask(program: Any, source: Any, name: str, pruned: Any, *dim: int) -> Any:
-            return change(original(program, source, name, pruned, *dim), source, *dim)
+        def mask(held: Any, source: Any, pruned: Any, *dim: int) -> Any:
+            return change(original(held, source, pruned, *dim), source, *dim)
 
         return mask
 
