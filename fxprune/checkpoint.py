@@ -125,16 +125,18 @@ def _pruned(
     with ExitStack() as stack:
         workers, spill = stack.enter_context(Workers()), Spill(aside)
         stack.callback(spill.close)
-        weights, others = weights_of(checkpoint, workers.room)
-        rules = Rules(weights, others, workers, spill, stack.enter_context)
+        weights, refused = weights_of(checkpoint, workers.room)
+        sites = [stored.site for _, stored in checkpoint.tensors.values()]
+        rules = Rules(sites, weights, refused, workers, spill, stack)
         records = [rules.run(s.rules, s.name, on_progress) for s in stages_of(recipe)]
         for record in records:
             seconds[record.rule] = record.seconds["rank"]
-        began, done = time.perf_counter(), [0]
+        began, done = time.perf_counter(), 0
 
         def on_write(count: int) -> None:
-            done[0] += count
-            on_progress("write", done[0], checkpoint.size)
+            nonlocal done
+            done += count
+            on_progress("write", done, checkpoint.size)
 
         clean = recipe.finalize is not None and recipe.finalize.zeros == "clean"
         writer = ShardWriter(weights, workers, on_write, clean=clean)

@@ -11,12 +11,17 @@ import torch
 from fxprune import scan
 from fxprune.bitwise import INTEGERS, keys_into
 from fxprune.checkpoint_masks import bytes_of
-from fxprune.checkpoint_scores import ChannelScores
 from fxprune.checkpoint_weights import Weight
 from fxprune.errors import PassError
-from fxprune.units import channel_norms, check_channels, living_channels
+from fxprune.units import (
+    ChannelScores,
+    Entries,
+    channel_norms,
+    check_channels,
+    living_channels,
+)
 
-__all__ = ["inner_of", "kept_channels", "norm_scores"]
+__all__ = ["channels_of", "inner_of", "norm_scores"]
 
 MOST = 2**25  # bytes of a block
 
@@ -27,7 +32,7 @@ def inner_of(weight: Weight, dim: int) -> int:
     Raises:
         PassError, DimError: the tensor has no such channels.
     """
-    check_channels(weight.site, dim)
+    check_channels(weight.stored.site, dim)
     shape = weight.stored.shape
     return math.prod(shape[dim % len(shape) + 1 :])
 
@@ -56,36 +61,32 @@ def norm_scores(weight: Weight, n: Any, dim: int) -> ChannelScores:
         # In one block, as pruning in memory does; else with the dead: one channel alone would be
         # summed up in another order by torch.
         parts.append(
-            _norms_of_living(values, living, n, dim) if whole else channel_norms(values, n, dim)
+            channel_norms(values, n, dim, living)
+            if whole
+            else channel_norms(values, n, dim)[living]
         )
     return ChannelScores(torch.cat(parts), torch.cat(kept) if kept else None)
 
 
-def kept_channels(weight: Weight, dim: int) -> torch.Tensor | None:
-    """Return which channels are alive; None: all.
+def channels_of(weight: Weight, dim: int) -> Entries:
+    """Return the channels, and which of them are alive.
 
     Raises:
         PassError, DimError: the tensor has no such channels.
     """
-    check_channels(weight.site, dim)
+    check_channels(weight.stored.site, dim)
+    channels = torch.empty(weight.stored.shape[dim])
     if not weight.factors:
-        return None
+        return Entries(channels, None)
     masks = (mask for _, mask in _blocks(weight, dim) if mask is not None)
-    return torch.cat([living_channels(mask, dim) for mask in masks])
-
-
-def _norms_of_living(values: torch.Tensor, living: torch.Tensor, n: Any, dim: int) -> torch.Tensor:
-    index: list[Any] = [slice(None)] * values.dim()
-    index[dim] = living
-    norms = channel_norms(values[tuple(index)], n, dim)
-    return norms.new_zeros(len(living)).masked_scatter_(living, norms)
+    return Entries(channels, torch.cat([living_channels(mask, dim) for mask in masks]))
 
 
 def _blocks(weight: Weight, dim: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Yield the channels in blocks of two or more, each with its mask where there is one."""
     inner, shape = inner_of(weight, dim), list(weight.stored.shape)
     count = shape[dim]
-    outer = weight.numel // (count * inner) if weight.numel else 0
+    outer = weight.units // (count * inner) if weight.units else 0
     for first, last in _bounds(weight, count):
         shape[dim] = last - first
         values = torch.empty(shape, dtype=weight.dtype)
@@ -121,7 +122,7 @@ def _bounds(weight: Weight, count: int) -> Iterator[tuple[int, int]]:
     if _fits(weight):
         yield 0, count
         return
-    size = weight.numel // count * weight.dtype.itemsize
+    size = weight.units // count * weight.dtype.itemsize
     if size > MOST // 2:
         raise PassError(
             f"a channel of {weight.stored.name!r} has {size:,} bytes, and two have to be in memory "

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 from fxprune.checkpoint_header import Header, Stored, parse_table, read_header, read_limited
@@ -23,31 +21,21 @@ INDEX = ".index.json"
 SUFFIX = ".safetensors"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Shard:
     """A safetensors file that is read by offset, from any thread.
 
     Args:
         path: the file.
         header: what its header says.
+        file: the file, opened.
         stamp: when it was last changed, and its size.
     """
 
     path: Path
     header: Header
+    file: FileIO
     stamp: tuple[int, int]
-    _descriptor: int | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @classmethod
-    def of(cls, path: Path) -> Shard:
-        """Check a file's header.
-
-        Raises:
-            FormatError: it is no safetensors file.
-        """
-        header = read_header(path)
-        return cls(path, header, (_stamp(path)[0], header.size))
 
     def read_into(self, view: memoryview, at: int) -> None:
         """Fill a buffer of bytes with those from an offset on.
@@ -56,7 +44,7 @@ class Shard:
             FormatError: the file became shorter meanwhile, or cannot be read.
         """
         try:
-            whole = fill(self._opened(), view, at)
+            whole = fill(self.file.fileno(), view, at)
         except OSError as error:
             raise FormatError(f"{self.path}: cannot be read: {error.strerror}") from error
         if not whole:
@@ -67,22 +55,10 @@ class Shard:
         if _stamp(self.path) != self.stamp:
             raise FormatError(f"{self.path}: the file was changed while it was read; run again")
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
 
-    def _opened(self) -> int:
-        with self._lock:
-            if self._descriptor is None:
-                self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            return self._descriptor
-
-
-@dataclass
+@dataclass(frozen=True)
 class Checkpoint:
-    """The files of a checkpoint; use it as a context.
+    """The files of a checkpoint.
 
     Args:
         path: the file, or the index.
@@ -93,19 +69,6 @@ class Checkpoint:
     path: Path
     shards: tuple[Shard, ...]
     index: bytes | None = None
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with ExitStack() as stack:
-            for shard in self.shards:
-                stack.callback(shard.close)
 
     @property
     def tensors(self) -> dict[str, tuple[Shard, Stored]]:
@@ -118,8 +81,9 @@ class Checkpoint:
         return sum(shard.header.size for shard in self.shards)
 
 
-def open_checkpoint(path: PathLike) -> Checkpoint:
-    """Check the headers of a checkpoint's files; no tensor is read.
+@contextmanager
+def open_checkpoint(path: PathLike) -> Generator[Checkpoint]:
+    """Open a checkpoint's files and check their headers; no tensor is read.
 
     Args:
         path: a `.safetensors` file, or a `.safetensors.index.json` beside its shards.
@@ -128,16 +92,24 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         FormatError: a file is missing, truncated or not what its name says.
     """
     source = Path(path)
-    if source.name.endswith(INDEX):
-        return _open_index(source)
-    if source.suffix != SUFFIX:
-        raise FormatError(
-            f"{source}: a checkpoint is a {SUFFIX} file, or an index that ends in {INDEX}"
-        )
-    return Checkpoint(source, (Shard.of(source),))
+    with ExitStack() as files:
+        if source.name.endswith(INDEX):
+            yield _open_index(source, files)
+        elif source.suffix == SUFFIX:
+            yield Checkpoint(source, (_open_shard(source, files),))
+        else:
+            raise FormatError(
+                f"{source}: a checkpoint is a {SUFFIX} file, or an index that ends in {INDEX}"
+            )
 
 
-def _open_index(path: Path) -> Checkpoint:
+def _open_shard(path: Path, files: ExitStack) -> Shard:
+    header = read_header(path)
+    file = files.enter_context(FileIO(path))
+    return Shard(path, header, file, (_stamp(path)[0], header.size))
+
+
+def _open_index(path: Path, files: ExitStack) -> Checkpoint:
     raw = read_limited(path)
     weights = parse_table(path, raw).get("weight_map")
     places = cast("Mapping[str, Any]", weights) if isinstance(weights, Mapping) else {}
@@ -156,7 +128,7 @@ def _open_index(path: Path) -> Checkpoint:
             f"{path}: {show(absent[0])}, which this index names, is missing in its folder{more}; "
             "get the checkpoint again"
         )
-    shards = tuple(Shard.of(path.parent / name) for name in names)
+    shards = tuple(_open_shard(path.parent / name, files) for name in names)
     there: dict[str, str] = {}
     for shard in shards:
         for tensor in shard.header.tensors:

@@ -14,11 +14,10 @@ from fxprune import checkpoint_io
 from fxprune.bitwise import integers_of, least_key, most_key, scan_keys
 from fxprune.checkpoint_io import Workers
 from fxprune.checkpoint_weights import Weight
-from fxprune.draws import Draw, RandomScores
 from fxprune.facts import ScoreSource
 from fxprune.sampling import starts_of
 
-__all__ = ["ChannelScores", "FileMagnitudes", "FileRandom"]
+__all__ = ["FileMagnitudes"]
 
 _RUN = 256  # neighbouring entries that are sampled together: a read costs as much as many
 
@@ -34,7 +33,7 @@ class FileMagnitudes(ScoreSource):
 
     def __init__(self, weight: Weight, workers: Workers, on_read: Callable[[int], None]) -> None:
         self.weight, self._workers, self._on_read = weight, workers, on_read
-        self.units, self.alive = weight.numel, weight.alive
+        self.units, self.alive = weight.units, weight.alive
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,7 +42,7 @@ class FileMagnitudes(ScoreSource):
 
     def living(self, start: int, stop: int) -> torch.Tensor | None:
         """Return which entries are alive."""
-        return _living(self.weight, start, stop)
+        return self.weight.living(start, stop)
 
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return |t| of the living entries among start..stop."""
@@ -98,67 +97,3 @@ class FileMagnitudes(ScoreSource):
     def _living_keys(self, keys: Any, start: int) -> Any:
         living = self.weight.living_of(keys, start)
         return keys if living is None else keys[living]
-
-
-class FileRandom(RandomScores):
-    """Random scores of the living entries of a tensor in a file.
-
-    Args:
-        weight: the tensor.
-        draw: where the numbers come from; None where nothing will be pruned.
-        offset: where in the draw this tensor's numbers begin.
-    """
-
-    def __init__(self, weight: Weight, draw: Draw | None, offset: int) -> None:
-        super().__init__(weight.numel, None, draw, offset, largest=True)
-        self.weight, self.alive = weight, weight.alive
-
-    def living(self, start: int, stop: int) -> torch.Tensor | None:
-        """Return which entries are alive."""
-        return _living(self.weight, start, stop)
-
-    def _living_before(self, unit: int) -> int:
-        if not self.weight.factors:
-            return unit
-        units, count = self._counted if self._counted[0] <= unit else (0, 0)
-        for _, keys, living in self.weight.pieces(units, unit):
-            count += keys.size if living is None else int(np.count_nonzero(living))
-        self._counted = (unit, count)
-        return count
-
-
-class ChannelScores(ScoreSource):
-    """Scores of the living channels of a tensor: few enough to be held.
-
-    Args:
-        scores: of all channels; those of dead ones do not matter.
-        kept: which channels are alive, or None for all.
-    """
-
-    def __init__(self, scores: torch.Tensor, kept: torch.Tensor | None) -> None:
-        self._scores, self._kept = scores, kept
-        self.units = len(scores)
-        self.alive = self.units if kept is None else int(kept.count_nonzero())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the scores."""
-        return self._scores.dtype
-
-    def living(self, start: int, stop: int) -> torch.Tensor | None:
-        """Return which channels are alive."""
-        return None if self._kept is None else self._kept[start:stop]
-
-    def chunk(self, start: int, stop: int) -> torch.Tensor:
-        """Return the scores of the living channels among start..stop."""
-        scores = self._scores[start:stop]
-        return scores if self._kept is None else scores[self._kept[start:stop]]
-
-
-def _living(weight: Weight, start: int, stop: int) -> torch.Tensor | None:
-    if not weight.factors:
-        return None
-    parts = [np.empty(0, np.bool_)]
-    for _, keys, living in weight.pieces(start, stop):
-        parts.append(np.ones(keys.size, np.bool_) if living is None else living.copy())
-    return torch.from_numpy(np.concatenate(parts))

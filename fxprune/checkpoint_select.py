@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fxprune.checkpoint_files import INDEX, SUFFIX, Checkpoint
 from fxprune.checkpoint_weights import FLOATS, Weight
 from fxprune.errors import RecipeError, SelectError
-from fxprune.facts import ParamSite
+from fxprune.facts import ParamSite, Selection
 from fxprune.recipe import Recipe, Rule, Select
 from fxprune.recipe_errors import show
-from fxprune.regexes import Allowance
 from fxprune.room import Room
-from fxprune.select_conditions import conditions, globbed
-from fxprune.wording import dtype_name, nearest
+from fxprune.selecting import hold_to, select_any, tell_nothing
+from fxprune.wording import dtype_name
 
-__all__ = ["check_recipe", "selected", "weights_of"]
+__all__ = ["check_recipe", "select_tensors", "weights_of"]
 
 _KEYS = ("op", "role", "module")
 _INSTEAD = "select by path, regex, param, exclude, ndim, dtype or min_numel"
-_SHOWN = 5
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -48,50 +46,43 @@ def weights_of(checkpoint: Checkpoint, room: Room) -> tuple[dict[str, Weight], d
         room: buffers.
     """
     weights: dict[str, Weight] = {}
-    others: dict[str, str] = {}
+    refused: dict[str, str] = {}
     known = ", ".join(dtype_name(dtype) for dtype in FLOATS)
     for name, (shard, stored) in checkpoint.tensors.items():
         if stored.dtype in FLOATS:
             weights[name] = Weight(shard, stored, stored.dtype, room)
         else:
             kind = stored.kind if stored.dtype is None else dtype_name(stored.dtype)
-            others[name] = f"its dtype is {kind}; of a checkpoint {known} are pruned"
-    return weights, others
+            refused[name] = f"its dtype is {kind}; of a checkpoint {known} are pruned"
+    return weights, refused
 
 
-def selected(
-    rules: Sequence[Rule], weights: Mapping[str, Weight], others: Mapping[str, str]
-) -> tuple[list[Weight], tuple[tuple[str, str], ...]]:
-    """Return the tensors that any of some rules takes, and (name, reason) of what was left.
+def select_tensors(
+    rules: Sequence[Rule], sites: Sequence[ParamSite], refused: Mapping[str, str]
+) -> Selection:
+    """Select the tensors that any of some rules takes.
 
     Args:
         rules: one, or those of a group.
-        weights: all tensors that can be pruned, in order.
-        others: why others cannot.
+        sites: all tensors, in order.
+        refused: why some of them cannot be pruned, by name.
 
     Raises:
         SelectError: nothing is selected, and a rule is not optional.
     """
-    chosen, left = list[Weight](), dict(others)
-    allowances = [Allowance(len(weights)) for _ in rules]
-    for name, weight in weights.items():
-        reasons = [
-            _first_failure(rule.select, weight.site, allowance)
-            for rule, allowance in zip(rules, allowances, strict=True)
-        ]
-        if "" in reasons:
-            chosen.append(weight)
-        else:
-            left[name] = reasons[0]
-    refused = tuple(left.items())
-    if chosen or all(rule.optional for rule in rules):
-        return chosen, refused
-    shown = "".join(f"\n  {name}: {reason}" for name, reason in refused[:_SHOWN])
-    more = f"\n  ... and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    selects = [rule.select or Select() for rule in rules]
+    found = [hold_to(select, sites, refused) for select in selects]
+    selection = select_any(found)
+    if selection.sites or all(rule.optional for rule in rules):
+        return selection
+    there = {
+        "path": {site.name for site in sites},
+        "param": {site.name.rpartition(".")[2] for site in sites},
+    }
+    every = [verdict for verdicts in found for verdict in verdicts]
     name = "+".join(str(rule.name) for rule in rules)
     raise SelectError(
-        f"rule {name!r} selects nothing{_nearest(rules, left)}; change its select, or say optional "
-        f"= true{shown}{more}"
+        tell_nothing(name, selects, every, there, "checkpoint", lambda v: str(v.refusal))
     )
 
 
@@ -124,21 +115,3 @@ def _check_rule(rule: Rule) -> None:
             f"{where}: mask = {show(rule.mask)} is not read for a checkpoint; give masks by tensor "
             f"name in a {SUFFIX} file, as fxprune.masks writes them"
         )
-
-
-def _first_failure(select: Select | None, site: ParamSite, allowance: Allowance) -> str:
-    if select is None:
-        return "it has no select"
-    held = conditions(select, site, allowance)
-    return next((found.text for found in held if not found.holds), "")
-
-
-def _nearest(rules: Iterable[Rule], names: Iterable[str]) -> str:
-    known = list(names)
-    globs = (glob for rule in rules if rule.select for glob in rule.select.path)
-    for glob in globs:
-        if not globbed(known, [glob]):
-            near = nearest(glob, known, cutoff=0.5)
-            hint = f"; did you mean {near!r}?" if near else ""
-            return f" (path {glob!r} fits no tensor{hint})"
-    return ""

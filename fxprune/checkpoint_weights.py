@@ -13,7 +13,6 @@ from fxprune.bitwise import integers_of, keys_into
 from fxprune.checkpoint_files import Shard
 from fxprune.checkpoint_header import Stored
 from fxprune.checkpoint_masks import ByCut, Factor, Given
-from fxprune.facts import ParamSite
 from fxprune.room import Room
 
 __all__ = ["FLOATS", "Weight"]
@@ -40,20 +39,19 @@ class Weight:
         self._alive: int | None = stored.numel
 
     @property
-    def site(self) -> ParamSite:
-        """What rules select by."""
-        name = self.stored.name
-        return ParamSite(name, (name,), (), (), self.stored.shape, self.dtype)
-
-    @property
-    def numel(self) -> int:
+    def units(self) -> int:
         """Number of entries."""
         return self.stored.numel
 
     @property
+    def device(self) -> torch.device:
+        """Where its entries are when they are read."""
+        return torch.device("cpu")
+
+    @property
     def bytes(self) -> int:
         """Its size."""
-        return self.numel * self.dtype.itemsize
+        return self.units * self.dtype.itemsize
 
     @property
     def alive(self) -> int:
@@ -61,7 +59,7 @@ class Weight:
         if self._alive is not None:
             return self._alive
         found = 0
-        for _, keys, living in self.pieces(0, self.numel):
+        for _, keys, living in self.pieces(0, self.units):
             found += keys.size if living is None else int(np.count_nonzero(living))
         self._alive = found
         return found
@@ -98,6 +96,15 @@ class Weight:
             self.read_into(memoryview(bits).cast("B"), at)
             keys = keys_into(bits, self.room)
             yield at, keys, self.living_of(keys, at)
+
+    def living(self, start: int, stop: int) -> torch.Tensor | None:
+        """Return which of the entries start..stop have the mask 1; None: all."""
+        if not self.factors:
+            return None
+        parts = [np.empty(0, np.bool_)]
+        for _, keys, living in self.pieces(start, stop):
+            parts.append(np.ones(keys.size, np.bool_) if living is None else living.copy())
+        return torch.from_numpy(np.concatenate(parts))
 
     def living_of(self, keys: Any, start: int) -> Any:
         """Return which of some neighbouring entries have the mask 1, as `pieces` does."""

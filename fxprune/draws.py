@@ -5,15 +5,18 @@ The generator is called as torch.nn.utils.prune calls it, so the same seed gives
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache, reduce
+from typing import Any, Protocol
 
 import torch
 
 from fxprune.errors import PassError
-from fxprune.facts import ScoreSource
+from fxprune.facts import Scores, ScoreSource
+from fxprune.ranking import count_of, counting
 from fxprune.scan import CHUNK
 
-__all__ = ["Draw", "RandomScores", "generator_of"]
+__all__ = ["Draw", "RandomScores", "generator_of", "random_scores"]
 
 
 class Draw:
@@ -80,29 +83,33 @@ def generator_of(device: torch.device, seed: int | None) -> torch.Generator:
     return generators[device.index or 0]
 
 
+class _Units(Protocol):
+    """Units, some of which are alive, with the dtype and the device to draw for; as Entries."""
+
+    @property
+    def units(self) -> int: ...
+    @property
+    def alive(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    def living(self, start: int, stop: int) -> torch.Tensor | None: ...
+
+
 class RandomScores(ScoreSource):
     """Random scores of the living units.
 
     Args:
-        units: how many units there are.
-        kept: which are alive, or None for all.
+        of: the units.
         draw: where the numbers come from; None where nothing will be pruned.
-        offset: where in the draw this parameter's numbers begin.
+        offset: where in the draw the numbers of these units begin.
         largest: whether the largest numbers are pruned, instead of the smallest.
     """
 
-    def __init__(
-        self,
-        units: int,
-        kept: torch.Tensor | None,
-        draw: Draw | None,
-        offset: int,
-        *,
-        largest: bool,
-    ) -> None:
-        self.units, self._kept, self._draw = units, kept, draw
-        self._offset, self._largest = offset, largest
-        self.alive = units if kept is None else int(kept.count_nonzero())
+    def __init__(self, of: _Units, draw: Draw | None, offset: int, *, largest: bool) -> None:
+        self._of, self._draw, self._offset, self._largest = of, draw, offset, largest
+        self.units, self.alive = of.units, of.alive
         self._counted = (0, 0)  # units, and the living ones among them
 
     @property
@@ -112,14 +119,13 @@ class RandomScores(ScoreSource):
 
     def living(self, start: int, stop: int) -> torch.Tensor | None:
         """Return which units are alive."""
-        return None if self._kept is None else self._kept[start:stop]
+        return self._of.living(start, stop)
 
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Return the scores of the living units among start..stop."""
         first, last = self._living_before(start), self._living_before(stop)
         if self._draw is None:
-            device = None if self._kept is None else self._kept.device
-            return torch.zeros(last - first, device=device)
+            return torch.zeros(last - first, device=self._of.device)
         numbers = self._draw.read(self._offset + first, self._offset + last)
         return -numbers if self._largest else numbers
 
@@ -129,9 +135,52 @@ class RandomScores(ScoreSource):
 
     def _living_before(self, unit: int) -> int:
         """Count the living units before one, on from the last count."""
-        if self._kept is None:
-            return unit
-        units, living = self._counted if self._counted[0] <= unit else (0, 0)
-        living += int(self._kept[units:unit].count_nonzero())
-        self._counted = (unit, living)
-        return living
+        units, alive = self._counted if self._counted[0] <= unit else (0, 0)
+        for start in range(units, unit, CHUNK):
+            stop = min(start + CHUNK, unit)
+            living = self.living(start, stop)
+            alive += stop - start if living is None else int(living.count_nonzero())
+        self._counted = (unit, alive)
+        return alive
+
+
+def random_scores(
+    parts: Mapping[str, _Units],
+    amount: float | int,
+    scope: str,
+    dim: int | None,
+    generator_on: Callable[[torch.device], torch.Generator],
+) -> Scores:
+    """Draw scores as torch.nn.utils.prune does.
+
+    Args:
+        parts: the units by parameter name, in parameter order.
+        amount: what will be pruned: nothing is drawn where that is no unit.
+        scope: "local" draws for each parameter, "global" once for the entries of all.
+        dim: the dimension of the channels; None where the units are entries.
+        generator_on: returns a device's generator; asked once for each device.
+
+    Raises:
+        AmountError: the amount is more than is alive.
+    """
+    generator_on = cache(generator_on)
+    largest, what = dim is None, "entries" if dim is None else "channels"
+    sources: dict[str, RandomScores] = {}
+
+    def add(group: Mapping[str, _Units]) -> None:
+        alive, offset = sum(part.alive for part in group.values()), 0
+        dtype = reduce(torch.promote_types, (part.dtype for part in group.values()))
+        generator = generator_on(next(iter(group.values())).device)
+        with counting(tuple(group)):
+            count = count_of(amount, alive, what)
+        draw = Draw(alive, dtype, generator) if count else None
+        for name, part in group.items():
+            source = sources[name] = RandomScores(part, draw, offset, largest=largest)
+            offset += source.alive
+
+    if scope == "global" and dim is None and parts:
+        add(parts)
+    else:
+        for name, part in parts.items():
+            add({name: part})
+    return Scores(sources, dim=dim, prune_all_ties=dim is not None)

@@ -138,6 +138,11 @@ class Scores:
     keep_first: bool = False
     prune_all_ties: bool = False
 
+    @property
+    def units(self) -> str:
+        """What is ranked, for messages."""
+        return "entries" if self.dim is None else "channels"
+
 
 @dataclass(frozen=True)
 class Cut:

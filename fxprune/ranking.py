@@ -15,10 +15,18 @@ import torch
 from fxprune.bracket import find_in_bracket
 from fxprune.digits import find_by_digits
 from fxprune.errors import AmountError, AmountTypeError, PassError
-from fxprune.facts import Cut, ScoreSource
+from fxprune.facts import Cut, Ranking, Scores, ScoreSource
 from fxprune.scan import joined, joined_dtype, sides_of
 
-__all__ = ["check_amount", "check_values", "count_of", "counting", "cut_group"]
+__all__ = [
+    "check_amount",
+    "check_values",
+    "count_of",
+    "counting",
+    "cut_group",
+    "grouped",
+    "rank_scores",
+]
 
 SMALL = 300_000  # living scores up to which joining all of them is faster than passes over them
 
@@ -80,6 +88,36 @@ def counting(names: Sequence[str]) -> Generator[None]:
         if len(names) != 1:
             raise
         raise AmountError(f"{error} for {names[0]!r}") from error
+
+
+def rank_scores(scores: Scores, amount: float | int, scope: str, ties: str) -> Ranking:
+    """Find the cuts that prune the smallest scores.
+
+    Args:
+        scores: sources whose units are all here.
+        amount: share of the living units (float) or count (int).
+        scope: "local": of each source; "global": of all sources together.
+        ties: "index" or "torch", see `fxprune.facts.Ranking`.
+
+    Raises:
+        AmountError: the amount is out of range, or more than is alive.
+    """
+    check_amount(amount)
+    groups, cuts = grouped(scores, scope), dict[str, Cut]()
+    for group in groups:
+        sources = {name: scores.sources[name] for name in group}
+        alive = sum(source.alive for source in sources.values())
+        with counting(group):
+            k = count_of(amount, alive, scores.units)
+        cuts |= cut_group(sources, k, all_ties=scores.prune_all_ties and ties == "torch")
+    return Ranking(cuts, groups, ties)
+
+
+def grouped(scores: Scores, scope: str) -> tuple[tuple[str, ...], ...]:
+    """Return the names that are ranked together: each alone, or with scope "global" all."""
+    if scope == "global" and scores.sources:
+        return (tuple(scores.sources),)
+    return tuple((name,) for name in scores.sources)
 
 
 def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> dict[str, Cut]:

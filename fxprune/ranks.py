@@ -20,7 +20,14 @@ from fxprune.errors import PassError
 from fxprune.facts import Cut, Ranking, Scores, ScoreSource
 from fxprune.peers import Peers
 from fxprune.program import Program
-from fxprune.ranking import check_values, count_of, counting, cut_group
+from fxprune.ranking import (
+    check_amount,
+    check_values,
+    count_of,
+    counting,
+    cut_group,
+    grouped,
+)
 from fxprune.scan import chunks_of, is_at, joined_dtype, sides_of
 from fxprune.shards import placing
 from fxprune.tallies import Tally, check_parts, digest, layouts, tally
@@ -80,8 +87,8 @@ def rank_over(
     peers: Peers,
     program: Program,
     scores: Scores,
-    groups: Sequence[tuple[str, ...]],
     amount: float | int,
+    scope: str,
     ties: str,
 ) -> Ranking:
     """Find the cuts that prune the smallest scores of all processes.
@@ -90,8 +97,8 @@ def rank_over(
         peers: the processes.
         program: whose parameters were scored.
         scores: sources of this process; of whole parameters, or of its part of one.
-        groups: names that are ranked together.
         amount: share of the living units (float) or count (int).
+        scope: "local" or "global".
         ties: "index" or "torch", see `fxprune.facts.Ranking`.
 
     Raises:
@@ -99,15 +106,15 @@ def rank_over(
         PassError: torch's choice among ties would need all scores in one place.
         PeerError: the processes do not hold what they should.
     """
-    what = "entries" if scores.dim is None else "channels"
+    check_amount(amount)
     check_values(scores.sources)
     found = tally(peers, program, scores.sources)
-    cuts: dict[str, Cut] = {}
+    groups, cuts = grouped(scores, scope), dict[str, Cut]()
     spread: list[_Group] = []
     for names in groups:
         sources = {name: scores.sources[name] for name in names}
         with counting(names):
-            k = count_of(amount, sum(found.alive[name] for name in names), what)
+            k = count_of(amount, sum(found.alive[name] for name in names), scores.units)
         if k > 0 and any(source.part for source in sources.values()):
             spread.append(_Group(sources, k))
         else:
@@ -118,7 +125,7 @@ def rank_over(
         cuts |= search.cuts_of(spread[start : start + _TOGETHER])
     sizes = {name: (found.units[name], found.alive[name]) for name in scores.sources}
     ordered = {name: cuts[name] for name in scores.sources}
-    ranking = Ranking(ordered, tuple(groups), ties, sizes)
+    ranking = Ranking(ordered, groups, ties, sizes)
     _refuse_replay(ranking, spread)
     return ranking
 

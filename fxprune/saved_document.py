@@ -34,7 +34,6 @@ __all__ = [
 _VERSION = 1
 _MOST_FAULTS = 5
 _MOST_NAMES = 100_000  # in one table
-_MOST_ITEMS = 5_000_000  # a node has about 30
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
 

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from fxprune.errors import SelectError
-from fxprune.facts import ParamSite
+from fxprune.facts import ParamSite, Selection
 from fxprune.near_misses import Reading, nearest_miss, readers_of
-from fxprune.pattern import Match, Pattern, Refusal, parse
+from fxprune.pattern import Call, Match, Pattern, Refusal, parse
 from fxprune.pattern_match import candidates
 from fxprune.pattern_parts import operators, parts_of
 from fxprune.pattern_search import Search
 from fxprune.program import Program
 from fxprune.reads import parameter_of
 from fxprune.recipe import Rule, Select
+from fxprune.recipe_errors import show
 from fxprune.recipe_match import pruned_names
 from fxprune.regexes import Allowance
-from fxprune.select_conditions import conditions, likeness
+from fxprune.select_conditions import conditions, globbed, likeness
 from fxprune.sites import sites_of
+from fxprune.wording import nearest
 
-__all__ = ["Bound", "Choice", "Verdict", "choice_of", "verdicts", "verdicts_of"]
+__all__ = [
+    "Bound",
+    "Choice",
+    "Verdict",
+    "choice_of",
+    "hold_to",
+    "select_any",
+    "tell_nothing",
+    "verdicts",
+    "verdicts_of",
+]
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -99,29 +114,113 @@ def verdicts_of(program: Program, choice: Choice) -> tuple[Verdict, ...]:
     Raises:
         SelectError: the pattern can fit in too many ways to try.
     """
-    return tuple(_unless_refused(program, v) for v in _verdicts_of(program, choice))
-
-
-def _unless_refused(program: Program, verdict: Verdict) -> Verdict:
-    """Refuse a parameter that no mask can stand for, whatever the rule says of it."""
-    reason = program.captured.refused.get(verdict.site.name)
-    return verdict if reason is None else replace(verdict, refusal=Refusal(reason))
-
-
-def _verdicts_of(program: Program, choice: Choice) -> tuple[Verdict, ...]:
-    sites, readers = sites_of(program), readers_of(program)
+    sites, readers, refused = sites_of(program), readers_of(program), program.captured.refused
     if isinstance(choice, Select):
-        allowance = Allowance(len(sites))
-        return tuple(
-            _held_to(choice, site, readers.get(site.name, []), allowance) for site in sites
-        )
+        return hold_to(choice, sites, refused, readers)
     taken = _bound(program, choice)
-    return tuple(
+    found = (
         Verdict(site, None, sum(1 for _ in parts_of(choice.pattern)))
         if site.name in taken
         else _missed(program, choice, site, readers.get(site.name, []))
         for site in sites
     )
+    return tuple(_unless_refused(verdict, refused) for verdict in found)
+
+
+def hold_to(
+    select: Select,
+    sites: Sequence[ParamSite],
+    refused: Mapping[str, str],
+    readers: Mapping[str, Sequence[Reading]] = MappingProxyType({}),
+) -> tuple[Verdict, ...]:
+    """Return a verdict on each parameter of a Program, or each tensor of a file.
+
+    Args:
+        select: which are taken.
+        sites: the parameters.
+        refused: why some cannot be pruned, by name.
+        readers: who reads them, by name.
+    """
+    allowance = Allowance(len(sites))
+    found = (_held_to(select, site, readers.get(site.name, ()), allowance) for site in sites)
+    return tuple(_unless_refused(verdict, refused) for verdict in found)
+
+
+def select_any(found: Sequence[Sequence[Verdict]]) -> Selection:
+    """Select what any of some rules takes.
+
+    Args:
+        found: the verdicts of each rule, on the same parameters.
+    """
+    chosen: list[ParamSite] = []
+    left: list[tuple[str, Refusal]] = []
+    for of_site in zip(*found, strict=True):
+        refusals = [verdict.refusal for verdict in of_site if verdict.refusal is not None]
+        if len(refusals) < len(of_site):
+            chosen.append(of_site[0].site)
+        else:
+            left.append((of_site[0].site.name, refusals[0]))
+    return Selection(tuple(chosen), tuple(left))
+
+
+def tell_nothing(
+    rule: str,
+    choices: Sequence[Choice],
+    found: Sequence[Verdict],
+    there: Mapping[str, Collection[str]],
+    whole: str,
+    describe: Callable[[Verdict], str],
+) -> str:
+    """Return what to say where a rule selects nothing: the nearest parameter first.
+
+    Args:
+        rule: its name.
+        choices: what it takes.
+        found: the verdicts of all choices.
+        there: what occurs of what the keys of a Select could ask for.
+        whole: "program" or "checkpoint".
+        describe: tells of the nearest one why it is not taken.
+    """
+    keys = dict.fromkeys("select" if isinstance(c, Select) else "match" for c in choices)
+    hints = (hint for choice in choices for hint in _hints(choice, there, whole))
+    hint = next((f" ({text})" for text in hints), "")
+    text = (
+        f"rule {rule!r} selects nothing{hint}; change its {' or '.join(keys)}, or say "
+        "optional = true"
+    )
+    if not found:
+        return f"{text}\n  the {whole} has no parameters"
+    first = max(found, key=lambda verdict: (verdict.held, verdict.nearness))
+    others = {v.site.name: v for v in found if v.site.name != first.site.name}
+    lines = [f"nearest is {first.site.name}: {describe(first)}"]
+    shown = list(others.values())[: _SHOWN - 1]
+    lines += [f"{verdict.site.name}: {verdict.refusal}" for verdict in shown]
+    if len(others) > len(shown):
+        lines.append(f"... and {len(others) - len(shown)} more")
+    return "\n  ".join([text, *lines])
+
+
+def _hints(choice: Choice, there: Mapping[str, Collection[str]], whole: str) -> Iterator[str]:
+    """Yield what a choice asks for that does not occur, with the nearest that does."""
+    if isinstance(choice, Select):
+        asked = [(key, value) for key in there for value in getattr(choice, key)]
+    else:
+        calls = [part for part in parts_of(choice.pattern) if isinstance(part, Call)]
+        missing = [call for call in calls if not {*there["op"], "_"} & set(call.ops)]
+        asked = [("op", op) for call in missing for op in call.ops]
+    for key, value in asked:
+        values = there[key]
+        if value in values or (key == "path" and globbed(values, [value])):
+            continue
+        near = nearest(value, sorted(values), cutoff=0.5)
+        mend = f"; did you mean {near!r}?" if near else ""
+        yield f"{key} {show(value)} does not occur in the {whole}{mend}"
+
+
+def _unless_refused(verdict: Verdict, refused: Mapping[str, str]) -> Verdict:
+    """Refuse a parameter that no mask can stand for, whatever the rule says of it."""
+    reason = refused.get(verdict.site.name)
+    return verdict if reason is None else replace(verdict, refusal=Refusal(reason))
 
 
 def _held_to(

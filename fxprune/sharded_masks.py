@@ -6,35 +6,29 @@ from typing import Any
 
 import torch
 
-from fxprune import shards, tensors
+from fxprune import shards
 from fxprune.peers import Peers
-from fxprune.program import Program
+from fxprune.tensors import Handle
 
 __all__ = ["given_mask", "pruned_mask", "whole", "whole_ones"]
 
 
-def pruned_mask(
-    peers: Peers, program: Program, name: str, gone: torch.Tensor, *, part: bool
-) -> torch.Tensor:
+def pruned_mask(peers: Peers, held: Handle, gone: torch.Tensor, *, part: bool) -> torch.Tensor:
     """Return a spread parameter's mask, once some of its entries have gone.
 
     Args:
         peers: the processes.
-        program: the Program.
-        name: the parameter.
+        held: the parameter.
         gone: bool; of this process's part, in flat order, or of the parameter's shape.
         part: which of these.
     """
-    parameter = tensors.parameter(program, name)
+    parameter = held.stored
     if not peers.whole_masks:
         here = gone if part else shards.placing().piece(gone, parameter)
-        return shards.placing().placed(_kept(_old(program, name), here), parameter)
+        return shards.placing().placed(_kept(_old(held), here), parameter)
     if part:
-        gone = _gathered(peers, gone, parameter, name)
-    old = tensors.masks(program).get(name)
-    if old is None:
-        old = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-    return _kept(old.detach(), gone)
+        gone = _gathered(peers, gone, parameter, held.name)
+    return _kept(held.copy_mask(), gone)
 
 
 def _kept(old: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
@@ -42,35 +36,28 @@ def _kept(old: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
     return old * gone.view(old.shape).logical_not().to(old.dtype)
 
 
-def _old(program: Program, name: str) -> torch.Tensor:
+def _old(held: Handle) -> torch.Tensor:
     """Return this process's part of a spread parameter's mask, of ones where it has none."""
-    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
+    parameter, old = held.stored, held.mask
     if old is not None:
         return shards.part_like(old, parameter)
     return torch.ones_like(shards.part(parameter), memory_format=torch.contiguous_format)
 
 
-def given_mask(
-    peers: Peers, program: Program, name: str, mask: torch.Tensor | None
-) -> torch.Tensor:
+def given_mask(peers: Peers, held: Handle, mask: torch.Tensor | None) -> torch.Tensor:
     """Return a spread parameter's mask times one that the caller gives.
 
     Args:
         peers: the processes.
-        program: the Program.
-        name: the parameter.
+        held: the parameter.
         mask: whole, or spread; None for ones.
     """
-    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
     if not peers.whole_masks:
-        new = _old(program, name)
-        new = new if mask is None else new * shards.part_like(mask, parameter).to(new)
-        return shards.placing().placed(new.contiguous().clone(), parameter)
-    ones = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-    new = ones if old is None else old.detach().clone(memory_format=torch.contiguous_format)
-    if mask is None:
-        return new
-    return new * whole(peers, mask.detach(), name).to(new)
+        new = _old(held)
+        new = new if mask is None else new * shards.part_like(mask, held.stored).to(new)
+        return shards.placing().placed(new.contiguous().clone(), held.stored)
+    new = held.copy_mask()
+    return new if mask is None else new * whole(peers, mask.detach(), held.name).to(new)
 
 
 def whole_ones(peers: Peers, mask: torch.Tensor, name: str) -> torch.Tensor:

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from fxprune import shards, tensors
+from fxprune import shards
 from fxprune.digits import sortable
 from fxprune.errors import PeerError
 from fxprune.facts import ScoreSource
 from fxprune.peers import Peers
 from fxprune.program import Program
 from fxprune.scan import CHUNK, chunks_of
+from fxprune.tensors import parameters_of
 
 __all__ = ["Tally", "check_parts", "checksum", "digest", "layouts", "tally"]
 
@@ -39,13 +40,11 @@ class Tally:
 
 def layouts(program: Program) -> str:
     """Return in words what a Program holds and how it is spread, the same on each process."""
-    masked = tensors.masks(program)
-    lines = [
-        f"{name} {aliases} {tuple(tensor.shape)} {tensor.dtype} {name in masked} {_layout(tensor)}"
-        for name, aliases in tensors.aliases(program).items()
-        for tensor in [tensors.parameter(program, name)]
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        f"{name} {held.aliases} {tuple(held.stored.shape)} {held.stored.dtype} "
+        f"{held.mask is not None} {_layout(held.stored)}"
+        for name, held in parameters_of(program).items()
+    )
 
 
 def check_parts(program: Program) -> None:
@@ -54,10 +53,9 @@ def check_parts(program: Program) -> None:
     Raises:
         PassError: a parameter is a pending sum, or no part of one is a box.
     """
-    for name in tensors.aliases(program):
-        tensor = tensors.parameter(program, name)
-        if shards.is_sharded(tensor):
-            shards.placing().coordinates(tensor, name)
+    for name, held in parameters_of(program).items():
+        if held.is_spread:
+            shards.placing().coordinates(held.stored, name)
 
 
 def _layout(tensor: torch.Tensor) -> str:
@@ -72,7 +70,7 @@ def tally(peers: Peers, program: Program, sources: Mapping[str, ScoreSource]) ->
     Raises:
         PeerError: entries of a parameter are held by none of the processes, or replicas differ.
     """
-    held = {n: tensors.parameter(program, n) for n, source in sources.items() if source.part}
+    held = {n: parameters_of(program)[n].stored for n, source in sources.items() if source.part}
     units = {n: held[n].numel() if n in held else source.units for n, source in sources.items()}
     counted = _counted(peers, sources, held)
     rows: list[tuple[int, ...]] = []

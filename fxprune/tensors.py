@@ -7,20 +7,111 @@ is what the attribute of the Program means.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from fxprune.errors import MissingParameterError, PassTypeError
-from fxprune.shards import like
+from fxprune.shards import is_sharded, like
 from fxprune.shell import mask_of, raw_parameter, submodule
 from fxprune.wording import did_you_mean
 
 if TYPE_CHECKING:
     from fxprune.program import Program
 
-__all__ = ["Masks", "aliases", "masks", "owner", "parameter", "quoted", "value"]
+__all__ = [
+    "Handle",
+    "Masks",
+    "Parameters",
+    "aliases",
+    "masks",
+    "owner",
+    "parameter",
+    "parameters_of",
+    "quoted",
+    "value",
+]
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A parameter of a Program, as it is when it is asked.
+
+    Args:
+        program: the Program.
+        name: any of the parameter's names.
+    """
+
+    program: Program
+    name: str
+
+    @property
+    def stored(self) -> nn.Parameter:
+        """The Parameter: the original one, where it is masked.
+
+        Raises:
+            MissingParameterError: it was taken out of the Program.
+        """
+        found = raw_parameter(*owner(self.program, self.name))
+        if found is None:
+            raise MissingParameterError(f"the parameter {self.name!r} was taken out of the program")
+        return found
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """Its mask; None where it is not masked."""
+        return mask_of(*owner(self.program, self.name))
+
+    @property
+    def value(self) -> torch.Tensor:
+        """Its current value, masked where it has a mask, without gradient."""
+        mask, raw = self.mask, self.stored.detach()
+        return raw if mask is None else raw * like(mask, raw)
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All its names, the first one first."""
+        known = self.program.captured.first
+        return tuple(name for name in known if known[name] == known[self.name])
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether it is a DTensor, of which this process holds a part."""
+        return is_sharded(self.stored)
+
+    def copy_mask(self) -> torch.Tensor:
+        """Return a copy of its mask, of ones where it has none; contiguous, as torch's are."""
+        mask, stored = self.mask, self.stored
+        if mask is None:
+            return torch.ones(stored.shape, dtype=stored.dtype, device=stored.device)
+        return mask.detach().clone(memory_format=torch.contiguous_format)
+
+
+class Parameters(Mapping[str, Handle]):
+    """A Program's parameters by name: iterates first names, finds any alias.
+
+    Looking one up raises MissingParameterError, which suggests the nearest name.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def __getitem__(self, name: str) -> Handle:
+        owner(self._program, name)
+        return Handle(self._program, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(self._program.captured.first.values()))
+
+    def __len__(self) -> int:
+        return len(set(self._program.captured.first.values()))
+
+
+def parameters_of(program: Program) -> Parameters:
+    """Return the parameters of a Program by name."""
+    return Parameters(program)
 
 
 def aliases(program: Program) -> dict[str, tuple[str, ...]]:
@@ -53,17 +144,12 @@ def parameter(program: Program, name: str) -> nn.Parameter:
     Raises:
         MissingParameterError: there is no such parameter.
     """
-    found = raw_parameter(*owner(program, name))
-    if found is None:
-        raise MissingParameterError(f"the parameter {name!r} was taken out of the program")
-    return found
+    return Handle(program, name).stored
 
 
 def value(program: Program, name: str) -> torch.Tensor:
     """Return a parameter's current value, masked where it has a mask, without gradient."""
-    mask = masks(program).get(name)
-    raw = parameter(program, name).detach()
-    return raw if mask is None else raw * like(mask, raw)
+    return Handle(program, name).value
 
 
 def masks(program: Program) -> Masks:

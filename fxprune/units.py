@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from fxprune import shards, tensors
+from fxprune import shards
 from fxprune.errors import DimError, NormError, PassError, PassTypeError, ShapeError
-from fxprune.facts import Importance, ParamSite
+from fxprune.facts import Importance, ParamSite, ScoreSource
 from fxprune.flat_parts import flat_part
 from fxprune.program import Program
+from fxprune.tensors import parameters_of
 from fxprune.wording import dtype_name
 
 __all__ = [
+    "ChannelScores",
     "Entries",
     "channel_norms",
     "check_channels",
@@ -58,6 +60,16 @@ class Entries:
         """How many of them are alive."""
         return self.units if self.mask is None else int((self.mask == 1).sum())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Their dtype."""
+        return self.tensor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.tensor.device
+
     def living(self, start: int, stop: int) -> torch.Tensor | None:
         """Return which of the entries start..stop, in flat order, are alive; None: all."""
         return None if self.mask is None else flat_part(self.mask, start, stop) == 1
@@ -77,12 +89,12 @@ def entries_of(program: Program, site: ParamSite, importance: Importance) -> Ent
         PassTypeError: they are no tensor, or of a dtype that has no order.
         PassError: the parameter is of such a dtype.
     """
-    value, mask = raw_value(program, site, importance), tensors.masks(program).get(site.name)
-    parameter = tensors.parameter(program, site.name)
-    if not shards.is_sharded(parameter):
+    value, held = raw_value(program, site, importance), parameters_of(program)[site.name]
+    mask, stored = held.mask, held.stored
+    if not held.is_spread:
         return Entries(value, mask)
-    mask = None if mask is None else shards.part_like(mask, parameter)
-    return Entries(shards.part_like(value, parameter), mask, part=True)
+    mask = None if mask is None else shards.part_like(mask, stored)
+    return Entries(shards.part_like(value, stored), mask, part=True)
 
 
 def raw_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
@@ -96,7 +108,9 @@ def raw_value(program: Program, site: ParamSite, importance: Importance) -> torc
         PassError: the parameter is of such a dtype.
     """
     given = _importance_of(site, importance)
-    return _scored(site, tensors.parameter(program, site.name).detach()) if given is None else given
+    if given is not None:
+        return given
+    return _scored(site, parameters_of(program)[site.name].stored.detach())
 
 
 def masked_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
@@ -108,7 +122,7 @@ def masked_value(program: Program, site: ParamSite, importance: Importance) -> t
         PassError: the parameter is of such a dtype.
     """
     given = _importance_of(site, importance)
-    return _scored(site, tensors.value(program, site.name)) if given is None else given
+    return _scored(site, parameters_of(program)[site.name].value) if given is None else given
 
 
 def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | None:
@@ -168,17 +182,53 @@ def living_channels(mask: torch.Tensor, dim: int) -> torch.Tensor:
     return mask.sum(dim=others) != 0
 
 
-def channel_norms(tensor: torch.Tensor, n: Any, dim: int) -> torch.Tensor:
-    """Return the norm of each channel by the very expression of torch.nn.utils.prune.
+class ChannelScores(ScoreSource):
+    """Scores of the living channels of a tensor: few enough to be held.
+
+    Args:
+        scores: of the living channels.
+        kept: which channels are alive, or None for all.
+    """
+
+    def __init__(self, scores: torch.Tensor, kept: torch.Tensor | None) -> None:
+        self._scores, self._kept = scores, kept
+        self.units, self.alive = len(scores if kept is None else kept), len(scores)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the scores."""
+        return self._scores.dtype
+
+    def living(self, start: int, stop: int) -> torch.Tensor | None:
+        """Return which channels are alive."""
+        return None if self._kept is None else self._kept[start:stop]
+
+    def chunk(self, start: int, stop: int) -> torch.Tensor:
+        """Return the scores of the living channels among start..stop."""
+        if self._kept is None:
+            return self._scores[start:stop]
+        first = int(self._kept[:start].sum())
+        return self._scores[first : first + int(self._kept[start:stop].sum())]
+
+
+def channel_norms(
+    tensor: torch.Tensor, n: Any, dim: int, kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the norm of each living channel by the very expression of torch.nn.utils.prune.
 
     Args:
         tensor: of two dimensions or more.
         n: order of the norm, as `p` of torch.norm.
         dim: the dimension of the channels.
+        kept: which channels are alive, or None for all.
 
     Raises:
         NormError: torch cannot take that norm.
     """
+    if kept is not None:  # on the same slice as in torch, for norms that are equal to the bit
+        index: list[Any] = [slice(None)] * tensor.dim()
+        index[dim] = kept
+        tensor = tensor[tuple(index)]
     others = [d for d in range(tensor.dim()) if d != dim % tensor.dim()]
     # torch 2.14 takes "fro" over other than two dimensions for the 2-norm; torch.norm refuses.
     flat = n == "fro" and len(others) != 2 and _TORCH >= (2, 14)

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import shards, tensors
 from fxprune.cutting import Pruned, pruned_of_group
 from fxprune.facts import NewMasks, Ranking, Scores, ScoreSource
 from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.sharded_masks import pruned_mask
+from fxprune.tensors import Handle, parameters_of
 
 __all__ = ["CutUnits"]
 
@@ -35,18 +35,19 @@ class CutUnits(Analysis):
             for group in ranking.groups:
                 for name, pruned in pruned_of_group(scores, ranking, group):
                     source = scores.sources[name]
-                    if peers is not None and shards.is_sharded(tensors.parameter(program, name)):
-                        yield name, _of_spread(peers, program, source, name, pruned, scores.dim)
+                    held = parameters_of(program)[name]
+                    if peers is not None and held.is_spread:
+                        yield name, _of_spread(peers, held, source, pruned, scores.dim)
                     elif scores.dim is None:
-                        yield name, _of_entries(program, source, name, pruned)
+                        yield name, _of_entries(held, source, pruned)
                     else:
-                        yield name, _of_channels(program, source, name, pruned, scores.dim)
+                        yield name, _of_channels(held, source, pruned, scores.dim)
 
         return NewMasks(tuple(scores.sources), make)
 
 
-def _of_entries(program: Program, source: ScoreSource, name: str, pruned: Pruned) -> torch.Tensor:
-    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
+def _of_entries(held: Handle, source: ScoreSource, pruned: Pruned) -> torch.Tensor:
+    parameter, old = held.stored, held.mask
     # Without a memory format: masks are contiguous, as torch's are.
     mask = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
     flat = mask.view(-1)
@@ -62,21 +63,16 @@ def _of_entries(program: Program, source: ScoreSource, name: str, pruned: Pruned
 
 
 def _of_spread(
-    peers: Peers,
-    program: Program,
-    source: ScoreSource,
-    name: str,
-    pruned: Pruned,
-    dim: int | None,
+    peers: Peers, held: Handle, source: ScoreSource, pruned: Pruned, dim: int | None
 ) -> torch.Tensor:
-    shape = tensors.parameter(program, name).shape
+    shape = held.stored.shape
     gone = _gone(source, pruned)
     if dim is not None:
         lines = [-1 if d == dim % len(shape) else 1 for d in range(len(shape))]
         gone = gone.view(lines).expand(shape)
     elif not source.part:
         gone = gone.view(shape)
-    return pruned_mask(peers, program, name, gone, part=source.part)
+    return pruned_mask(peers, held, gone, part=source.part)
 
 
 def _gone(source: ScoreSource, pruned: Pruned) -> torch.Tensor:
@@ -90,14 +86,8 @@ def _gone(source: ScoreSource, pruned: Pruned) -> torch.Tensor:
     return found
 
 
-def _of_channels(
-    program: Program, source: ScoreSource, name: str, pruned: Pruned, dim: int
-) -> torch.Tensor:
-    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
-    kept = _gone(source, pruned).logical_not().to(parameter.device)
-    shape = [1] * parameter.dim()
+def _of_channels(held: Handle, source: ScoreSource, pruned: Pruned, dim: int) -> torch.Tensor:
+    mask = held.copy_mask()
+    shape = [1] * mask.dim()
     shape[dim] = -1
-    factor = kept.to(parameter.dtype).view(shape)
-    if old is None:
-        return factor.expand(parameter.shape).contiguous()
-    return old.detach().clone(memory_format=torch.contiguous_format) * factor
+    return mask.mul_(_gone(source, pruned).logical_not().to(mask).view(shape))

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import tensors
 from fxprune.coupling import Coupling
 from fxprune.cutting import pruned_of_group
 from fxprune.facts import NewMasks, Ranking, Scores
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
+from fxprune.tensors import Handle, parameters_of
 from fxprune.unit_scores import CoupledScores
 
 __all__ = ["CutCoupled"]
@@ -40,7 +40,7 @@ class CutCoupled(Analysis):
 
         def make() -> Iterator[tuple[str, torch.Tensor]]:
             for name in names:
-                yield name, _mask(program, coupling, name, gone)
+                yield name, _mask(parameters_of(program)[name], coupling, gone)
 
         return NewMasks(names, make)
 
@@ -57,18 +57,9 @@ def _gone(coupling: Coupling, scores: CoupledScores, ranking: Ranking) -> torch.
     return gone
 
 
-def _mask(program: Program, coupling: Coupling, name: str, gone: torch.Tensor) -> torch.Tensor:
-    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
-    if old is not None:
-        mask = old.detach().clone(memory_format=torch.contiguous_format)
-        for place in coupling.by_parameter[name]:
-            index = coupling.spread(place, gone).nonzero().flatten()
-            mask.index_fill_(place.dim, index.to(mask.device), 0)
-        return mask
-    mask = torch.ones((), dtype=parameter.dtype, device=parameter.device)
-    for place in coupling.by_parameter[name]:
-        sizes = [1] * parameter.dim()
-        sizes[place.dim] = -1
-        mask = mask * (~coupling.spread(place, gone)).to(mask).reshape(sizes)
-    # Without a memory format: masks are contiguous, as torch's are.
-    return mask.expand(parameter.shape).clone(memory_format=torch.contiguous_format)
+def _mask(held: Handle, coupling: Coupling, gone: torch.Tensor) -> torch.Tensor:
+    mask = held.copy_mask()
+    for place in coupling.by_parameter[held.name]:
+        index = coupling.spread(place, gone).nonzero().flatten()
+        mask.index_fill_(place.dim, index.to(mask.device), 0)
+    return mask

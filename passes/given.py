@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import shards, tensors
 from fxprune.errors import MissingParameterError, PassError, PassTypeError, ShapeError
 from fxprune.facts import GivenMasks, NewMasks, ParamSite, Selection
 from fxprune.masks import fit_masks, read_masks
@@ -17,6 +16,7 @@ from fxprune.peers import Peers
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
 from fxprune.sharded_masks import given_mask
+from fxprune.tensors import parameters_of
 
 __all__ = ["TakeMasks"]
 
@@ -55,10 +55,12 @@ class TakeMasks(Analysis):
 
         def make() -> Iterator[tuple[str, torch.Tensor]]:
             for name, mask in found.items():
-                if peers is not None and shards.is_sharded(tensors.parameter(program, name)):
-                    yield name, given_mask(peers, program, name, mask)
+                held = parameters_of(program)[name]
+                if peers is not None and held.is_spread:
+                    yield name, given_mask(peers, held, mask)
                 else:
-                    yield name, _combined(program, name, mask)
+                    old = held.copy_mask()
+                    yield name, old if mask is None else old * mask.detach().to(old)
 
         return NewMasks(tuple(found), make)
 
@@ -89,12 +91,3 @@ def masks_of(program: Program, path: Path) -> dict[str, torch.Tensor]:
         return fit_masks(program, masks)
     except MissingParameterError as error:
         raise MissingParameterError(f"{path}: {error}") from error
-
-
-def _combined(program: Program, name: str, mask: torch.Tensor | None) -> torch.Tensor:
-    parameter, old = tensors.parameter(program, name), tensors.masks(program).get(name)
-    if old is None:
-        old = torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-    else:
-        old = old.detach().clone(memory_format=torch.contiguous_format)
-    return old if mask is None else old * mask.detach().to(old)

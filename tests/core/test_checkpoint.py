@@ -447,6 +447,21 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
+def test_a_rule_that_selects_nothing_names_the_nearest_tensor(tmp_path: Path):
+    tensors = {"a.weight": torch.ones(3, 4), "b.bias": torch.ones(3), "s": torch.ones(1).long()}
+    source = write(tmp_path, [tensors])
+    rule = {**L1, "select": {"path": "b.*", "param": "wieght"}, "amount": 0.5, "name": "r"}
+    with pytest.raises(SelectError) as raised:
+        prune_checkpoint(source, {"rule": [rule]}, tmp_path / "out.safetensors")
+    assert str(raised.value) == (
+        "rule 'r' selects nothing (param 'wieght' does not occur in the checkpoint; did you mean "
+        "'weight'?); change its select, or say optional = true\n"
+        "  nearest is b.bias: its attribute is bias, not wieght\n"
+        "  s: its dtype is int64; of a checkpoint float16, bfloat16, float32, float64 are pruned\n"
+        "  a.weight: its name does not match path 'b.*'"
+    )
+
+
 def test_torchs_ties_among_more_scores_than_fit_are_refused(tmp_path: Path):
     source = write(tmp_path, [{"a.weight": torch.ones(40)}])
     rule = {**L1, "amount": 0.5, "ties": "torch"}

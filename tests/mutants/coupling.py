@@ -20,10 +20,10 @@ PROGRAMS = 12
 def makers_alone(original: Any) -> Any:
     """Mask what makes the channels, and not what reads them."""
 
-    def mask(program: Any, coupling: Any, name: str, gone: Any) -> torch.Tensor:
-        made = original(program, coupling, name, gone)
+    def mask(held: Any, coupling: Any, gone: Any) -> torch.Tensor:
+        made = original(held, coupling, gone)
         makers = {maker for layer in coupling.layers for maker in layer.makers}
-        return made if name in makers else torch.ones_like(made)
+        return made if held.name in makers else torch.ones_like(made)
 
     return mask
 

@@ -72,10 +72,7 @@ def signed(original: Any) -> Any:
 
 
 def other_order(original: Any) -> Any:
-    def init(self: Any, tensor: Any, mask: Any, n: Any, dim: int) -> None:
-        original(self, tensor, mask, 1 if n == 2 else 2, dim)
-
-    return init
+    return lambda tensor, n, dim, kept: original(tensor, 1 if n == 2 else 2, dim, kept)
 
 
 def unmasked_norms(original: Any) -> Any:
@@ -109,9 +106,9 @@ def rolled(by: int) -> Callable[[Any], Any]:
     """Let the neighbours of the units go that rank."""
 
     def change(original: Any) -> Any:
-        def mask(program: Any, source: Any, name: str, pruned: Any, *dim: int) -> Any:
+        def mask(held: Any, source: Any, pruned: Any, *dim: int) -> Any:
             gone = joined(pruned).roll(by)
-            return original(program, source, name, iter([(0, source.units, gone)]), *dim)
+            return original(held, source, iter([(0, source.units, gone)]), *dim)
 
         return mask
 
@@ -122,8 +119,8 @@ def made(change: Callable[..., Any]) -> Callable[[Any], Any]:
     """Change a mask that was made."""
 
     def mutate(original: Any) -> Any:
-        def mask(program: Any, source: Any, name: str, pruned: Any, *dim: int) -> Any:
-            return change(original(program, source, name, pruned, *dim), source, *dim)
+        def mask(held: Any, source: Any, pruned: Any, *dim: int) -> Any:
+            return change(original(held, source, pruned, *dim), source, *dim)
 
         return mask
 
@@ -162,7 +159,8 @@ def all_alive(original: Any) -> Any:
     return count
 
 
-RANK, CUT = "fxprune.passes.rank:", "fxprune.passes.cut:"
+RANK, CUT = "fxprune.ranking:", "fxprune.passes.cut:"
+RANK_PASS = "fxprune.passes.rank:Rank.run"
 SCORES = "fxprune.passes.magnitude:MagnitudeScores.chunk"
 
 MUTANTS = (
@@ -175,10 +173,10 @@ MUTANTS = (
     Mutant("all ties pruned", f"{RANK}cut_group", all_at_the_threshold),
     Mutant("largest pruned", SCORES, scored(torch.neg)),
     Mutant("magnitude without abs", SCORES, signed),
-    Mutant("norm of another order", "fxprune.passes.norm:NormScores.__init__", other_order),
+    Mutant("norm of another order", "fxprune.passes.norm:channel_norms", other_order),
     Mutant("norm of other values", "fxprune.passes.norm:masked_value", unmasked_norms),
-    Mutant("global ranked locally", f"{RANK}Rank.run", with_field(scope=lambda scope: "local")),
-    Mutant("local ranked globally", f"{RANK}Rank.run", with_field(scope=lambda scope: "global")),
+    Mutant("global ranked locally", RANK_PASS, with_field(scope=lambda scope: "local")),
+    Mutant("local ranked globally", RANK_PASS, with_field(scope=lambda scope: "global")),
     Mutant("entries off by one", f"{CUT}_of_entries", rolled(1)),
     Mutant("channels off by one", f"{CUT}_of_channels", rolled(-1)),
     Mutant("mask inverted", f"{CUT}_of_entries", made(lambda mask, source: 1 - mask)),
