@@ -11,7 +11,7 @@ from torch.fx.node import Node
 
 from fxprune import ops
 
-__all__ = ["Aliases", "detaches", "written"]
+__all__ = ["Aliases", "detaches", "shared", "written"]
 
 # What their schemas do not say: without training a dropout returns its input, and so on.
 _MAY_RETURN = frozenset(
@@ -86,8 +86,7 @@ class Aliases:
         self.mutated: set[str] = set()
         roots: set[Node] = set()
         for node in graph.nodes:
-            into = written(node)
-            source = into if into is not None else _viewed(node)
+            into, source = written(node), shared(node)
             root = node if source is None else self._root.get(source, source)
             self._root[node] = root
             self._members.setdefault(root, []).append(node)
@@ -120,8 +119,11 @@ class Aliases:
         yield from self._members[self._root[node]]
 
 
-def _viewed(node: Node) -> Node | None:
-    """Return the node whose memory a node's tensor may be."""
+def shared(node: Node) -> Node | None:
+    """Return the node whose memory a node's tensor may be: it writes there, or is a view of it."""
+    into = written(node)
+    if into is not None:
+        return into
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
         return None
     if ops.canonical_name(node.target) in _MAY_RETURN:

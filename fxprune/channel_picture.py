@@ -6,9 +6,7 @@ import importlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from fxprune.coupling import Coupling
 from fxprune.errors import FormatError
@@ -18,6 +16,9 @@ from fxprune.program import Program
 from fxprune.registry import create
 from fxprune.sites import sites_of
 from fxprune.writing import write_text
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["channel_graph", "draw_channels", "to_dot"]
 
@@ -47,6 +48,8 @@ def channel_graph(program: Program) -> nx.DiGraph[str]:
         [('0.weight', 'layer 0.weight'), ('layer 0.weight', '0.bias'), \
 ('layer 0.weight', '2.weight')]
     """
+    import networkx as nx
+
     facts = Facts([Selection(sites_of(program))])
     Pipeline((create("couple", optional=True),)).run(program, facts)
     coupling = facts[Coupling]
@@ -126,6 +129,8 @@ def draw_channels(program: Program, path: str | Path) -> None:
 
 
 def _svg(graph: Any) -> str:
+    import networkx as nx
+
     try:
         figures: Any = importlib.import_module("matplotlib.figure")
     except ImportError as error:

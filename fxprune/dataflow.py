@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import networkx as nx
 from torch.fx.node import Node
 
 from fxprune import ops, tensors
+from fxprune.aliasing import shared
 from fxprune.errors import MissingParameterError, PassError
 from fxprune.program import BOTH, EVAL, TRAIN, Program, check_program, mode_of
 from fxprune.reads import is_product, parameter_of
 from fxprune.wording import nearest
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = [
     "Use",
@@ -86,6 +89,8 @@ def dataflow(program: Program, mode: str | None = None) -> nx.MultiDiGraph[Verte
         >>> [role for _, _, role in view.in_edges(Vertex("node", "linear"), data="role")]
         ['input', 'weight', 'bias']
     """
+    import networkx as nx
+
     graph = _graph_of(program, mode)
     view: Any = nx.MultiDiGraph()
     for name, aliases in tensors.aliases(program).items():
@@ -165,12 +170,16 @@ def fed_by(program: Program, name: str | Vertex, mode: str | None = None) -> tup
 
 def descendants(program: Program, name: str | Vertex, mode: str | None = None) -> frozenset[Vertex]:
     """Return all that a value flows into; see `feeds`."""
+    import networkx as nx
+
     view = dataflow(program, mode)
     return frozenset(nx.descendants(view, _find(program, view, name)))
 
 
 def ancestors(program: Program, name: str | Vertex, mode: str | None = None) -> frozenset[Vertex]:
     """Return all that flows into a value; see `feeds`."""
+    import networkx as nx
+
     view = dataflow(program, mode)
     return frozenset(nx.ancestors(view, _find(program, view, name)))
 
@@ -184,6 +193,8 @@ def reachable(program: Program, a: str | Vertex, b: str | Vertex, mode: str | No
         >>> reachable(program, "weight", "output"), reachable(program, "linear", "bias")
         (True, False)
     """
+    import networkx as nx
+
     view = dataflow(program, mode)
     return bool(nx.has_path(view, _find(program, view, a), _find(program, view, b)))
 
@@ -224,8 +235,8 @@ def _add(view: Any, node: Node, of: Vertex | None) -> None:
         view.add_edge(of, here, role="read")
     for role, source in ops.roles(node):
         view.add_edge(_vertex(source), here, role="output" if node.op == "output" else role)
-    for role, written in _writes(node):
-        view.add_edge(here, _vertex(written), role=role, write=True)
+    for role, changed in _writes(node):
+        view.add_edge(here, _vertex(changed), role=role, write=True)
 
 
 def _vertex(node: Node) -> Vertex:
@@ -256,21 +267,10 @@ def _uses(view: Any, start: Vertex, of: Vertex) -> Iterator[Use]:
 
 def _writes(node: Node) -> Iterator[tuple[str, Node]]:
     """Yield what a node writes into, and what that is a view of, with the argument's role."""
-    for role, source in _aliased(node, write=True):
-        pending = [source]
-        while pending:
-            written = pending.pop()
-            yield role, written
-            pending += [base for kind in (True, False) for _, base in _aliased(written, write=kind)]
-
-
-def _aliased(node: Node, *, write: bool) -> Iterator[tuple[str, Node]]:
-    """Yield the arguments that a call writes into, or that its result is a view of."""
-    marks = {
-        arg.name: arg.alias_info
-        for arg in ops.schema_arguments(node.target)
-        if arg.alias_info is not None
-    }
+    marks = {arg.name: arg.alias_info for arg in ops.schema_arguments(node.target)}
     for role, source in ops.roles(node):
-        if role in marks and marks[role].is_write is write:
-            yield role, source
+        mark = marks.get(role)
+        base = source if mark is not None and mark.is_write else None
+        while base is not None:
+            yield role, base
+            base = shared(base)

@@ -8,8 +8,8 @@ from typing import Any
 
 from fxprune import tensors
 from fxprune.footprints import Latency
+from fxprune.near_misses import Reading, readers_of
 from fxprune.program import Program
-from fxprune.reads import parameter_of
 from fxprune.shell import raw_parameter
 from fxprune.shrink_record import AxisMap, ShrinkRecord
 from fxprune.tables import plain_table
@@ -130,7 +130,7 @@ def shrink_reports(program: Program, latency: tuple[Latency, ...] = ()) -> tuple
     """
     made: list[ShrinkReport] = []
     shapes = {name: _shape_of(program, name) for name in tensors.aliases(program)}
-    readers = dict(_readers(program))
+    readers = readers_of(program)
     for record in reversed(program.captured.shrinks):
         before = {**shapes, **dict(_undone(record, shapes))}
         layers = tuple(
@@ -163,29 +163,18 @@ def _undone(
             yield name, tuple(sizes)
 
 
-def _readers(program: Program) -> Iterator[tuple[str, list[str]]]:
-    """Yield the nodes that read each parameter."""
-    found: dict[str, list[str]] = {}
-    for graph in program.graphs.values():
-        for node in graph.nodes:
-            for read in node.all_input_nodes:
-                name = parameter_of(program, read)
-                if name is not None:
-                    found.setdefault(name, []).append(node.name)
-    yield from found.items()
-
-
 def _layer(
     name: str,
     before: tuple[int, ...],
     after: tuple[int, ...],
     record: ShrinkRecord,
-    readers: Mapping[str, list[str]],
+    readers: Mapping[str, list[Reading]],
 ) -> LayerWidths:
+    nodes = [reading.user.name for reading in readers.get(name, [])]
     costs = [
         None
         if footprint is None
-        else [footprint.layers[node] for node in readers.get(name, []) if node in footprint.layers]
+        else [footprint.layers[node] for node in nodes if node in footprint.layers]
         for footprint in (record.before, record.after)
     ]
     flops = [sum(found) if found else None for found in costs]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.node import map_aggregate
 
 from fxprune.errors import FormatError
 from fxprune.exporting import write_tensors
@@ -15,7 +16,7 @@ from fxprune.program import BOTH, Program
 from fxprune.recipe_errors import plain
 from fxprune.source_forward import body_lines
 from fxprune.source_tree import tree_lines
-from fxprune.source_values import is_plain, read_text, value_text
+from fxprune.source_values import as_source, is_plain, read_text
 from fxprune.writing import PathLike, replacing_files, write_text
 
 __all__ = ["source_of", "write_source"]
@@ -26,8 +27,7 @@ _HEAD = '''"""{kind}, written by fxprune: plain torch. `load()` reads the weight
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
+{imports}from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,13 +115,16 @@ def source_of(program: Program, weights: str) -> str:
     lines += _train(program)
     for mode in program.graphs:
         function = "forward" if mode == BOTH else f"_forward_{mode}"
-        lines += ["", f"    def {function}({_signature(program)}) -> Any:"]
+        lines += ["", f"    def {function}{_signature(program)} -> Any:"]
         body = "\n".join(body_lines(program, mode)).lstrip("\n").split("\n")
         lines += [f"        {line}".rstrip() for line in body]
     if BOTH not in program.graphs:
         lines += _choice(program)
-    head = _HEAD.format(kind=re.sub(r"\W", "_", kind), name=name, weights=weights)
-    return "\n".join([head, "", *lines]) + "\n"
+    text = "\n".join(lines)
+    imports = "import math\n" if "math." in text else ""
+    title = re.sub(r"\W", "_", kind)
+    head = _HEAD.format(kind=title, imports=imports, name=name, weights=weights)
+    return f"{head}\n\n{text}\n"
 
 
 def _tensors(program: Program) -> dict[str, torch.Tensor]:
@@ -130,17 +133,15 @@ def _tensors(program: Program) -> dict[str, torch.Tensor]:
 
 
 def _signature(program: Program) -> str:
-    star = False
-    parts = ["self"]
-    parameters: Any = inspect.signature(type(program).forward).parameters
-    for parameter in list(parameters.values())[1:]:
-        if parameter.kind is parameter.KEYWORD_ONLY and not star:
-            star = True
-            parts.append("*")
-        default = parameter.default
-        given = "" if default is parameter.empty else f" = {value_text(default, str)}"
-        parts.append(f"{parameter.name}: Any{given}")
-    return ", ".join(parts)
+    """Return the arguments of forward with their defaults, in brackets."""
+    parts: list[inspect.Parameter] = []
+    for parameter in program.inputs.signature.parameters.values():
+        default: Any = parameter.default
+        if default is not parameter.empty:
+            default = map_aggregate(default, as_source)
+        kind: Any = parameter.empty if not parts else Any
+        parts.append(parameter.replace(annotation=kind, default=default))
+    return str(inspect.Signature(parts))
 
 
 def _train(program: Program) -> list[str]:
@@ -164,26 +165,22 @@ def _train(program: Program) -> list[str]:
 
 def _choice(program: Program) -> list[str]:
     """Return a `forward` that runs the graph that the training flags choose."""
-    parameters: Any = inspect.signature(type(program).forward).parameters
-    given = [
-        f"{name}={name}" if parameter.kind is parameter.KEYWORD_ONLY else name
-        for name, parameter in list(parameters.items())[1:]
-    ]
+    lines = ["", f"    def forward{_signature(program)} -> Any:"]
     names = list(program.captured.deciders)
     if len(names) == 1:
-        flag = read_text(f"{names[0]}.training".lstrip("."), program)
-        return [
-            "",
-            f"    def forward({_signature(program)}) -> Any:",
-            f"        run = self._forward_train if {flag} else self._forward_eval",
-            f"        return run({', '.join(given)})",
+        train = read_text(f"{names[0]}.training".lstrip("."), program)
+    else:
+        train = "all(flags)"
+        lines += [
+            f"        flags = [self.get_submodule(name).training for name in {names!r}]",
+            "        if any(flags) and not all(flags):",
+            f'            raise RuntimeError("set the training flags of {len(names)} parts alike")',
         ]
+    parameters = list(program.inputs.signature.parameters.values())[1:]
+    keyed = inspect.Parameter.KEYWORD_ONLY
+    given = ", ".join(f"{p.name}={p.name}" if p.kind is keyed else p.name for p in parameters)
     return [
-        "",
-        f"    def forward({_signature(program)}) -> Any:",
-        f"        flags = [self.get_submodule(name).training for name in {names!r}]",
-        "        if any(flags) and not all(flags):",
-        f'            raise RuntimeError("set the training flags of {len(names)} parts alike")',
-        "        run = self._forward_train if all(flags) else self._forward_eval",
-        f"        return run({', '.join(given)})",
+        *lines,
+        f"        run = self._forward_train if {train} else self._forward_eval",
+        f"        return run({given})",
     ]

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import textwrap
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx
-from torch.fx.node import Node
+from torch._ops import OpOverload
+from torch.fx.graph import magic_methods
+from torch.fx.node import Node, map_aggregate
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from fxprune.codegen import FAST
 from fxprune.errors import FormatError
 from fxprune.flat_regions import enter_autocast, exit_autocast
 from fxprune.importing import PATH
+from fxprune.inputs import InputSpec
 from fxprune.modes import count_batch
-from fxprune.nesting import Nesting
 from fxprune.program import Program
 from fxprune.recipe_errors import plain
-from fxprune.source_values import call_text, quoted, read_text, value_text
+from fxprune.source_values import Source, as_source, read_text
 
 __all__ = ["body_lines"]
 
-_WIDTH = 100
+_WIDTH = 84
 _TAKEN = frozenset({"F", "math", "nn", "self", "torch"})
+_MAGIC = magic_methods | {"not_": "not {}", "is_": "{} is {}"}
+_TARGETS: dict[Any, Any] = {**FAST, torch._C._set_grad_enabled: torch.set_grad_enabled}
+_nn: Any = getattr(torch._C, "_nn")  # noqa: B009 - torch's stubs leave it out
 
 
 def body_lines(program: Program, mode: str) -> list[str]:
@@ -38,108 +44,140 @@ def body_lines(program: Program, mode: str) -> list[str]:
     Raises:
         FormatError: names the node whose call or constant has no source that needs torch alone.
     """
-    graph = program.graphs[mode]
-    lines = list(_Body(program, graph, program.captured.outputs[mode]).lines())
-    if not any(node.target is torch._C._set_grad_enabled for node in graph.nodes):
+    lines = [*_checks(program.inputs), *_Body(program, mode).lines()]
+    nodes = program.graphs[mode].find_nodes(
+        op="call_function", target=torch._C._set_grad_enabled, sort=False
+    )
+    if not nodes:
         return lines
     # As in a Program: an error in a region leaves no grad mode behind.
     guard = "with torch.set_grad_enabled(torch.is_grad_enabled()):"
     return [guard, *(f"    {line}" if line else line for line in lines)]
 
 
+def _places(inputs: InputSpec) -> list[Source]:
+    """Return how each leaf of the arguments is read."""
+    try:
+        leaves, _ = pytree.tree_flatten_with_path(inputs.nesting.skeleton)
+    except ValueError as error:
+        raise FormatError(f"the arguments have no source that needs torch alone: {error}") from None
+    places: list[Source] = []
+    for path, _ in leaves:
+        keys: Any = path
+        group, first, *inner = keys
+        place = first.key if group.idx else inputs.names[first.idx]
+        for key in inner:
+            if isinstance(key, pytree.GetAttrKey):
+                place += f".{key.name}"
+            else:
+                at = key.key if isinstance(key, pytree.MappingKey) else key.idx
+                place += f"[{as_source(at)!r}]"
+        places.append(Source(place))
+    return places
+
+
+def _checks(inputs: InputSpec) -> Iterator[str]:
+    """Yield the checks of arguments that capture fixed."""
+    for leaf, place in zip(inputs.inputs, _places(inputs), strict=True):
+        if leaf.dtype is None and inputs.drawable and leaf.constant == leaf.constant:
+            fixed = repr(as_source(leaf.constant))
+            yield f"if {place} {'is not' if leaf.constant is None else '!='} {fixed}:"
+            message = as_source(f"{leaf.name} is fixed to {fixed} in this graph")
+            yield f"    raise ValueError({message!r})"
+
+
 class _Body:
-    def __init__(self, program: Program, graph: fx.Graph, outputs: Nesting) -> None:
+    def __init__(self, program: Program, mode: str) -> None:
         self.program = program
-        self.graph = graph
-        self.inputs = program.inputs
-        self.outputs = outputs
-        self.texts: dict[Node, str] = {}
-        self.used: set[str] = set(_TAKEN)
-        self.open: list[Node] = []
+        self.graph = program.graphs[mode]
+        self.outputs = program.captured.outputs[mode].tree
+        arguments = [*program.inputs.names, *program.inputs.keywords]
+        if hidden := [name for name in arguments if name in _TAKEN]:
+            raise FormatError(f"the argument {hidden[0]!r} hides what the source needs; rename it")
+        self.used = {*_TAKEN, *arguments}
+        self.places = iter(_places(program.inputs))
+        self.values: dict[Node, Source] = {}
+        self.regions: list[Node] = []
         self.path = ""
 
     def lines(self) -> Iterator[str]:
-        yield from self._arguments()
         for node in self.graph.nodes:
             try:
                 yield from self._statement(node)
             except FormatError as error:
                 raise FormatError(f"node {node.name}: {error}") from error
 
-    def _arguments(self) -> Iterator[str]:
-        """Name the leaves of the arguments, and check those that are fixed."""
-        args, kwargs = self.inputs.nesting.skeleton
-        named = [*zip(self.inputs.names, args, strict=True), *kwargs.items()]
-        places = [place for name, part in named for place in _leaves(name, part)]
-        placeholders = self.graph.find_nodes(op="placeholder")
-        hidden = [name for name, _ in named if name in _TAKEN]
-        if hidden:
-            raise FormatError(f"the argument {hidden[0]!r} hides what the source needs; rename it")
-        self.used.update(name for name, _ in named)
-        for node, leaf, place in zip(placeholders, self.inputs.inputs, places, strict=True):
-            self.texts[node] = place
-            if leaf.dtype is None and self.inputs.drawable and leaf.constant == leaf.constant:
-                yield from _check(leaf.name, place, leaf.constant)
-            elif place not in self.inputs.names and not place.isidentifier() and node.users:
-                self.texts[node] = self._fresh(node.name)
-                yield f"{self.texts[node]} = {place}"
-
     def _statement(self, node: Node) -> Iterator[str]:
         if node.op == "placeholder":
-            return
-        if node.op == "get_attr":
-            self.texts[node] = self._read(str(node.target))
-            return
-        indent = "    " * len(self.open)
-        if node.op == "output":
-            leaves = [self._write(leaf) for leaf in node.args[0]]  # pyright: ignore
-            yield f"return {_nested(self.outputs, leaves)}"
-            return
-        path = _path(node, self.path)
-        if path != self.path:
-            self.path = path
-            yield ""
-            yield f"{indent}# {plain(path) or 'the model itself'}"
-        if node.target is exit_autocast:
-            self._close(node)
-            return
-        yield from (f"{indent}{line}" for line in self._call(node))
+            self.values[node] = next(self.places)
+        elif node.op == "get_attr":
+            path = str(node.target)
+            read = "_device(self)" if path == "device" else read_text(path, self.program)
+            self.values[node] = Source(read)
+        elif node.op == "output":
+            yield f"return {_nested(self.outputs, iter(self._write(node.args[0])))!r}"
+        elif node.users or node.target is not operator.getitem:
+            indent = "    " * len(self.regions)
+            path = _path(node, self.path)
+            if path != self.path:
+                self.path = path
+                yield ""
+                yield f"{indent}# {plain(path) or 'the model itself'}"
+            yield from (f"{indent}{line}" for line in self._call(node))
 
     def _call(self, node: Node) -> list[str]:
-        if node.op not in ("call_function", "call_method"):
-            raise FormatError(f"a {node.op} has no source that needs torch alone")
+        args, kwargs = self._write(node.args), self._write(node.kwargs)
         if node.target is count_batch:
-            counter, flag = map(self._write, node.args)
-            return [f"if {flag}:", f"    {counter}.add_(1)"]
-        if node.target is torch._C._set_grad_enabled:
-            return [f"torch.set_grad_enabled({self._write(node.args[0])})"]
+            return [f"if {args[1]}:", f"    {args[0]}.add_(1)"]
         if node.target is enter_autocast:
-            device, dtype, enabled = map(self._write, node.args)
-            self.open.append(node)
-            return [f"with torch.autocast({device}, dtype={dtype}, enabled={enabled}):"]
-        if node.target is operator.getitem and not node.users:
+            self.regions.append(node)
+            self.values[node] = Source(node.name)
+            return [f"with torch.autocast({args[0]}, dtype={args[1]}, enabled={args[2]}):"]
+        if node.target is exit_autocast:
+            if not self.regions or self.regions.pop() is not node.args[0]:
+                raise FormatError("regions of autocast overlap")
             return []
-        text = call_text(node, self._write)
+        text = _expression(node, list(map(repr, args)), kwargs)
         if not node.users:
-            return _wrapped("", text)
-        self.texts[node] = self._fresh(node.name)
-        return _wrapped(f"{self.texts[node]} = ", text)
-
-    def _close(self, node: Node) -> None:
-        if not self.open or self.open.pop() is not node.args[0]:
-            raise FormatError("regions of autocast overlap")
-
-    def _read(self, target: str) -> str:
-        return "_device(self)" if target == "device" else read_text(target, self.program)
-
-    def _write(self, value: Any) -> str:
-        return value_text(value, lambda node: self.texts[node])
-
-    def _fresh(self, name: str) -> str:
+            return _wrapped(text)
+        name = node.name
         while name in self.used:
             name = f"{name}_"
         self.used.add(name)
-        return name
+        self.values[node] = Source(name)
+        return _wrapped(f"{name} = {text}")
+
+    def _write(self, value: Any) -> Any:
+        return map_aggregate(
+            value, lambda part: self.values[part] if isinstance(part, Node) else as_source(part)
+        )
+
+
+def _expression(node: Node, args: list[str], kwargs: dict[str, Any]) -> str:
+    """Return a call of a function or a method."""
+    inside = [*args, *(f"{key}={value!r}" for key, value in kwargs.items())]
+    target: Any = _TARGETS.get(node.target, node.target)
+    if node.op == "call_method":
+        return f"{args[0]}.{target}({', '.join(inside[1:])})"
+    if node.op != "call_function":
+        raise FormatError(f"a {node.op} has no source that needs torch alone")
+    if target is getattr:
+        return f"{args[0]}.{node.args[1]}"
+    name = str(getattr(target, "__name__", ""))
+    if getattr(operator, name, None) is target and name in _MAGIC:
+        return _MAGIC[name].format(*args)
+    if isinstance(target, OpOverload):
+        if target.namespace != "aten":
+            raise FormatError(f"{target} is no operator of torch itself")
+        return f"torch.ops.{target}({', '.join(inside)})"
+    if getattr(_nn, name, None) is target:
+        target = getattr(functional, name, None)
+    for text, owner in (("torch", torch), ("F", functional), ("math", math)):
+        if getattr(owner, name, None) is target:
+            return f"{text}.{name}({', '.join(inside)})"
+    if getattr(torch.Tensor, name, None) is target:
+        return f"{args[0]}.{name}({', '.join(inside[1:])})"
+    raise FormatError(f"{node.target} is no function of torch itself")
 
 
 def _path(node: Node, before: str) -> str:
@@ -152,68 +190,25 @@ def _path(node: Node, before: str) -> str:
     return next((str(user.meta[PATH]) for user in node.users if PATH in user.meta), before)
 
 
-def _leaves(text: str, skeleton: Any) -> list[str]:
-    """Return the places of a nested argument's leaves."""
-    if type(skeleton) in (tuple, list):
-        inner = enumerate(skeleton)
-    elif type(skeleton) in (dict, OrderedDict):
-        inner = skeleton.items()
-    elif pytree.tree_structure(skeleton).is_leaf():
-        return [text]
-    else:
-        kind = type(skeleton).__name__
-        raise FormatError(f"argument {text}: a {kind} has no source that needs torch alone")
-    return [
-        place for key, part in inner for place in _leaves(f"{text}[{value_text(key, str)}]", part)
-    ]
+def _nested(tree: Any, leaves: Iterator[Any]) -> Any:
+    """Nest the leaves of the outputs: named tuples become tuples, classes with names dicts."""
+    if tree.is_leaf():
+        return next(leaves)
+    parts = [_nested(child, leaves) for child in tree.children()]
+    names: Any = tree.context
+    if tree.type is list:
+        return parts
+    if tree.type is tuple or hasattr(names, "_fields"):
+        return tuple(parts)
+    if isinstance(names, list) and len(names) == len(parts):  # pyright: ignore
+        return dict(zip(map(as_source, names), parts, strict=True))  # pyright: ignore
+    raise FormatError(f"a {tree.type.__name__} has no source that needs torch alone")
 
 
-def _check(name: str, place: str, constant: Any) -> Iterator[str]:
-    fixed = value_text(constant, str)
-    same = f"{place} is {fixed}" if constant is None else f"{place} == {fixed}"
-    yield f"if not ({same}):"
-    message = quoted(f"{name} is fixed to {fixed} in this graph")
-    yield f"    raise ValueError({message})"
-
-
-def _nested(nesting: Nesting, leaves: list[str]) -> str:
-    left = iter(leaves)
-
-    def write(tree: Any) -> str:
-        if tree.type is None:
-            return next(left)
-        parts = [write(child) for child in tree.children()]
-        if tree.type is tuple:
-            return f"({', '.join(parts)}{',' * (len(parts) == 1)})"
-        if tree.type is list:
-            return f"[{', '.join(parts)}]"
-        if _has_names(tree):
-            keys = [value_text(key, str) for key in tree.context]
-            pairs = (f"{key}: {part}" for key, part in zip(keys, parts, strict=True))
-            return f"{{{', '.join(pairs)}}}"
-        if hasattr(tree.context, "_fields"):
-            return f"({', '.join(parts)}{',' * (len(parts) == 1)})"
-        raise FormatError(f"a {tree.type.__name__} has no source that needs torch alone")
-
-    return write(nesting.tree)
-
-
-def _has_names(tree: Any) -> bool:
-    """Tell whether a nesting is a dict, or a class that describes itself by the names of parts."""
-    names = tree.context
-    return isinstance(names, list) and len(names) == len(tree.children())  # pyright: ignore
-
-
-def _wrapped(head: str, text: str) -> list[str]:
+def _wrapped(line: str) -> list[str]:
     """Break a long call between its arguments."""
-    if (
-        len(head) + len(text) <= _WIDTH - 16
-        or "(" not in text
-        or any(mark in text for mark in "'\"")
-    ):
-        return [head + text]
-    function, _, inside = text.partition("(")
-    if not text.endswith(")"):
-        return [head + text]
-    body = textwrap.wrap(inside[:-1], _WIDTH - 16, break_long_words=False, break_on_hyphens=False)
-    return [f"{head}{function}(", *(f"    {line}" for line in body), ")"]
+    if len(line) <= _WIDTH or not line.endswith(")") or "'" in line or '"' in line:
+        return [line]
+    head, _, inside = line.partition("(")
+    body = textwrap.wrap(inside[:-1], _WIDTH, break_long_words=False, break_on_hyphens=False)
+    return [f"{head}(", *(f"    {part}" for part in body), ")"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.errors import FormatError
 from fxprune.shell import Shell, kind_of
-from fxprune.source_values import is_list, is_plain, quoted, read_text, value_text
+from fxprune.source_values import is_list, is_plain, quoted, read_text
 
 __all__ = ["tree_lines"]
 
@@ -90,7 +90,7 @@ def _set(here: str, name: str, made: str, call: str, tensor: torch.Tensor | None
 
 
 def _empty(tensor: torch.Tensor) -> str:
-    shape = value_text(tuple(tensor.shape), str)
+    shape = tuple(tensor.shape)
     dtype = "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
     if tensor.is_contiguous():
         return f"torch.empty({shape}{dtype})"

@@ -149,6 +149,13 @@ def test_named_tuples_become_tuples(tmp_path: Path) -> None:
     check_same(found, tuple(module(x)))
 
 
+def test_named_tuples_are_taken_as_arguments(tmp_path: Path) -> None:
+    module = net(lambda self, x: x.left * self.p + x.right, p=nn.Parameter(torch.ones(3)))
+    x = Pair(torch.randn(2, 3), torch.randn(2, 3))
+    ours = exported(fxprune.capture(module, (x,)), tmp_path)
+    check_same(ours(x), module(x))
+
+
 def test_regions_without_gradients_and_of_autocast_stay(tmp_path: Path) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         with torch.no_grad():
