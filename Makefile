@@ -3,7 +3,7 @@ N ?= 2000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help format lint type test test-thorough smoke coverage golden parity fuzz kills mutants kills-suite bench bench-certificates bench-checkpoint bench-ranking bench-shrink check
+.PHONY: help format lint type test test-thorough smoke coverage golden parity fuzz kills mutants kills-suite bench bench-capture bench-certificates bench-checkpoint bench-ranking bench-shrink check
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ kills-suite: ## see that the quick tests notice what all tests notice; N=10 for 
 
 bench: ## measure time and memory against hooked and dense models
 	$(PYTHON) -m tests.bench
+
+bench-capture: ## measure capture beside one torch.export, and the whole job beside Torch-Pruning
+	$(PYTHON) -m tests.bench.capture
 
 bench-certificates: ## measure what the checks of compile cost
 	$(PYTHON) -m tests.bench.certificates

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
-from fxprune.flag_reads import Call, flag_reads
+from fxprune.flag_reads import Call, flag_reads, is_plain_layer
 from fxprune.source import with_flags
 
 __all__ = ["find_deciders"]
@@ -93,16 +93,10 @@ def _reading(
 ) -> list[Call]:
     """Run a model in a mode; return the calls of modules whose code reads a flag."""
     modules = source.named_modules()
-    names = {each: name for name, each in modules if each is source or not _is_plain_layer(each)}
+    names = {each: name for name, each in modules if each is source or not is_plain_layer(each)}
     with with_flags(source, mode), torch.no_grad(), flag_reads(names) as calls:
         source(*args, **kwargs)
     return calls
-
-
-def _is_plain_layer(module: nn.Module) -> bool:
-    """Tell whether a module is a layer of torch, whose flag is live, without code of others."""
-    hooked = module._forward_pre_hooks or module._forward_hooks
-    return type(module).__module__.startswith("torch.nn.modules.") and not hooked
 
 
 def _on_meta(

@@ -23,7 +23,7 @@ def live_devices(program: Program) -> None:
     layers make them. A model on several devices is left as it is.
 
     Args:
-        program: as captured; edited in place.
+        program: as captured; edited in place, and not compiled.
     """
     tensors = (*program.parameters(), *program.buffers())
     devices = {tensor.device for tensor in tensors} or {torch.device("cpu")}
@@ -38,7 +38,7 @@ def live_devices(program: Program) -> None:
         for node in list(graph.nodes):
             if node.op == "call_function":
                 _read_device(rewriter, node, baked)
-    rewriter.finish()
+    rewriter.check()
 
 
 def _read_device(rewriter: Rewriter, node: Node, baked: torch.device) -> None:

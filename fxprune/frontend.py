@@ -16,10 +16,11 @@ from fxprune.conditions import check_conditions
 from fxprune.deciders import find_deciders
 from fxprune.devices import live_devices
 from fxprune.errors import CaptureError, UnexportableError
+from fxprune.flag_reads import Readers, layers_with_live_flags, readers
 from fxprune.flat_regions import flat_regions
 from fxprune.importing import GraphImporter
 from fxprune.inputs import Input, InputSpec
-from fxprune.modes import settle_modes
+from fxprune.modes import settle_modes, tells_eval_mode
 from fxprune.nesting import Nesting
 from fxprune.obstacles import Obstacle, obstacle_of
 from fxprune.program import BOTH, EVAL, TRAIN, Captured, Program
@@ -88,19 +89,19 @@ def capture_source(source: nn.Module, examples: Sequence[Batched]) -> Program:
     frozen = {mode: training_flags(source, mode) for mode in (True, False)}
     for name, module in source.named_modules():
         module.training = flags[name]
-    example, exported = _export_both(source, examples)
+    example, exported = _export_first(source, examples)
     program = _assemble(source, exported, example, frozen)
     settle_modes(program)
     live_devices(program)
     if BOTH not in program.graphs:
         program.captured.deciders = find_deciders(source, example.args, example.kwargs)
-        program.recompile()
+    program.recompile()
     if not takes_a_batch_of_one(program, source, example):
         program.captured.inputs = replace(program.captured.inputs, smallest=2)
     return program
 
 
-def _export_both(
+def _export_first(
     source: nn.Module, examples: Sequence[Batched]
 ) -> tuple[Batched, dict[str, fx.GraphModule]]:
     name_arguments(source, examples[0])
@@ -113,11 +114,17 @@ def _export_both(
 
 
 def _exported(source: nn.Module, example: Batched) -> dict[str, fx.GraphModule]:
-    return {mode: _export(source, example, mode == TRAIN) for mode in (TRAIN, EVAL)}
+    """Export a model in train mode, and in eval mode unless the first graph tells the other."""
+    train, flags = _export(source, example, training=True)
+    if not flags.others and tells_eval_mode(train.graph, layers_with_live_flags(source)):
+        return {BOTH: train}
+    return {TRAIN: train, EVAL: _export(source, example, training=False)[0]}
 
 
-def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModule:
-    with with_flags(source, training), quiet_export(), flat_regions():
+def _export(
+    source: nn.Module, example: Batched, *, training: bool
+) -> tuple[fx.GraphModule, Readers]:
+    with with_flags(source, training), quiet_export(), flat_regions(), readers(source) as flags:
         try:
             exported = torch.export.export(
                 source,
@@ -130,7 +137,7 @@ def _export(source: nn.Module, example: Batched, training: bool) -> fx.GraphModu
         except Exception as error:  # export raises many kinds, all of which mean the same here
             raise UnexportableError(_explain(source, error)) from error
     check_conditions(exported, type(source).__name__)
-    return module
+    return module, flags
 
 
 def _dynamic_shapes(example: Batched) -> Any:
@@ -170,13 +177,13 @@ def _assemble(
     importer = GraphImporter(root, names)
     graphs = {mode: importer.graph(module) for mode, module in exported.items()}
     captured = Captured(
-        inputs=_input_spec(source, exported[TRAIN], example),
+        inputs=_input_spec(source, next(iter(exported.values())), example),
         outputs={mode: _nesting(module) for mode, module in exported.items()},
         first=names,
         kind=type(source).__name__,
         frozen=frozen,
     )
-    return Program.assemble(root, graphs, captured)
+    return Program.assemble(root, graphs, captured, compiled=False)
 
 
 def _nesting(module: fx.GraphModule) -> Nesting:

@@ -16,7 +16,7 @@ from fxprune.flat_regions import enter_autocast, exit_autocast
 from fxprune.graphs import fingerprint
 from fxprune.reserved import RESERVED
 
-__all__ = ["PATH", "VALUE", "GraphImporter"]
+__all__ = ["PATH", "VALUE", "GraphImporter", "path_of"]
 
 PATH = "fxprune.path"  # meta key: the module whose forward made the node
 VALUE = "fxprune.value"  # meta key: (shape, dtype) of the node's tensor
@@ -191,13 +191,21 @@ def _found(root: nn.Module, path: str, name: str) -> Any:
         return None
 
 
+def path_of(node: Node) -> str | None:
+    """Return the path of the module whose forward made a node of an exported graph."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack or not isinstance(stack[-1][0], str):
+        return None
+    path = ".".join(part.partition("@")[0] for part in stack[-1][0].split("."))
+    return "" if path.startswith("_empty_nn_module_stack") else path
+
+
 def _plain_meta(node: Node) -> dict[str, Any]:
     """Keep of a node's meta what is plain data: value, module path, source lines."""
     meta: dict[str, Any] = {}
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if stack and isinstance(stack[-1][0], str):
-        path = ".".join(part.partition("@")[0] for part in stack[-1][0].split("."))
-        meta[PATH] = "" if path.startswith("_empty_nn_module_stack") else path
+    path = path_of(node)
+    if path is not None:
+        meta[PATH] = path
     if node.meta.get("stack_trace"):
         meta["stack_trace"] = node.meta["stack_trace"]
     value = node.meta.get("val")

@@ -63,6 +63,7 @@ class Program(fx.GraphModule, MaskedReads):
         captured: Captured,
         *,
         like: Program | None = None,
+        compiled: bool = True,
     ) -> Program:
         """Build a Program around a module tree, graphs and data, sharing the tree's tensors.
 
@@ -71,6 +72,7 @@ class Program(fx.GraphModule, MaskedReads):
             graphs: by mode.
             captured: what the Program knows beside.
             like: a Program with equal graphs, whose code will do; None to compile them.
+            compiled: whether to compile them now; else `recompile` is for the caller to call.
 
         Raises:
             CaptureError: a name in the tree's root is one that a GraphModule needs itself.
@@ -82,10 +84,10 @@ class Program(fx.GraphModule, MaskedReads):
         program.captured = captured
         program.graphs = dict(graphs)
         _let_source_names_win(program)
-        if like is None:
-            program.recompile()
-        else:
+        if like is not None:
             program._take_code(like)
+        elif compiled:
+            program.recompile()
         return program
 
     # What users ask

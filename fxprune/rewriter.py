@@ -183,7 +183,17 @@ class Rewriter(ResizingEdits):
                 self._count()
 
     def finish(self) -> None:
-        """Compile the graphs, where any was edited; their code reads tensors by name.
+        """Check and compile the graphs, where any was edited; their code reads tensors by name.
+
+        Raises:
+            InvariantError: a graph is not well-formed.
+        """
+        self.check()
+        if self._recompiles:
+            self.program.recompile()
+
+    def check(self) -> None:
+        """Check the graphs, where any was edited, and leave it to the caller to compile them.
 
         Raises:
             InvariantError: a graph is not well-formed.
@@ -198,7 +208,6 @@ class Rewriter(ResizingEdits):
                 raise InvariantError(
                     f"{self.by} left a graph that is not well-formed: {error}"
                 ) from error
-        self.program.recompile()
 
     # Helpers
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fxprune
 from tests.bench.shrink_times import RECIPE, split_cut, timed
 
-__all__ = ["FACTORS", "Growth", "growths"]
+__all__ = ["FACTORS", "WIDTH", "Growth", "growths", "residual_net"]
 
 FACTORS = (1, 2, 4)
 WIDTH, DEPTH = 64, 8
@@ -36,6 +36,11 @@ class _Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def residual_net(width: int, depth: int) -> nn.Module:
+    """Build a residual net of so many blocks."""
+    return _Net(width, depth)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def growths(rounds: int) -> list[Growth]:
 
 def _growth(width: int, depth: int, rounds: int) -> Growth:
     torch.manual_seed(0)
-    model = _Net(width, depth).eval()
+    model = residual_net(width, depth).eval()
     program = fxprune.capture(model, (torch.randn(2, 3, 8, 8),)).eval()
     final = fxprune.finalize(fxprune.prune(program, RECIPE))
     masks = [timed(lambda: fxprune.prune(program, RECIPE)) for _ in range(rounds)]

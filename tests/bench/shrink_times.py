@@ -18,7 +18,17 @@ from fxprune.program import Program
 from fxprune.shrinking import cut_channels, shrink
 from fxprune.transaction import fork
 
-__all__ = ["PEER", "RECIPE", "Parts", "Rounds", "parts_of", "peer", "split_cut", "timed"]
+__all__ = [
+    "PEER",
+    "RECIPE",
+    "Parts",
+    "Rounds",
+    "parts_of",
+    "peer",
+    "prune_by_peer",
+    "split_cut",
+    "timed",
+]
 
 PEER = "torch-pruning==1.6.1"
 LONG = 10.0  # seconds; what takes longer is timed once
@@ -87,7 +97,7 @@ def peer() -> Any:
         return None
 
 
-def _prune(model: Any, x: Tensor) -> None:
+def prune_by_peer(model: Any, x: Tensor) -> None:
     """Halve the channels of a model with Torch-Pruning's init and step.
 
     Args:
@@ -100,11 +110,11 @@ def _prune(model: Any, x: Tensor) -> None:
     tp.pruner.BasePruner(model, x, **options).step()
 
 
-def timed(call: Callable[[], object]) -> float:
+def timed(call: Callable[..., object], *args: object) -> float:
     """Return the seconds of process time of a call; garbage of others is collected before."""
     gc.collect()
     start = time.process_time()
-    call()
+    call(*args)
     return time.process_time() - start
 
 
@@ -145,7 +155,7 @@ def parts_of(program: Program, model: nn.Module, x: Tensor, rounds: int) -> Roun
         own.append((masks, *split_cut(made["final"])))
         if peer() is not None and max(others, default=0.0) < LONG:
             pruned = copy.deepcopy(model)
-            others.append(timed(lambda pruned=pruned: _prune(pruned, x)))
+            others.append(timed(lambda pruned=pruned: prune_by_peer(pruned, x)))
     masks, analysis, cut = (statistics.median(column) for column in zip(*own, strict=True))
     proof = max(final_time + shrink_time - analysis - cut, 0.0)
     parts = Parts(

@@ -768,4 +768,4 @@ def test_damaged_records_are_refused(case: str, tmp_path: Path) -> None:
         document[path[-1]] = value
 
     raw = (Path(__file__).parent.parent / "data" / "shrunk.fxp").read_bytes()
-    assert told in refusal(edited(raw, change), tmp_path)
+    assert told in check_refused(edited(raw, change), tmp_path)
