@@ -1,201 +1,202 @@
-"""torch.nn.utils.prune on a Program: the same names, signatures and semantics.
+"""The method classes of torch.nn.utils.prune, for Programs and with fxprune's own masks.
 
-    import fxprune.functional as prune
-    prune.l1_unstructured(program, "conv1.weight", amount=0.2)
-
-Ported code changes the import and its (module, name) pairs: the module is the Program, and the
-name is the parameter's full name. Each call builds a one-rule recipe with `ties="torch"` and runs
-the same passes on the Program in place, all or nothing.
-
-Where torch raises, these raise an FxpruneError that is of torch's kind as well: for what is no
-Program a PassTypeError, for a name that it lacks a MissingParameterError, for an amount out of
-range an AmountError, for a dimension that is not there a DimError, for a mask or scores of another
-shape a ShapeError.
+They derive from torch's BasePruningMethod, so that code which checks for it goes on working, but
+`apply` masks a Program, and no mask is made by torch's code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.utils.prune as torch_prune
 
-from fxprune.compiler import edit, is_pruned
-from fxprune.errors import PassTypeError
-from fxprune.functional_base import BasePruningMethod, PruningContainer, check_module
-from fxprune.functional_methods import (
-    CustomFromMask,
-    Identity,
-    L1Unstructured,
-    LnStructured,
-    RandomStructured,
-    RandomUnstructured,
-    apply_globally,
-)
+from fxprune import tensors
+from fxprune.bare import bare_program
+from fxprune.errors import PassTypeError, ShapeError
+from fxprune.functional_base import BasePruningMethod, imported_rule, mask_parameters
 from fxprune.program import Program
-from fxprune.registry import create
+from fxprune.ranking import check_amount
 
 __all__ = [
-    "BasePruningMethod",
     "CustomFromMask",
     "Identity",
     "L1Unstructured",
     "LnStructured",
-    "PruningContainer",
     "RandomStructured",
     "RandomUnstructured",
-    "custom_from_mask",
-    "global_unstructured",
-    "identity",
-    "is_pruned",
-    "l1_unstructured",
-    "ln_structured",
-    "random_structured",
-    "random_unstructured",
-    "remove",
+    "apply_globally",
 ]
 
 
-def identity(module: Program, name: str) -> Program:
-    """Mask a parameter with ones (torch.nn.utils.prune.identity).
+class _BuiltIn(BasePruningMethod):
+    """A method that is a rule of the recipe."""
+
+    method = ""
+
+    def rule(self) -> dict[str, Any]:
+        """Return the keys of the recipe's rule."""
+        if type(self).compute_mask is not _BuiltIn.compute_mask:
+            return super().rule()
+        kept = ("amount", "n", "dim")
+        return {"method": self.method} | {k: v for k, v in vars(self).items() if k in kept}
+
+    # torch declares no return type, which reads as None.
+    def compute_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, t: torch.Tensor, default_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `default_mask` with zeros where the method prunes `t`.
+
+        Args:
+            t: what is ranked, any shape.
+            default_mask: of its shape.
+        """
+        program = bare_program(t)
+        mask_parameters(program, ("t",), self, {}, "local")
+        pruned = tensors.masks(program)["t"].to(default_mask.dtype) == 0
+        return default_mask.clone(memory_format=torch.contiguous_format).masked_fill_(pruned, 0)
+
+
+class Identity(_BuiltIn):
+    """Prune nothing; the mask is made of ones."""
+
+    method = "identity"
+
+
+class RandomUnstructured(_BuiltIn):
+    """Prune entries at random.
 
     Args:
-        module: the Program; edited in place.
-        name: the parameter's full name.
-    """
-    Identity.apply(module, name)
-    return module
-
-
-def random_unstructured(module: Program, name: str, amount: float | int) -> Program:
-    """Prune living entries at random (torch.nn.utils.prune.random_unstructured).
-
-    Args:
-        module: the Program; edited in place.
-        name: the parameter's full name.
         amount: share (float) or count (int) of the living entries.
     """
-    RandomUnstructured.apply(module, name, amount)
-    return module
+
+    method = "random_unstructured"
+
+    def __init__(self, amount: float | int) -> None:
+        self.amount = _amount(amount)
 
 
-def l1_unstructured(
-    module: Program,
-    name: str,
-    amount: float | int,
-    importance_scores: torch.Tensor | None = None,
-) -> Program:
-    """Prune the living entries of smallest magnitude (torch.nn.utils.prune.l1_unstructured).
+class L1Unstructured(_BuiltIn):
+    """Prune the entries of smallest magnitude.
 
     Args:
-        module: the Program; edited in place.
-        name: the parameter's full name.
         amount: share (float) or count (int) of the living entries.
-        importance_scores: of the parameter's shape; ranked by magnitude in its place.
-
-    Example:
-        >>> import fxprune
-        >>> program = fxprune.capture(torch.nn.Linear(4, 2), (torch.zeros(2, 4),))
-        >>> int(l1_unstructured(program, "weight", amount=3).masks["weight"].sum())
-        5
     """
-    L1Unstructured.apply(module, name, amount, importance_scores=importance_scores)
-    return module
+
+    method = "l1_unstructured"
+
+    def __init__(self, amount: float | int) -> None:
+        self.amount = _amount(amount)
 
 
-def random_structured(module: Program, name: str, amount: float | int, dim: int) -> Program:
-    """Prune living channels at random (torch.nn.utils.prune.random_structured).
+class RandomStructured(_BuiltIn):
+    """Prune channels at random.
 
     Args:
-        module: the Program; edited in place.
-        name: the parameter's full name.
         amount: share (float) or count (int) of the living channels.
         dim: the dimension of the channels.
     """
-    RandomStructured.apply(module, name, amount, dim)
-    return module
+
+    method = "random_structured"
+    PRUNING_TYPE = "structured"
+
+    def __init__(self, amount: float | int, dim: int = -1) -> None:
+        self.amount, self.dim = _amount(amount), _dim(dim)
 
 
-def ln_structured(
-    module: Program,
-    name: str,
-    amount: float | int,
-    n: float | str,
-    dim: int,
-    importance_scores: torch.Tensor | None = None,
-) -> Program:
-    """Prune the living channels of smallest Ln norm (torch.nn.utils.prune.ln_structured).
+class LnStructured(_BuiltIn):
+    """Prune the channels of smallest Ln norm.
 
     Args:
-        module: the Program; edited in place.
-        name: the parameter's full name.
         amount: share (float) or count (int) of the living channels.
         n: order of the norm, as `p` of torch.norm.
         dim: the dimension of the channels.
-        importance_scores: of the parameter's shape; its norms are ranked instead.
     """
-    LnStructured.apply(module, name, amount, n, dim, importance_scores=importance_scores)
-    return module
+
+    method = "ln_structured"
+    PRUNING_TYPE = "structured"
+
+    def __init__(self, amount: float | int, n: float | str, dim: int = -1) -> None:
+        self.amount, self.n, self.dim = _amount(amount), n, _dim(dim)
 
 
-def global_unstructured(
-    parameters: Iterable[tuple[Program, str]],
+class CustomFromMask(_BuiltIn):
+    """Join a given mask with the one that is there.
+
+    Args:
+        mask: of the parameter's shape.
+    """
+
+    method = "custom_from_mask"
+    PRUNING_TYPE = "global"
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        self.mask = mask
+
+    def compute_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, t: torch.Tensor, default_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the product of the two masks.
+
+        Raises:
+            ShapeError: they differ in shape.
+        """
+        if self.mask.shape != default_mask.shape:
+            raise ShapeError(
+                f"the masks differ in shape: {tuple(self.mask.shape)} and "
+                f"{tuple(default_mask.shape)}"
+            )
+        return default_mask * self.mask.to(default_mask.dtype)
+
+    def rule(self) -> dict[str, Any]:
+        """Return the keys of the recipe's rule."""
+        own = type(self).compute_mask is CustomFromMask.compute_mask
+        return {"method": self.method} if own else imported_rule(self)
+
+
+# torch's own classes stand for fxprune's; a user's subclass of one is the user's own method.
+_OF_TORCH: dict[type[Any], type[_BuiltIn]] = {
+    torch_prune.Identity: Identity,
+    torch_prune.RandomUnstructured: RandomUnstructured,
+    torch_prune.L1Unstructured: L1Unstructured,
+    torch_prune.RandomStructured: RandomStructured,
+    torch_prune.LnStructured: LnStructured,
+    torch_prune.CustomFromMask: CustomFromMask,
+}
+
+
+def apply_globally(
+    program: Program,
+    names: tuple[str, ...],
     pruning_method: Any,
-    importance_scores: Mapping[tuple[Program, str], torch.Tensor] | None = None,
-    **kwargs: Any,
+    scores: Mapping[str, torch.Tensor],
+    kwargs: Mapping[str, Any],
 ) -> None:
-    """Rank entries of several parameters together (torch.nn.utils.prune.global_unstructured).
-
-    Args:
-        parameters: (Program, full name) pairs, all of one Program; a parameter counts once,
-            however often it or an alias is named.
-        pruning_method: a class with PRUNING_TYPE "unstructured": of this module, of
-            torch.nn.utils.prune, or a user's own.
-        importance_scores: by (Program, full name) pair.
-        **kwargs: arguments of the class, as `amount`.
+    """Rank parameters together by a method class; see `functional.global_unstructured`.
 
     Raises:
-        PassTypeError: `parameters` is no iterable of such pairs, or the method is structured.
+        PassTypeError: the class is no pruning method, or is not unstructured.
     """
-    if not isinstance(parameters, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PassTypeError("global_unstructured: parameters must be (program, name) pairs")
-    if not isinstance(importance_scores, (dict, type(None))):
-        raise PassTypeError("global_unstructured: importance_scores must be a dict")
-    pairs = list(parameters)
-    for program, _ in pairs:
-        check_module(program)
-    programs = {id(program): program for program, _ in pairs}
-    if len(programs) != 1:
+    method: Any = (_OF_TORCH.get(pruning_method) or pruning_method)(**kwargs)
+    if not isinstance(method, torch_prune.BasePruningMethod):
+        raise PassTypeError(f"{pruning_method!r} is no subclass of BasePruningMethod")
+    kind = getattr(method, "PRUNING_TYPE", None)
+    if kind != "unstructured":
         raise PassTypeError(
-            f"global_unstructured: parameters name {len(programs)} programs; name some of one"
+            f"global pruning takes methods of PRUNING_TYPE 'unstructured'; "
+            f"{type(method).__name__} is {kind!r}"
         )
-    scores = {name: tensor for (_, name), tensor in (importance_scores or {}).items()}
-    names = tuple(name for _, name in pairs)
-    apply_globally(pairs[0][0], names, pruning_method, scores, kwargs)
+    mask_parameters(program, names, method, scores, "global")
 
 
-def custom_from_mask(module: Program, name: str, mask: torch.Tensor) -> Program:
-    """Mask a parameter with a given mask (torch.nn.utils.prune.custom_from_mask).
-
-    Args:
-        module: the Program; edited in place.
-        name: the parameter's full name.
-        mask: of the parameter's shape; joined with the mask that is there.
-    """
-    CustomFromMask.apply(module, name, mask)
-    return module
+def _dim(dim: Any) -> int:
+    if not isinstance(dim, int):
+        raise PassTypeError(f"dim={dim!r} must be an int: the dimension of the channels")
+    return dim
 
 
-def remove(module: Program, name: str) -> Program:
-    """Fold a parameter's mask into it (torch.nn.utils.prune.remove), key order as torch's.
-
-    Args:
-        module: the Program; edited in place.
-        name: the parameter's full name.
-
-    Raises:
-        NotPrunedError: the parameter has no mask.
-    """
-    check_module(module)
-    step = create("finalize", names=(name,), source_order=False)
-    return edit(module, step, inplace=True)
+def _amount(amount: Any) -> float | int:
+    check_amount(amount)
+    return int(amount) if isinstance(amount, numbers.Integral) else float(amount)

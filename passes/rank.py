@@ -1,45 +1,107 @@
-"""Rank scores: which units go, in each parameter alone or over all of them."""
+"""Rank coupled channels: which units go, in each layer alone or over all of them, within limits."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxprune.facts import Ranking, Scores
-from fxprune.peers import Peers
+import torch
+
+from fxprune.coupling import Coupling, Layer
+from fxprune.errors import AmountError
+from fxprune.facts import Cut, Ranking, ScoreSource
 from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.ranking import rank_scores
-from fxprune.ranks import rank_over
+from fxprune.ranking import check_amount, count_of, counting, cut_group
+from fxprune.unit_scores import CoupledScores
 
-__all__ = ["Rank"]
+__all__ = ["RankUnits"]
 
 
 @dataclass(frozen=True)
-class Rank(Analysis):
-    """Find the cut that prunes the smallest scores.
+class RankUnits(Analysis):
+    """Find the cut that prunes the smallest scores; among equal ones, lower indices go first.
+
+    In local scope a limit lets a layer lose less than the amount; in global scope other layers
+    then lose more, and limits that leave less than the amount over all layers are an error. What
+    `round_to` holds back stays in both.
 
     Args:
         amount: share of the living units (float) or count (int).
-        scope: "local": of each parameter; "global": of all parameters together.
-        ties: "index" or "torch", see `fxprune.facts.Ranking`.
+        scope: "local": of each layer; "global": of all layers together.
+        min_keep: how many units of each layer stay alive at least.
+        max_share: which share of each layer's units is pruned at most, by earlier rules and this.
+        round_to: each layer keeps multiples of so many channels.
     """
 
-    name: ClassVar[str] = "rank"
-    needs: ClassVar = (Scores,)
+    name: ClassVar[str] = "rank_units"
+    needs: ClassVar = (CoupledScores, Coupling)
     gives: ClassVar = (Ranking,)
 
     amount: float | int
     scope: str = "local"
-    ties: str = "index"
+    min_keep: int = 1
+    max_share: float = 1.0
+    round_to: int = 1
 
     def run(self, program: Program, facts: Facts) -> Ranking:
-        """Return a cut for each parameter.
+        """Return a cut for each layer.
 
         Raises:
-            AmountError: the amount is out of range, or more than is alive.
+            AmountError: the amount is out of range, or more than is alive or the limits leave.
         """
-        scores, peers = facts[Scores], facts.get(Peers)
-        if peers is not None:
-            return rank_over(peers, program, scores, self.amount, self.scope, self.ties)
-        return rank_scores(scores, self.amount, self.scope, self.ties)
+        check_amount(self.amount)
+        sources, layers = facts[CoupledScores].sources, facts[Coupling].layers
+        caps = [self._most(layer, sources[layer.name]) for layer in layers]
+        counts = self._together(layers, sources, caps)
+        if self.scope == "local":
+            counts = [
+                min(self._count(layer, sources[layer.name]), cap)
+                for layer, cap in zip(layers, caps, strict=True)
+            ]
+        cuts: dict[str, Cut] = {}
+        for layer, count in zip(layers, counts, strict=True):
+            source = {layer.name: sources[layer.name]}
+            cuts |= cut_group(source, self._rounded(layer, sources, count), all_ties=False)
+        return Ranking(cuts, tuple((layer.name,) for layer in layers), "index")
+
+    def _count(self, layer: Layer, source: ScoreSource) -> int:
+        with counting([layer.name]):
+            return count_of(self.amount, source.alive, "channels")
+
+    def _most(self, layer: Layer, source: ScoreSource) -> int:
+        """Return how many units of a layer may go at most."""
+        dead = source.units - source.alive
+        # 1e-9: a share of a third of 3 is 1, though the product is a little less.
+        by_share = math.floor(self.max_share * source.units + 1e-9) - dead
+        return max(0, min(source.alive - self.min_keep, by_share))
+
+    def _together(
+        self, layers: Sequence[Layer], sources: Mapping[str, ScoreSource], caps: Sequence[int]
+    ) -> list[int]:
+        """Return how many units of each layer are among the smallest of all that may go."""
+        if self.scope == "local":
+            return []
+        alive = sum(sources[layer.name].alive for layer in layers)
+        k = count_of(self.amount, alive, "channels")
+        if k > sum(caps):
+            raise AmountError(
+                f"amount={self.amount} asks for {k} of {alive} channels, but the limits of the "
+                f"layers (min_keep={self.min_keep}, max_share={self.max_share}) leave {sum(caps)}; "
+                "lower the amount or the limits"
+            )
+        ranked = [torch.sort(sources[layer.name].chunk(0, layer.units)).values for layer in layers]
+        open_to = [values[:cap] for values, cap in zip(ranked, caps, strict=True)]
+        if not open_to:
+            return []
+        order = torch.sort(torch.cat(open_to), stable=True).indices[:k]
+        owners = torch.repeat_interleave(torch.arange(len(caps)), torch.tensor(caps))
+        return torch.bincount(owners[order], minlength=len(caps)).tolist()
+
+    def _rounded(self, layer: Layer, sources: Mapping[str, ScoreSource], count: int) -> int:
+        """Return how many units go so that multiples stay."""
+        alive = sources[layer.name].alive
+        kept = alive - count
+        return max(0, count - (-kept % layer.step(self.round_to)))
