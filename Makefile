@@ -32,10 +32,10 @@ coverage: ## run every test and show the lines and branches not reached
 	$(PYTHON) -m pytest -m "" --cov
 
 golden: ## rewrite the golden files; read the diff before committing it
-	FXPRUNE_UPDATE_GOLDEN=1 $(PYTHON) -m pytest -m "" tests/passes tests/core
+	FXPRUNE_UPDATE_GOLDEN=1 $(PYTHON) -m pytest -m ""
 
 parity: ## compare N random pruning sequences with torch.nn.utils.prune, bit for bit
-	$(PYTHON) -m tests.parity.run --count $(N)
+	$(PYTHON) -m tests.functional.parity.run --count $(N)
 
 fuzz: ## hand N broken inputs of every kind to what reads them; N=100000 takes about half an hour
 	$(PYTHON) -W ignore -m tests.fuzz --count $(N)

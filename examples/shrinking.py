@@ -18,11 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.demo import Digits, accuracy_of, read_digits
-from fxprune.footprints import Latency, latency_of
-from fxprune.program import Program
-from fxprune.shrinking import shrink
-from fxprune.transplanting import transplant
+from fxprune.channels import Latency, latency_of
+from fxprune.cli.demo import Digits, accuracy_of, read_digits
 
 RECIPE = {
     "rule": [
@@ -118,11 +115,11 @@ def main(dense_epochs: int = 6, more_epochs: int = 2) -> Outcome:
     )
     masked = fxprune.prune(program, RECIPE).eval()
     optimizer = torch.optim.AdamW(masked.parameters(), lr=1e-3)
-    stages: dict[str, Program] = {"dense": program, "masked": masked}
+    stages: dict[str, fxprune.Program] = {"dense": program, "masked": masked}
     accuracy = {name: accuracy_of(stage, digits) for name, stage in stages.items()}
     train(masked, optimizer, epochs(more_epochs, digits), digits)
-    small = shrink(fxprune.finalize(masked)).eval()
-    moved = transplant(optimizer, small, before=masked)
+    small = fxprune.shrink(fxprune.finalize(masked)).eval()
+    moved = fxprune.transplant(optimizer, small, before=masked)
     with torch.no_grad():
         difference = float((small(digits.test_x) - masked(digits.test_x)).abs().max())
     accuracy["fine-tuned while masked"] = accuracy_of(masked, digits)

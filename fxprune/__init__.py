@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from fxprune.build import compile
-from fxprune.certificate import Certificate
-from fxprune.checkpoint import prune_checkpoint
-from fxprune.compiler import capture, finalize, is_pruned, prune, shrink, unmask
-from fxprune.errors import FxpruneError
-from fxprune.explaining import explain
-from fxprune.files import export
-from fxprune.planning import Plan, plan
-from fxprune.program import Program
-from fxprune.recipe import Recipe, Rule, Select
-from fxprune.reports import Report, report
-from fxprune.saving import load, save
-from fxprune.transplanting import transplant
-from fxprune.verify import verify
+from typing import TYPE_CHECKING
+
+from fxprune.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fxprune.channels import transplant
+    from fxprune.checkpoint import prune_checkpoint
+    from fxprune.compiler import (
+        capture,
+        compile,
+        explain,
+        finalize,
+        is_pruned,
+        plan,
+        prune,
+        shrink,
+        unmask,
+    )
+    from fxprune.errors import FxpruneError
+    from fxprune.files import export, load, save
+    from fxprune.program import Program
+    from fxprune.recipe import Recipe, Rule, Select
+    from fxprune.reports import Plan, Report, report
+    from fxprune.verification import Certificate, verify
 
 __all__ = [
     "Certificate",
@@ -43,3 +53,18 @@ __all__ = [
     "unmask",
     "verify",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "channels": "transplant",
+        "checkpoint": "prune_checkpoint",
+        "compiler": "capture compile explain finalize is_pruned plan prune shrink unmask",
+        "errors": "FxpruneError",
+        "files": "export load save",
+        "program": "Program",
+        "recipe": "Recipe Rule Select",
+        "reports": "Plan Report report",
+        "verification": "Certificate verify",
+    },
+)

@@ -2,29 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "AmountError",
-    "AmountTypeError",
-    "CaptureError",
-    "DimError",
-    "FormatError",
-    "FxpruneError",
-    "InputError",
-    "InvariantError",
-    "MissingError",
-    "MissingParameterError",
-    "NormError",
-    "NotPrunedError",
-    "PassError",
-    "PassTypeError",
-    "PeerError",
-    "RecipeError",
-    "SelectError",
-    "ShapeError",
-    "StateError",
-    "UnexportableError",
-]
-
 
 class FxpruneError(Exception):
     """The base of every error that fxprune raises on purpose."""

@@ -1,11 +1,140 @@
-"""Tables: aligned columns for a file or a pipe, and the same for a terminal."""
+"""Words for messages: what a misspelt name may have meant, and the names of dtypes.
+
+Tables: aligned columns for a file or a pipe, and the same for a terminal.
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["plain_table", "rich_table"]
+_LONGEST = 60
+_HINTS = {
+    "": "write each rule under its own [[rule]]",
+    "amount": "give a share between 0.0 and 1.0 or a count of 0 or more",
+    "args": "give a table of keyword arguments",
+    "coupled": "write true or false",
+    "dim": "give a whole number, as dim = 0",
+    "export": "write [export]",
+    "finalize": "write [finalize]",
+    "formats": 'give a list, as formats = ["pt2", "safetensors"]',
+    "group": "give a text on one line, of 200 characters at most",
+    "mask": "give the path of a .safetensors, .pt, .pth or .bin file",
+    "max_share": "give a share between 0.0 and 1.0",
+    "match": 'write match = "relu(conv2d(_, W))"',
+    "method": 'give a name, as method = "l1_unstructured"',
+    "min_keep": "give a whole number of 1 or more",
+    "min_numel": "give a whole number of 0 or more",
+    "n": "give a number, 'fro', 'nuc', 'inf' or '-inf'",
+    "name": "give a text on one line, of 200 characters at most",
+    "ndim": "give a whole number of 0 or more, or a list of them",
+    "optional": "write true or false",
+    "pass": "write each pass under its own [[pass]]",
+    "passes": "give a list of passes",
+    "prune": 'give a capital name of match, or a list of them, as prune = "W"',
+    "round_to": "give a whole number of 1 or more",
+    "rule": "write each rule under its own [[rule]]",
+    "rules": "give a list of rules",
+    "seed": "give a whole number from 0 to 2**64 - 1",
+    "select": 'write select = { path = "conv1.weight" }',
+    "version": "write version = 1",
+}
+
+
+def show(value: object) -> str:
+    """A value as a recipe writes it, on one line, shortened.
+
+    Example:
+        >>> show(True), show([1, 2]), show(None), show(0.5)
+        ('true', '[...]', 'null', '0.5')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[...]" if value else "[]"
+    if isinstance(value, Mapping):
+        return "{...}"
+    if isinstance(value, int) and value.bit_length() > 64:  # Python may refuse to print its digits
+        return f"a number of {value.bit_length()} bits"
+    if not isinstance(value, str | int | float):
+        return f"<{type(value).__name__}>"
+    return _cut(repr(value[: _LONGEST + 1]) if isinstance(value, str) else repr(value))
+
+
+def plain(text: str) -> str:
+    r"""A text with its control characters escaped, so that a terminal prints it as it is.
+
+    Example:
+        >>> print(plain("a" + chr(27) + "[2J"))
+        a\x1b[2J
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def choices(value: object, known: Sequence[str]) -> str:
+    """What to say of a name that is none of the known ones.
+
+    Example:
+        >>> choices("globl", ["local", "global"])
+        "is not known; did you mean 'global'? Known: 'local', 'global'"
+    """
+    close = nearest(value, known) if isinstance(value, str) else None
+    names = ", ".join(f"'{name}'" for name in known)
+    if close:
+        return f"is not known; did you mean '{close}'? Known: {names}"
+    return f"is not known; known: {names}"
+
+
+def hint(key: str) -> str:
+    """What to give for a key."""
+    return _HINTS.get(key, "give a name or a list of names")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known name that is most like another one; None where none is like it.
+
+    Args:
+        name: what was written.
+        known: what there is.
+        cutoff: how like it must be, from 0 to 1; see `difflib.get_close_matches`.
+
+    Example:
+        >>> nearest("wieght", ["bias", "weight"]), nearest("scale", ["bias", "weight"])
+        ('weight', None)
+    """
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return the question whether the nearest known name is meant, or else another text.
+
+    Example:
+        >>> did_you_mean("wieght", ["bias", "weight"])
+        "did you mean 'weight'?"
+        >>> did_you_mean("scale", ["bias", "weight"], "there are bias, weight")
+        'there are bias, weight'
+    """
+    near = nearest(name, known)
+    return otherwise if near is None else f"did you mean {near!r}?"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without torch's, as recipes and files have it.
+
+    Example:
+        >>> dtype_name(torch.float32)
+        'float32'
+    """
+    return str(dtype).removeprefix("torch.")
 
 
 def plain_table(

@@ -9,17 +9,8 @@ import torch
 from torch import fx
 from torch.fx.node import Node
 
-from fxprune import tensors
-from fxprune.importing import VALUE
-from fxprune.ops import canonical_name
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Facts, Rewrite
-from fxprune.program import Program
-from fxprune.reads import is_product, parameter_read
-from fxprune.rewriter import Rewriter
-from fxprune.rule import rule
-
-__all__ = ["AdoptMasks", "adopt_mask"]
+from fxprune.program import VALUE, Program, canonical_name, is_product, parameter_read, parameters
+from fxprune.rewrite import Facts, Refusal, Rewrite, Rewriter, rule
 
 # The reads of P_orig and of P_mask, and the name P.
 Pair = tuple[Node, Node, str]
@@ -95,7 +86,7 @@ def _pair_of(program: Program, node: Node) -> Pair | None:
     if pair is None or VALUE not in node.meta:
         return pair
     # A mask of a wider dtype widens the product, which a masked parameter is not.
-    wide = node.meta[VALUE][1] != tensors.parameter(program, f"{pair[2]}_orig").dtype
+    wide = node.meta[VALUE][1] != parameters.parameter(program, f"{pair[2]}_orig").dtype
     return None if wide else pair
 
 
@@ -113,7 +104,7 @@ def _masked_pair(program: Program, orig: Any, mask: Any) -> Pair | None:
         return None
     path, _, attribute = f"{name}_mask".rpartition(".")
     buffer = program.get_submodule(path)._buffers.get(attribute)
-    parameter = tensors.parameter(program, stored)
+    parameter = parameters.parameter(program, stored)
     if buffer is None or buffer.shape != parameter.shape:
         return None
     # Without a cast, a mask of a wider dtype would widen the product.

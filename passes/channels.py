@@ -8,18 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fxprune.aliasing import Aliases
-from fxprune.atoms import Atoms
-from fxprune.flow import Flow, parts_of
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.removal import Removal, removal_of
-from fxprune.sinks import Sink
-from fxprune.stored_values import StoredValues
-
-from . import flow_rules
-
-__all__ = ["Channels", "FindChannels", "followed"]
+import fxprune.channels.rules  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from fxprune.channels import Atoms, Flow, Removal, Sink, StoredValues, parts_of, removal_of
+from fxprune.program import Aliases, Program
+from fxprune.rewrite import Analysis, Facts
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,6 @@ def followed(
         program: not changed.
         kind: what stored tensors are read as.
     """
-    flow_rules.load()
     atoms = Atoms()
     aliases = {mode: Aliases(graph) for mode, graph in program.graphs.items()}
     stored = kind(program, atoms, aliases.values())

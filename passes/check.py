@@ -8,12 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from fxprune.errors import PassError
-from fxprune.facts import ParamSite, Scores, Selection
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.units import check_channels
-
-__all__ = ["CheckScores"]
+from fxprune.program import ParamSite, Program
+from fxprune.rewrite import Analysis, Facts, Scores, Selection, check_channels
 
 _LOOKED_AT = 4096  # units of each parameter, so that no score is made twice for a large one
 

@@ -10,22 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from torch.fx.node import Node
 
-from fxprune import tensors
-from fxprune.coupling import Coupling, Layer, Place, places_of
+from fxprune.channels import Coupling, Flow, Ids, Layer, Place, StoredValues, Value, places_of
 from fxprune.errors import PassError
-from fxprune.factors import Ids, Value
-from fxprune.facts import Selection
-from fxprune.flow import Flow
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.reads import parameter_read
-from fxprune.stored_values import StoredValues
-from fxprune.tracing import source_line
+from fxprune.program import Program, parameter_read, parameters, source_line
+from fxprune.rewrite import Analysis, Facts, Refusal, Selection
 
 from .channels import followed
-
-__all__ = ["CoupleChannels"]
 
 Bools = npt.NDArray[np.bool_]
 _SHOWN = 5
@@ -94,7 +84,7 @@ class _Finder:
         values = dict(stored)
         self.places = {
             name: list(places_of(values[name]))
-            for name in tensors.aliases(program)
+            for name in parameters.aliases(program)
             if name in values
         }
         self.free = np.ones(self.atoms.count, dtype=np.bool_)
@@ -146,7 +136,7 @@ class _Finder:
         stored = {n for n, _ in own}
         entered = self._touched([flow.value(n) for n in given if n not in stored] if own else [])
         for read, name in own:
-            if tensors.parameter(self.program, name).dim() > 1:
+            if parameters.parameter(self.program, name).dim() > 1:
                 roots = self._touched([flow.value(read)])
                 roots = roots[leaves[roots]]
                 there = np.isin(roots, entered)
@@ -190,7 +180,7 @@ class _Finder:
 
     def _placed(self, unit_of: Ids) -> Iterator[Place]:
         for name, places in self.places.items():
-            shape = tensors.parameter(self.program, name).shape
+            shape = parameters.parameter(self.program, name).shape
             for dim, ids in places:
                 units = unit_of[self.labels[ids]]
                 if (units >= 0).any():
@@ -219,7 +209,7 @@ class _Finder:
         others = [n for n, made in self.made.items() if np.isin(own, made).any()]
         others = [n for n in others if n not in selected]
         return Refusal(
-            f"its channels are also those of {tensors.quoted(others)}; select all of them", None
+            f"its channels are also those of {parameters.quoted(others)}; select all of them", None
         )
 
     def _stay(self, roots: Ids) -> Refusal | None:

@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fxprune.pipeline import Facts, Rewrite
-from fxprune.rewriter import Rewriter
-from fxprune.shrink_telling import record_of_cut, train_notes
-from fxprune.surgery import Surgery
+from fxprune.channels import Surgery, record_of_cut, train_notes
+from fxprune.rewrite import Facts, Rewrite, Rewriter
 
 from .channels import Channels
-
-__all__ = ["CutChannels"]
 
 
 @dataclass(frozen=True)

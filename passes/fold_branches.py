@@ -10,22 +10,11 @@ import numpy as np
 import torch
 from torch.fx.node import Node
 
-from fxprune import ops, tensors
-from fxprune.aliasing import written
-from fxprune.drawing import own_dtype
-from fxprune.factors import Value
-from fxprune.flow import Flow
-from fxprune.importing import VALUE
-from fxprune.modes import count_batch
-from fxprune.pipeline import Facts, Rewrite
-from fxprune.rewriter import Rewriter
-from fxprune.shrink_record import ShrinkRecord
-from fxprune.shrink_telling import shift_note
-from fxprune.sizes import OPEN
+from fxprune.channels import OPEN, Flow, Value, shift_note
+from fxprune.program import VALUE, ShrinkRecord, count_batch, ops, own_dtype, parameters, written
+from fxprune.rewrite import Facts, Rewrite, Rewriter
 
 from .channels import Channels
-
-__all__ = ["FoldBranches"]
 
 _JOINS = frozenset(("add", "sub", "mul", "div", "maximum", "minimum"))
 
@@ -55,7 +44,7 @@ class FoldBranches(Rewrite):
             notes.update((shift_note(node), None) for node in shifted)
         if not folded:
             return
-        masks = {f"{name}_mask" for name in tensors.masks(rewriter.program)}
+        masks = {f"{name}_mask" for name in parameters.masks(rewriter.program)}
         left = _tensors(rewriter)
         dropped = [name for name in before if name not in left]
         removed = [_plain(rewriter, name) for name in dropped if name not in masks]

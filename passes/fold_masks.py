@@ -1,24 +1,19 @@
-"""Fold masks into the parameters: the way back to plain weights."""
+"""Fold masks into the parameters: the way back to plain weights.
+
+Drop masks: the original weights act again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch.fx.node import Node
 
-from fxprune import tensors
 from fxprune.errors import NotPrunedError
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Facts, Rewrite
-from fxprune.program import Program
-from fxprune.reads import is_product, parameter_of
-from fxprune.rewriter import Rewriter
-from fxprune.rule import rule
-from fxprune.shards import like
-
-__all__ = ["FoldMasks", "fold_mask", "masked_names"]
+from fxprune.program import Program, RuleRecord, is_product, like, parameter_of, parameters
+from fxprune.rewrite import Facts, Refusal, Rewrite, Rewriter, rule
 
 
 @rule("mul(W, m)", name="fold-mask")
@@ -27,7 +22,7 @@ def fold_mask(rw: Rewriter, node: Node, W: Node, m: Node) -> Node | Refusal:  # 
     if not is_product(rw.program, node):
         return Refusal("the factor is not the parameter's mask", node)
     name = parameter_of(rw.program, W)
-    if name is None or name in tensors.masks(rw.program):
+    if name is None or name in parameters.masks(rw.program):
         return Refusal("the parameter keeps its mask", node)
     rw.retarget(W, name)
     rw.replace_uses(node, W)
@@ -68,7 +63,7 @@ class FoldMasks(Rewrite):
             rewriter.restore_order()
 
     def _folded(self, program: Program, name: str) -> torch.Tensor:
-        mask, value = tensors.masks(program)[name], tensors.value(program, name)
+        mask, value = parameters.masks(program)[name], parameters.value(program, name)
         if self.zeros == "clean":
             # clone keeps the memory format, which masked_fill would take from the mask.
             return value.clone().masked_fill_(like(mask, value) == 0, 0)
@@ -82,12 +77,45 @@ def masked_names(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
         NotPrunedError: a named parameter has no mask.
     """
     for name in names:
-        tensors.owner(program, name)
-        if name not in tensors.masks(program):
+        parameters.owner(program, name)
+        if name not in parameters.masks(program):
             raise NotPrunedError(
                 f"parameter {name!r} has to be pruned before its mask can be removed; masked are "
-                f"{', '.join(tensors.masks(program)) or 'none'}"
+                f"{', '.join(parameters.masks(program)) or 'none'}"
             )
     return tuple(dict.fromkeys(program.captured.first[name] for name in names)) or tuple(
-        tensors.masks(program)
+        parameters.masks(program)
     )
+
+
+@dataclass(frozen=True)
+class UnmaskParameters(Rewrite):
+    """Drop masks; the parameters are what they were, or what training made of them.
+
+    Args:
+        names: the parameters; all masked ones when empty.
+    """
+
+    name: ClassVar[str] = "unmask"
+    effect: ClassVar[str] = "unmasks"
+
+    names: tuple[str, ...] = ()
+
+    def run(self, rewriter: Rewriter, facts: Facts) -> None:
+        """Drop the masks, and what the records say of these parameters.
+
+        Raises:
+            NotPrunedError: a named parameter has no mask.
+        """
+        program = rewriter.program
+        names = masked_names(program, self.names)
+        for name in names:
+            rewriter.drop_mask(name)
+        program.captured.records = tuple(_without(r, names) for r in program.captured.records)
+        rewriter.apply([fold_mask])
+        rewriter.restore_order()
+
+
+def _without(record: RuleRecord, names: tuple[str, ...]) -> RuleRecord:
+    kept = tuple(p for p in record.parameters if p.name not in names)
+    return replace(record, parameters=kept)

@@ -10,15 +10,10 @@ from typing import ClassVar
 import torch
 
 from fxprune.errors import MissingParameterError, PassError, PassTypeError, ShapeError
-from fxprune.facts import GivenMasks, NewMasks, ParamSite, Selection
-from fxprune.masks import fit_masks, read_masks
-from fxprune.peers import Peers
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.sharded_masks import given_mask
-from fxprune.tensors import parameters_of
-
-__all__ = ["TakeMasks"]
+from fxprune.files import fit_masks, read_masks
+from fxprune.program import ParamSite, Program, parameters_of
+from fxprune.ranking import Peers, given_mask
+from fxprune.rewrite import Analysis, Facts, GivenMasks, NewMasks, Selection
 
 
 @dataclass(frozen=True)
@@ -26,7 +21,7 @@ class TakeMasks(Analysis):
     """Take the masks that the caller gives, times the masks that are there.
 
     Args:
-        file: a file of masks, see `fxprune.masks.read_masks`, which may have masks for other
+        file: a file of masks, see `fxprune.files.masks.read_masks`, which may have masks for other
             parameters too; None to take the fact GivenMasks.
         ones: take a mask of ones for each parameter (torch.nn.utils.prune.Identity).
     """

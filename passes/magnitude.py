@@ -7,15 +7,20 @@ from typing import ClassVar
 
 import torch
 
-from fxprune.facts import Importance, Scores, ScoreSource, Selection
-from fxprune.flat_parts import picked
-from fxprune.magnitude_scan import can_scan, scan_magnitudes
-from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.sampling import indices_of
-from fxprune.units import Entries, entries_of
-
-__all__ = ["MagnitudeScores", "ScoreMagnitude"]
+from fxprune.ranking import can_scan, scan_magnitudes
+from fxprune.rewrite import (
+    Analysis,
+    Entries,
+    Facts,
+    Importance,
+    Scores,
+    ScoreSource,
+    Selection,
+    entries_of,
+    indices_of,
+    picked,
+)
 
 
 class MagnitudeScores(ScoreSource):

@@ -8,23 +8,16 @@ from typing import ClassVar
 import torch
 from torch.fx.node import Node
 
-from fxprune import tensors
 from fxprune.errors import InvariantError
-from fxprune.facts import NewMasks
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Facts, Rewrite
-from fxprune.reads import is_product, parameter_of
-from fxprune.rewriter import Rewriter
-from fxprune.rule import rule
-
-__all__ = ["InsertMasks", "insert_mask"]
+from fxprune.program import is_product, parameter_of, parameters
+from fxprune.rewrite import Facts, NewMasks, Refusal, Rewrite, Rewriter, rule
 
 
 @rule("W", name="insert-mask")
 def insert_mask(rw: Rewriter, node: Node, W: Node) -> Node | Refusal:  # noqa: N803
     """Read W as W_orig * W_mask where the tree has a mask for it."""
     name = parameter_of(rw.program, W)
-    if name is None or name not in tensors.masks(rw.program):
+    if name is None or name not in parameters.masks(rw.program):
         return Refusal("the parameter has no mask", node)
     if W.op != "get_attr" or any(is_product(rw.program, user) for user in W.users):
         return Refusal("the parameter is read through its mask already", node)
@@ -74,7 +67,7 @@ class InsertMasks(Rewrite):
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
         """Add each mask to the tree, then the products to the graphs."""
-        masks = tensors.masks(rewriter.program)
+        masks = parameters.masks(rewriter.program)
         for name, mask in facts[NewMasks].make():
             joined = masks[name] * mask if self.rejoin and name in masks else mask
             rewriter.add_mask(name, joined)

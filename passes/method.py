@@ -10,16 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.utils.prune import BasePruningMethod
 
-from fxprune import tensors
 from fxprune.errors import PassError, PassTypeError
-from fxprune.facts import Importance, Methods, NewMasks, ParamSite, Selection
-from fxprune.methods import combined_mask
-from fxprune.peers import Peers
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.units import masked_value
-
-__all__ = ["ComputeMasks"]
+from fxprune.program import ParamSite, Program, parameters
+from fxprune.ranking import Peers, combined_mask
+from fxprune.rewrite import Analysis, Facts, Importance, Methods, NewMasks, Selection, masked_value
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class ComputeMasks(Analysis):
         sites: tuple[ParamSite, ...],
         values: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        masked = tensors.masks(program)
+        masked = parameters.masks(program)
         old = {site.name: masked[site.name] for site in sites if site.name in masked}
         if self.scope == "local" or not values:
             return {name: combined_mask(method, values[name], old.get(name)) for name in values}

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxprune.facts import Importance, ParamSite, Scores, Selection
-from fxprune.peers import Peers
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.sharded_masks import whole
-from fxprune.tensors import parameters_of
-from fxprune.units import (
-    ChannelScores,
-    channel_norms,
+from fxprune.program import ParamSite, Program, parameters_of
+from fxprune.ranking import ChannelScores, Peers, channel_norms, whole
+from fxprune.rewrite import (
+    Analysis,
+    Facts,
+    Importance,
+    Scores,
+    Selection,
     check_channels,
     living_channels,
     masked_value,
 )
-
-__all__ = ["ScoreNorm"]
 
 
 @dataclass(frozen=True)

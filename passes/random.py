@@ -12,17 +12,20 @@ from typing import ClassVar
 
 import torch
 
-from fxprune.draws import generator_of, random_scores
 from fxprune.errors import PassError
-from fxprune.facts import Importance, ParamSite, Scores, Selection
-from fxprune.peers import Peers
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.sharded_masks import whole, whole_ones
-from fxprune.tensors import parameters_of
-from fxprune.units import Entries, check_channels, living_channels, raw_value
-
-__all__ = ["ScoreRandom"]
+from fxprune.program import ParamSite, Program, parameters_of
+from fxprune.ranking import Peers, generator_of, random_scores, whole, whole_ones
+from fxprune.rewrite import (
+    Analysis,
+    Entries,
+    Facts,
+    Importance,
+    Scores,
+    Selection,
+    check_channels,
+    living_channels,
+    raw_value,
+)
 
 
 def _mask_of(

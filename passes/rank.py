@@ -1,4 +1,7 @@
-"""Rank coupled channels: which units go, in each layer alone or over all of them, within limits."""
+"""Rank scores: which units go, in each parameter alone or over all of them.
+
+Rank coupled channels: which units go, in each layer alone or over all of them, within limits.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,49 @@ from typing import ClassVar
 
 import torch
 
-from fxprune.coupling import Coupling, Layer
+from fxprune.channels import CoupledScores, Coupling, Layer
 from fxprune.errors import AmountError
-from fxprune.facts import Cut, Ranking, ScoreSource
-from fxprune.pipeline import Analysis, Facts
 from fxprune.program import Program
-from fxprune.ranking import check_amount, count_of, counting, cut_group
-from fxprune.unit_scores import CoupledScores
+from fxprune.ranking import (
+    Peers,
+    check_amount,
+    count_of,
+    counting,
+    cut_group,
+    rank_over,
+    rank_scores,
+)
+from fxprune.rewrite import Analysis, Cut, Facts, Ranking, Scores, ScoreSource
 
-__all__ = ["RankUnits"]
+
+@dataclass(frozen=True)
+class Rank(Analysis):
+    """Find the cut that prunes the smallest scores.
+
+    Args:
+        amount: share of the living units (float) or count (int).
+        scope: "local": of each parameter; "global": of all parameters together.
+        ties: "index" or "torch", see `fxprune.rewrite.facts.Ranking`.
+    """
+
+    name: ClassVar[str] = "rank"
+    needs: ClassVar = (Scores,)
+    gives: ClassVar = (Ranking,)
+
+    amount: float | int
+    scope: str = "local"
+    ties: str = "index"
+
+    def run(self, program: Program, facts: Facts) -> Ranking:
+        """Return a cut for each parameter.
+
+        Raises:
+            AmountError: the amount is out of range, or more than is alive.
+        """
+        scores, peers = facts[Scores], facts.get(Peers)
+        if peers is not None:
+            return rank_over(peers, program, scores, self.amount, self.scope, self.ties)
+        return rank_scores(scores, self.amount, self.scope, self.ties)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from fxprune import ops, tensors
 from fxprune.errors import SelectError
-from fxprune.facts import Selection
-from fxprune.near_misses import readers_of
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.selecting import Choice, Verdict, select_any, tell_nothing, verdicts_of
-from fxprune.sites import sites_of
-from fxprune.tracing import source_line
-
-__all__ = ["SelectParameters"]
+from fxprune.program import Program, ops, parameters, sites_of, source_line
+from fxprune.recipe import Choice, Verdict, readers_of, select_any, tell_nothing, verdicts_of
+from fxprune.rewrite import Analysis, Facts, Selection
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class SelectParameters(Analysis):
     def _named(self, program: Program) -> Selection:
         sites = {site.name: site for site in sites_of(program)}
         firsts = (
-            tensors.owner(program, name) and program.captured.first[name] for name in self.names
+            parameters.owner(program, name) and program.captured.first[name] for name in self.names
         )
         named = tuple(dict.fromkeys(firsts))
         for name in named:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["PASSES"]
-
 PASSES: dict[str, str] = {
     "adopt": "fxprune.passes.adopt:AdoptMasks",
     "channels": "fxprune.passes.channels:FindChannels",
     "check": "fxprune.passes.check:CheckScores",
     "couple": "fxprune.passes.couple:CoupleChannels",
     "cut": "fxprune.passes.cut:CutUnits",
-    "cut_coupled": "fxprune.passes.cut_coupled:CutCoupled",
-    "finalize": "fxprune.passes.finalize:FoldMasks",
+    "cut_coupled": "fxprune.passes.cut:CutCoupled",
+    "finalize": "fxprune.passes.fold_masks:FoldMasks",
     "fold-branches": "fxprune.passes.fold_branches:FoldBranches",
     "given": "fxprune.passes.given:TakeMasks",
     "magnitude": "fxprune.passes.magnitude:ScoreMagnitude",
@@ -20,11 +18,11 @@ PASSES: dict[str, str] = {
     "norm": "fxprune.passes.norm:ScoreNorm",
     "random": "fxprune.passes.random:ScoreRandom",
     "rank": "fxprune.passes.rank:Rank",
-    "rank_units": "fxprune.passes.rank_units:RankUnits",
+    "rank_units": "fxprune.passes.rank:RankUnits",
     "select": "fxprune.passes.select:SelectParameters",
-    "shrink": "fxprune.passes.shrink:CutChannels",
-    "unit_mean": "fxprune.passes.unit_mean:ScoreUnitMean",
-    "unit_norm": "fxprune.passes.unit_norm:ScoreUnitNorm",
-    "unit_random": "fxprune.passes.unit_random:ScoreUnitRandom",
-    "unmask": "fxprune.passes.unmask:UnmaskParameters",
+    "shrink": "fxprune.passes.cut_channels:CutChannels",
+    "unit_mean": "fxprune.passes.unit_scores:ScoreUnitMean",
+    "unit_norm": "fxprune.passes.unit_scores:ScoreUnitNorm",
+    "unit_random": "fxprune.passes.unit_scores:ScoreUnitRandom",
+    "unmask": "fxprune.passes.fold_masks:UnmaskParameters",
 }

@@ -1,4 +1,9 @@
-"""Score units of coupled channels by the norm over all their slices."""
+"""Score units of coupled channels by another pass's scores of channels.
+
+Score units of coupled channels by the norm over all their slices.
+
+Score units of coupled channels at random.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,55 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fxprune.coupling import Coupling, Place
+from fxprune.channels import CoupledScores, Coupling, Place, costs_of, living_units, scores_of_units
 from fxprune.errors import PassError
-from fxprune.facts import Importance, ParamSite, Selection
-from fxprune.flops import costs_of
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.sites import sites_of
-from fxprune.slice_sums import slice_sums
-from fxprune.tensors import parameter
-from fxprune.unit_scores import CoupledScores, living_units, scores_of_units
-from fxprune.units import masked_value
+from fxprune.program import ParamSite, Program, parameter, sites_of
+from fxprune.ranking import generator_of, slice_sums
+from fxprune.rewrite import (
+    Analysis,
+    Facts,
+    Importance,
+    Scores,
+    ScoreSource,
+    Selection,
+    masked_value,
+)
 
-__all__ = ["ScoreUnitNorm"]
+
+@dataclass(frozen=True)
+class ScoreUnitMean(Analysis):
+    """Score each unit by the mean of its channels' scores in the parameters that were scored."""
+
+    name: ClassVar[str] = "unit_mean"
+    needs: ClassVar = (Scores, Coupling)
+    gives: ClassVar = (CoupledScores,)
+
+    def run(self, program: Program, facts: Facts) -> CoupledScores:
+        """Return a source for each layer."""
+        coupling, scores = facts[Coupling], facts[Scores]
+        total, count = np.zeros(coupling.units), np.zeros(coupling.units)
+        for place in coupling.places:
+            source = scores.sources.get(place.parameter)
+            if source is None or place.dim != (scores.dim or 0):
+                continue
+            values, living = _all_of(source)
+            there = (place.units >= 0) & living
+            np.add.at(total, place.units[there], values[there])
+            np.add.at(count, place.units[there], 1.0)
+        means = torch.from_numpy(total / np.maximum(count, 1))
+        return scores_of_units(coupling, means, living_units(program, coupling))
+
+
+def _all_of(source: ScoreSource) -> tuple[np.ndarray, np.ndarray]:
+    """Return a score for each unit, 0 where it is not alive, and which are alive."""
+    living = source.living(0, source.units)
+    scores = source.chunk(0, source.units).detach().to("cpu", torch.float64)
+    if living is None:
+        return scores.numpy(), np.ones(source.units, dtype=np.bool_)
+    spread = torch.zeros(source.units, dtype=torch.float64)
+    spread[living.cpu()] = scores
+    return spread.numpy(), living.cpu().numpy()
+
 
 Numbers = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -129,3 +170,25 @@ def _flops(program: Program, coupling: Coupling) -> Numbers:
         there = place.units[place.units >= 0]
         np.add.at(found, there, place.slice * each.get(place.parameter, 0.0))
     return found
+
+
+@dataclass(frozen=True)
+class ScoreUnitRandom(Analysis):
+    """Draw a score for each unit, layer by layer.
+
+    Args:
+        seed: seed of a private generator; torch's own one when None.
+    """
+
+    name: ClassVar[str] = "unit_random"
+    needs: ClassVar = (Coupling,)
+    gives: ClassVar = (CoupledScores,)
+
+    seed: int | None = None
+
+    def run(self, program: Program, facts: Facts) -> CoupledScores:
+        """Return a source for each layer."""
+        coupling = facts[Coupling]
+        generator = generator_of(torch.device("cpu"), self.seed)
+        drawn = torch.rand(coupling.units, generator=generator)
+        return scores_of_units(coupling, drawn, living_units(program, coupling))

@@ -9,11 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.fx.node import Node
 
-from fxprune.factors import Ids
-from fxprune.weights import Weights
-
-__all__ = ["KERNEL", "LIVE", "Atoms", "Pin", "Read"]
-
+from fxprune.channels.values import Ids
+from fxprune.channels.weights import Weights
 
 LIVE = "a live channel is read with weights"
 KERNEL = "a convolution runs over it"

@@ -4,6 +4,8 @@ Two operations are counted for each multiply-add of products: convolutions, line
 layers, matrix products, einsum, attention, and recurrent layers, at every step, layer and
 direction. Norms count as two for each entry that they scale and shift, and as five more where they
 also take its mean and variance. All else (activations, pooling, sums, softmax) is not counted.
+
+How large a Program is and what it costs, and how long it takes beside another one.
 """
 
 from __future__ import annotations
@@ -11,18 +13,27 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
 from torch.fx.node import Node
 
-from fxprune import ops, tensors
-from fxprune.importing import VALUE
-from fxprune.program import EVAL, Program
-from fxprune.reads import parameter_of
-
-__all__ = ["Cost", "Costs", "Shapes", "costs_of"]
+from fxprune.program import (
+    EVAL,
+    VALUE,
+    Footprint,
+    Program,
+    example_of,
+    fork,
+    ops,
+    parameter_of,
+    parameters,
+)
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -108,7 +119,7 @@ class Shapes:
             raise LookupError("it is no tensor of the graph")
         name = parameter_of(self.program, node)
         if name is not None:
-            return tuple(tensors.parameter(self.program, name).shape)
+            return tuple(parameters.parameter(self.program, name).shape)
         if node.op == "get_attr":
             owner, _, attribute = str(node.target).rpartition(".")
             return tuple(getattr(self.program.get_submodule(owner), attribute).shape)
@@ -294,3 +305,100 @@ _RULES: Mapping[str, Rule] = {
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
 }
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a forward takes, in eval mode without gradients.
+
+    Args:
+        batch: the size of every symbolic dimension.
+        before: seconds, the median.
+        after: seconds, the median, measured in turns with the other.
+        rounds: how often each was run.
+        threads: how many threads torch used.
+    """
+
+    batch: int
+    before: float
+    after: float
+    rounds: int
+    threads: int
+
+    def __str__(self) -> str:
+        return (
+            f"batch {self.batch}: {1e3 * self.before:.3g} ms -> {1e3 * self.after:.3g} ms "
+            f"({self.before / max(self.after, 1e-12):.2f} times as fast; medians of {self.rounds} "
+            f"rounds, {self.threads} {'thread' if self.threads == 1 else 'threads'})"
+        )
+
+
+def footprint_of(program: Program) -> Footprint:
+    """Count parameters, operations and activations.
+
+    Args:
+        program: not changed.
+
+    Example:
+        >>> from fxprune.compiler import capture
+        >>> found = footprint_of(capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),)))
+        >>> found.parameters, found.flops, found.activations
+        (8, 12, 2)
+    """
+    costs = costs_of(program)
+    return Footprint(
+        parameters=sum(p.numel() for p in program.parameters()),
+        flops=costs.flops,
+        activations=costs.activations,
+        layers={row.node: row.flops for row in costs.rows},
+        unknown=costs.unknown,
+    )
+
+
+def latency_of(
+    after: Program, before: Program, *, batch: int = 1, seconds: float = 0.5
+) -> Latency | None:
+    """Measure forwards of two Programs in turns.
+
+    Args:
+        after: a Program.
+        before: another one with the same inputs.
+        batch: the size of every symbolic dimension.
+        seconds: about how long to measure; a few rounds are run however short it is.
+
+    Returns:
+        Medians; None where no input can be drawn, or the drawn one does not run.
+    """
+    if not before.captured.inputs.drawable:
+        return None
+    # Forks have training flags of their own, over the same tensors.
+    pair = fork(before).eval(), fork(after).eval()
+    args, kwargs = example_of(before, batch=batch)
+    try:
+        with torch.no_grad():
+            return _measured(*pair, args, kwargs, batch=batch, seconds=seconds)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+
+
+def _measured(
+    before: nn.Module, after: nn.Module, args: Any, kwargs: Any, *, batch: int, seconds: float
+) -> Latency:
+    times: tuple[list[float], list[float]] = ([], [])
+    calls = [lambda: before(*args, **kwargs), lambda: after(*args, **kwargs)]
+    for call in calls:
+        call()
+    end = time.perf_counter() + seconds
+    while len(times[0]) < _ROUNDS or time.perf_counter() < end:
+        for call, taken in zip(calls, times, strict=True):
+            taken.append(_timed(call))
+    medians = [statistics.median(taken) for taken in times]
+    return Latency(batch, medians[0], medians[1], len(times[0]), torch.get_num_threads())
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

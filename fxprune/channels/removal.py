@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.atoms import LIVE, Atoms, Pin, Read
-from fxprune.factors import Bools, Factor, Ids, Value
-
-__all__ = ["Removal", "removal_of"]
+from fxprune.channels.atoms import LIVE, Atoms, Pin, Read
+from fxprune.channels.values import Bools, Factor, Ids, Value
 
 _LAST = "one channel at least must be left"
 

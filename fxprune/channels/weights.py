@@ -8,9 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fxprune.factors import Bools
-
-__all__ = ["Weights", "nonzero"]
+from fxprune.channels.values import Bools
 
 
 class Weights:

@@ -11,21 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fxprune.checkpoint_files import Checkpoint, open_checkpoint
-from fxprune.checkpoint_io import Workers
-from fxprune.checkpoint_masks import Spill
-from fxprune.checkpoint_rules import Rules
-from fxprune.checkpoint_select import check_recipe, weights_of
-from fxprune.checkpoint_target import Target, target_of
-from fxprune.checkpoint_write import ShardWriter
-from fxprune.facts import RuleRecord
+from fxprune.checkpoint.rules import Rules, check_recipe, weights_of
+from fxprune.checkpoint.source import Checkpoint, Workers, open_checkpoint
+from fxprune.checkpoint.target import ShardWriter, Target, target_of
+from fxprune.checkpoint.weights import Spill
+from fxprune.compiler import stages_of
+from fxprune.program import RuleRecord
 from fxprune.recipe import Recipe
-from fxprune.report_rows import record_data
-from fxprune.stages import stages_of
-from fxprune.tables import plain_table
-from fxprune.writing import PathLike
-
-__all__ = ["CheckpointReport", "OnProgress", "prune_checkpoint"]
+from fxprune.reports import record_data
+from fxprune.support import PathLike
+from fxprune.words import plain_table
 
 OnProgress = Callable[[str, int, int], None]
 _HEADER = ("rule", "method", "tensors", "alive", "pruned")

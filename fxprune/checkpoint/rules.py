@@ -1,6 +1,8 @@
 """The rules of a recipe on a checkpoint: each adds factors to the masks of the tensors it takes.
 
 What a rule decides is what the passes of the same rule decide on a model in memory.
+
+Which tensors of a checkpoint a rule takes; what needs a graph is refused.
 """
 
 from __future__ import annotations
@@ -10,35 +12,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from fxprune.bitwise import bounds_of
-from fxprune.checkpoint_channels import channels_of, inner_of, norm_scores
-from fxprune.checkpoint_files import open_checkpoint
-from fxprune.checkpoint_io import Workers
-from fxprune.checkpoint_masks import ByChannel, ByCut, Given, Ones, Spill
-from fxprune.checkpoint_scores import FileMagnitudes
-from fxprune.checkpoint_select import select_tensors
-from fxprune.checkpoint_weights import Weight
-from fxprune.cutting import Pruned, pruned_of_group
-from fxprune.draws import generator_of, random_scores
-from fxprune.errors import PassError, ShapeError
-from fxprune.facts import (
-    Cut,
-    ParamRecord,
-    ParamSite,
-    Ranking,
-    RuleRecord,
-    Scores,
-    ScoreSource,
+from fxprune.checkpoint.scores import FileMagnitudes, channels_of, inner_of, norm_scores
+from fxprune.checkpoint.source import INDEX, SUFFIX, Checkpoint, Workers, open_checkpoint
+from fxprune.checkpoint.weights import FLOATS, ByChannel, ByCut, Given, Ones, Spill, Weight
+from fxprune.errors import PassError, RecipeError, SelectError, ShapeError
+from fxprune.program import ParamRecord, ParamSite, RuleRecord, quoted
+from fxprune.ranking import (
+    Pruned,
+    Room,
+    bounds_of,
+    generator_of,
+    pruned_of_group,
+    random_scores,
+    rank_scores,
 )
-from fxprune.ranking import rank_scores
-from fxprune.recipe import Rule
-from fxprune.tensors import quoted
-
-__all__ = ["Rules"]
+from fxprune.recipe import Recipe, Rule, Select, hold_to, select_any, tell_nothing
+from fxprune.rewrite import Cut, Ranking, Scores, ScoreSource, Selection
+from fxprune.words import dtype_name, show
 
 MOST_REPLAYED = 2**22  # entries among which torch's own choice of ties can be repeated
 
@@ -223,3 +218,103 @@ def _check_replay(weights: Sequence[Weight]) -> None:
 def _record(name: str, source: ScoreSource, cut: Cut, gone: int) -> ParamRecord:
     quota = cut.quota + gone - cut.count
     return ParamRecord(name, source.units, source.alive, gone, cut.threshold, cut.tied, quota)
+
+
+_KEYS = ("op", "role", "module")
+_INSTEAD = "select by path, regex, param, exclude, ndim, dtype or min_numel"
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check that a recipe asks for nothing that a file of tensors does not have.
+
+    Raises:
+        RecipeError: names the rule and the key.
+    """
+    for rule in recipe.rules:
+        _check_rule(rule)
+    for key in ("passes", "shrink"):
+        if getattr(recipe, key, None):
+            word = "pass" if key == "passes" else key
+            raise RecipeError(
+                f"[{word}] edits a graph, and a checkpoint has none; leave it out, or compile the "
+                "model"
+            )
+
+
+def weights_of(checkpoint: Checkpoint, room: Room) -> tuple[dict[str, Weight], dict[str, str]]:
+    """Return the tensors that can be pruned, by name, and why the others cannot.
+
+    Args:
+        checkpoint: the files.
+        room: buffers.
+    """
+    weights: dict[str, Weight] = {}
+    refused: dict[str, str] = {}
+    known = ", ".join(dtype_name(dtype) for dtype in FLOATS)
+    for name, (shard, stored) in checkpoint.tensors.items():
+        if stored.dtype in FLOATS:
+            weights[name] = Weight(shard, stored, stored.dtype, room)
+        else:
+            kind = stored.kind if stored.dtype is None else dtype_name(stored.dtype)
+            refused[name] = f"its dtype is {kind}; of a checkpoint {known} are pruned"
+    return weights, refused
+
+
+def select_tensors(
+    rules: Sequence[Rule], sites: Sequence[ParamSite], refused: Mapping[str, str]
+) -> Selection:
+    """Select the tensors that any of some rules takes.
+
+    Args:
+        rules: one, or those of a group.
+        sites: all tensors, in order.
+        refused: why some of them cannot be pruned, by name.
+
+    Raises:
+        SelectError: nothing is selected, and a rule is not optional.
+    """
+    selects = [rule.select or Select() for rule in rules]
+    found = [hold_to(select, sites, refused) for select in selects]
+    selection = select_any(found)
+    if selection.sites or all(rule.optional for rule in rules):
+        return selection
+    there = {
+        "path": {site.name for site in sites},
+        "param": {site.name.rpartition(".")[2] for site in sites},
+    }
+    every = [verdict for verdicts in found for verdict in verdicts]
+    name = "+".join(str(rule.name) for rule in rules)
+    raise SelectError(
+        tell_nothing(name, selects, every, there, "checkpoint", lambda v: str(v.refusal))
+    )
+
+
+def _check_rule(rule: Rule) -> None:
+    where = f"rule {rule.name!r}"
+    select: Any = rule.select
+    asked = [key for key in ("match", "prune") if getattr(rule, key, None)]
+    asked += [f"select.{key}" for key in _KEYS if getattr(select, key, None)]
+    if asked or select is None:
+        need = "need" if len(asked) > 1 else "needs"
+        raise RecipeError(
+            f"{where}: {' and '.join(asked) or 'match'} {need} the model's graph, and a checkpoint "
+            f"has none; {_INSTEAD}"
+        )
+    if rule.coupled:
+        raise RecipeError(
+            f"{where}: coupled needs the model's graph, which tells what channels go together, and "
+            "a checkpoint has none; leave it out, or compile the model"
+        )
+    if rule.imported or rule.score_name not in (None, "magnitude", "norm", "random"):
+        raise RecipeError(
+            f"{where}: {rule.method or rule.score_name} gets whole tensors and masks, which a "
+            "checkpoint is pruned without; take a method of torch.nn.utils.prune, or prune the "
+            "model in memory"
+        )
+    if rule.method == "custom_from_mask" and rule.mask is None:
+        raise RecipeError(f"{where}: mask is missing; give the path of a .safetensors file")
+    if rule.mask is not None and not rule.mask.endswith((SUFFIX, INDEX)):
+        raise RecipeError(
+            f"{where}: mask = {show(rule.mask)} is not read for a checkpoint; give masks by tensor "
+            f"name in a {SUFFIX} file, as fxprune.masks writes them"
+        )

@@ -1,27 +1,114 @@
-"""Channels of a checkpoint's tensors: norms and living ones, a block of channels at a time."""
+"""Scores of a checkpoint's tensors, read from the file when they are asked for.
+
+Channels of a checkpoint's tensors: norms and living ones, a block of channels at a time.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
-from fxprune import scan
-from fxprune.bitwise import INTEGERS, keys_into
-from fxprune.checkpoint_masks import bytes_of
-from fxprune.checkpoint_weights import Weight
+from fxprune.checkpoint.source import SPAN, Workers
+from fxprune.checkpoint.weights import Weight, bytes_of
 from fxprune.errors import PassError
-from fxprune.units import (
+from fxprune.ranking import (
+    INTEGERS,
     ChannelScores,
-    Entries,
     channel_norms,
-    check_channels,
-    living_channels,
+    digits,
+    integers_of,
+    keys_into,
+    least_key,
+    most_key,
+    scan_keys,
 )
+from fxprune.rewrite import Entries, ScoreSource, check_channels, living_channels, starts_of
 
-__all__ = ["channels_of", "inner_of", "norm_scores"]
+_RUN = 256  # neighbouring entries that are sampled together: a read costs as much as many
+
+
+class FileMagnitudes(ScoreSource):
+    """|t| of each living entry of a tensor in a file.
+
+    Args:
+        weight: the tensor.
+        workers: threads for passes over it.
+        on_read: called with the number of bytes that were read.
+    """
+
+    def __init__(self, weight: Weight, workers: Workers, on_read: Callable[[int], None]) -> None:
+        self.weight, self._workers, self._on_read = weight, workers, on_read
+        self.units, self.alive = weight.units, weight.alive
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of |t|."""
+        return self.weight.dtype
+
+    def living(self, start: int, stop: int) -> torch.Tensor | None:
+        """Return which entries are alive."""
+        return self.weight.living(start, stop)
+
+    def chunk(self, start: int, stop: int) -> torch.Tensor:
+        """Return |t| of the living entries among start..stop."""
+        parts = [np.empty(0, integers_of(self.dtype))]
+        for _, keys, living in self.weight.pieces(start, stop):
+            parts.append(keys.copy() if living is None else keys[living])
+        self._on_read((stop - start) * self.dtype.itemsize)
+        return torch.from_numpy(np.concatenate(parts)).view(self.dtype)
+
+    def sample(self, step: int) -> torch.Tensor:
+        """Return about one living score in `step`, in short runs that are spread evenly."""
+        run = min(_RUN, self.units)
+        starts = starts_of(self.units, step * _RUN).clamp(max=self.units - run).tolist()
+        bits: Any = np.empty((len(starts), run), integers_of(self.dtype))
+        for row, start in zip(bits, starts, strict=True):
+            self.weight.read_into(memoryview(row).cast("B"), start)
+        keys = np.bitwise_and(bits, np.iinfo(bits.dtype).max, out=bits)
+        if not self.weight.factors:
+            return torch.from_numpy(keys).view(self.dtype).view(-1)
+        parts = [keys[:0].reshape(-1)]
+        parts += (self._living_keys(row, start) for row, start in zip(keys, starts, strict=True))
+        return torch.from_numpy(np.concatenate(parts)).view(self.dtype)
+
+    def scan(
+        self, low: float | None, high: float | None, dtype: torch.dtype, most: int
+    ) -> tuple[int, torch.Tensor | None] | None:
+        """Count and collect by threads, on the bits."""
+        own = self.dtype
+        first = 0 if low is None else least_key(low, own)
+        last = int(np.iinfo(integers_of(own)).max) if high is None else most_key(high, own)
+        size = SPAN // own.itemsize
+        spans = ((at, min(at + size, self.units)) for at in range(0, self.units, size))
+        under, count, inside = 0, 0, [np.empty(0, integers_of(own))]
+        work = partial(self._scan_span, first, last)
+        with closing(self._workers.map(work, spans)) as results:
+            for passed, below, found in results:
+                self._on_read(passed * own.itemsize)
+                under, count = under + below, count + sum(map(len, found))
+                inside += found
+                if count > most:
+                    return under, None
+        return under, torch.from_numpy(np.concatenate(inside)).view(own).to(dtype)
+
+    def _scan_span(self, low: int, high: int, span: tuple[int, int]) -> tuple[int, int, list[Any]]:
+        under, found = 0, list[Any]()
+        for _, keys, living in self.weight.pieces(*span):
+            below, inside = scan_keys(keys, low, high, living, self.weight.room)
+            under += below
+            found.append(inside)
+        return span[1] - span[0], under, found
+
+    def _living_keys(self, keys: Any, start: int) -> Any:
+        living = self.weight.living_of(keys, start)
+        return keys if living is None else keys[living]
+
 
 MOST = 2**25  # bytes of a block
 
@@ -107,7 +194,7 @@ def _read(weight: Weight, start: int, values: torch.Tensor, mask: torch.Tensor |
     weight.read_into(bytes_of(values), start)
     if mask is None:
         return
-    bits, size = values.view(INTEGERS[weight.dtype.itemsize]).numpy(), scan.CHUNK
+    bits, size = values.view(INTEGERS[weight.dtype.itemsize]).numpy(), digits.CHUNK
     for at in range(0, len(values), size):
         keys = keys_into(bits[at : at + size], weight.room)
         mask[at : at + size] = weight.mask_of(keys, start + at)

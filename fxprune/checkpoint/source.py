@@ -1,21 +1,166 @@
-"""Checkpoints on disk: a safetensors file, or an index and its shards (Hugging Face's layout)."""
+"""Checkpoints on disk: a safetensors file, or an index and its shards (Hugging Face's layout).
+
+The header of a safetensors file: which tensor lies where. safetensors itself checks it.
+
+Reads and writes at an offset, from any thread, and the threads that do them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
-from fxprune.checkpoint_header import Header, Stored, parse_table, read_header, read_limited
-from fxprune.checkpoint_io import fill
+import torch
+from safetensors import SafetensorError, safe_open
+
 from fxprune.errors import FormatError
-from fxprune.recipe_errors import show
-from fxprune.writing import PathLike
+from fxprune.program import ParamSite
+from fxprune.ranking import Room
+from fxprune.support import MOST_HEADER, PathLike, header_size, parse_json
+from fxprune.words import show
 
-__all__ = ["INDEX", "SUFFIX", "Checkpoint", "Shard", "open_checkpoint"]
+_MOST_DIMS = 64  # as many as torch takes
+_METADATA = "__metadata__"
+_TORCH = {
+    **{"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64},
+    **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
+    **{"U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64},
+    **{"BOOL": torch.bool, "C64": torch.complex64, "F8_E8M0": torch.float8_e8m0fnu},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz},
+    **{"F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz},
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file.
+
+    Args:
+        name: its name.
+        kind: its dtype, in the format's words.
+        shape: its shape.
+        begin: the offset of its first byte in the file.
+        end: the offset behind its last one.
+    """
+
+    name: str
+    kind: str
+    shape: torch.Size
+    begin: int
+    end: int
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Its dtype in torch; None where entries are smaller than a byte."""
+        return _TORCH.get(self.kind)
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def site(self) -> ParamSite:
+        """What rules select it by; as bytes, where torch has none of its dtype."""
+        return ParamSite(self.name, (self.name,), (), (), self.shape, self.dtype or torch.uint8)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a file says.
+
+    Args:
+        size: of the file, in bytes.
+        tensors: in the order in which they lie in the file, as safetensors lists them.
+    """
+
+    size: int
+    tensors: tuple[Stored, ...]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FormatError: the file is missing or truncated, or its header does not describe it.
+    """
+    with _opened(path) as file:
+        try:
+            # Not for its tensors: it maps the file, and what is read there counts as memory.
+            with safe_open(path, "numpy"):
+                pass
+        except SafetensorError as error:
+            raise _fault(path, show(str(error))) from error
+        raw = file.read(header_size(file))
+        start, size = file.tell(), file.seek(0, 2)
+    table = parse_table(path, raw)
+    table.pop(_METADATA, None)
+    found = [_stored(path, name, entry, start) for name, entry in table.items()]
+    found.sort(key=lambda tensor: (tensor.begin, tensor.end))
+    return Header(size, tuple(found))
+
+
+def read_limited(path: Path) -> bytes:
+    """Read a small file.
+
+    Raises:
+        FormatError: it is missing, or is larger than 100 MB.
+    """
+    with _opened(path) as file:
+        raw = file.read(MOST_HEADER + 1)
+    if len(raw) > MOST_HEADER:
+        raise _fault(path, "it is larger than 100 MB")
+    return raw
+
+
+def parse_table(path: Path, raw: bytes) -> dict[str, Any]:
+    """Parse a table in JSON.
+
+    Raises:
+        FormatError: it is none.
+    """
+    try:
+        table = parse_json(raw)
+    except FormatError as error:
+        raise _fault(path, str(error)) from error
+    if not isinstance(table, dict):
+        raise _fault(path, "no table in its JSON")
+    return cast("dict[str, Any]", table)
+
+
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise FormatError(f"{path}: this {what}; give the path of a .safetensors file or its index")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _stored(path: Path, name: str, entry: Any, start: int) -> Stored:
+    begin, end = entry["data_offsets"]
+    if len(entry["shape"]) > _MOST_DIMS:
+        raise _fault(path, f"{show(name)} has more than {_MOST_DIMS} dimensions")
+    return Stored(name, entry["dtype"], torch.Size(entry["shape"]), start + begin, start + end)
+
+
+def _fault(path: Path, text: str) -> FormatError:
+    return FormatError(f"{path}: this is no whole safetensors checkpoint: {text}; get it again")
+
 
 INDEX = ".index.json"
 SUFFIX = ".safetensors"
@@ -158,3 +303,89 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
     return found.st_mtime_ns, found.st_size
+
+
+PIECE = 2**20  # bytes read at once: what is done to them finds them in the cache
+SPAN = 2**23  # bytes that a thread takes on at once
+_THREADS = min(max(os.cpu_count() or 1, 2), 4)  # some work while others wait for the disk
+_AHEAD = 4  # spans that wait for a thread
+
+_LOCK = threading.Lock()
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+def fill(descriptor: int, view: memoryview, at: int) -> bool:
+    """Fill a buffer of bytes from a file; tell whether the file was long enough.
+
+    Args:
+        descriptor: of the file.
+        view: the buffer.
+        at: the offset in the file.
+    """
+    while view:
+        count = _read(descriptor, view, at)
+        if count == 0:
+            return False
+        view, at = view[count:], at + count
+    return True
+
+
+def put(descriptor: int, view: memoryview, at: int) -> None:
+    """Write a buffer of bytes to a file, from an offset on."""
+    while view:
+        count = _write(descriptor, view, at)
+        view, at = view[count:], at + count
+
+
+def _read(descriptor: int, view: memoryview, at: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [view], at)
+    with _LOCK:  # without reads at an offset, as on Windows
+        os.lseek(descriptor, at, os.SEEK_SET)
+        data = os.read(descriptor, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
+def _write(descriptor: int, view: memoryview, at: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, view, at)
+    with _LOCK:
+        os.lseek(descriptor, at, os.SEEK_SET)
+        return os.write(descriptor, view)
+
+
+class Workers:
+    """A few threads and their buffers; use it as a context."""
+
+    def __init__(self) -> None:
+        self.room = Room()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fxprune")
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(
+        self, work: Callable[[_Job], _Result], jobs: Iterable[_Job]
+    ) -> Generator[_Result, None, None]:
+        """Yield results in the order of the jobs; close it to leave the rest undone."""
+        waiting: deque[Future[_Result]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self._pool.submit(work, job))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # What runs already ends first: a thread must not outlive what it works on.
+            wait([future for future in waiting if not future.cancel()])

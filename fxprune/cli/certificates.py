@@ -9,20 +9,23 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fxprune.certificate import Certificate
-from fxprune.cli_inputs import CommandError
-from fxprune.cli_models import Loaded, importing_from_here, load_model, load_weights
-from fxprune.cli_options import InputOptions, JsonOption, WeightsOption, load
-from fxprune.cli_output import Page, Progress, reported
-from fxprune.compiler import capture
-from fxprune.files import read_weights
-from fxprune.pt2_files import load_pt2
-from fxprune.rechecking import Basis, read_certificate
-from fxprune.saving import load as read_program
-from fxprune.source import copy_model
-from fxprune.verify import verify
-
-__all__ = ["verify_command"]
+from fxprune.cli.models import (
+    CommandError,
+    InputOptions,
+    JsonOption,
+    Loaded,
+    WeightsOption,
+    importing_from_here,
+    load_model,
+    load_weights,
+    prepare_model,
+)
+from fxprune.cli.output import Page, Progress, reported
+from fxprune.compiler import Basis, capture, read_certificate
+from fxprune.files import load as read_program
+from fxprune.files import load_pt2, read_weights
+from fxprune.program import copy_model
+from fxprune.verification import Certificate, verify
 
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 # What a folder of `fxprune compile` may hold that can be read back, the whole Program first.
@@ -73,7 +76,7 @@ def verify_command(
         if (before is None) == (against is None):
             raise CommandError("give either BEFORE or --against MODEL, to hold AFTER to")
         with Progress() as progress:
-            theirs = load(before or against or "", inputs or (), weights, progress)
+            theirs = prepare_model(before or against or "", inputs or (), weights, progress)
             beside = None if against is None else _certificate(after)
             if beside is not None:
                 progress("verify")

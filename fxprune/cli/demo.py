@@ -20,28 +20,13 @@ import torch.nn.functional as F
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from fxprune import tensors
-from fxprune.bits import same_bits
-from fxprune.build import Result, compile
-from fxprune.cli_output import Page
-from fxprune.compiler import capture, finalize, prune
+from fxprune.cli.output import Page
+from fxprune.compiler import Result, capture, compile, finalize, prune
 from fxprune.errors import FormatError
-from fxprune.program import Program
+from fxprune.program import Program, parameters
 from fxprune.recipe import Recipe
-from fxprune.verify import verify
-
-__all__ = [
-    "RECIPE",
-    "Check",
-    "Digits",
-    "DigitsNet",
-    "Outcome",
-    "accuracy_of",
-    "check_against_torch",
-    "read_digits",
-    "run_demo",
-    "train",
-]
+from fxprune.support import same_bits
+from fxprune.verification import verify
 
 RECIPE = """\
 [[rule]]
@@ -231,7 +216,7 @@ def check_against_torch(model: nn.Module, masked: Program, x: Tensor) -> Check:
     pairs = [(getattr(hooked, name), "weight") for name in _WEIGHTS]
     torch_prune.global_unstructured(pairs, pruning_method=torch_prune.L1Unstructured, amount=0.8)
     masks = {f"{name}.weight": getattr(hooked, name).weight_mask for name in _WEIGHTS}
-    found = tensors.masks(masked)
+    found = parameters.masks(masked)
     alike = masks.keys() == set(found) and all(same_bits(masks[n], found[n]) for n in masks)
     entries = sum(mask.numel() for mask in masks.values())
     return Check(len(masks), entries, alike, same_bits(hooked(x), masked(x)))

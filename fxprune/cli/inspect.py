@@ -8,30 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune import tensors
-from fxprune.channel_picture import draw_channels
-from fxprune.cli_inputs import parse_batch
-from fxprune.cli_models import importing_from_here
-from fxprune.cli_options import (
+from fxprune.channels import footprint_of
+from fxprune.cli.models import (
     BatchOption,
     ImportsOption,
     InputOptions,
     JsonOption,
     ModelArgument,
     WeightsOption,
-    load,
+    importing_from_here,
+    parse_batch,
+    prepare_model,
 )
-from fxprune.cli_output import Page, Progress, reported
-from fxprune.compiler import capture, prune
-from fxprune.dataflow import alias_groups
-from fxprune.footprints import footprint_of
-from fxprune.program import BOTH, Program
+from fxprune.cli.output import Page, Progress, reported
+from fxprune.compiler import capture, draw_channels, prune
+from fxprune.program import BOTH, Program, alias_groups, parameters, sites_of
 from fxprune.recipe import Recipe
 from fxprune.reports import report
-from fxprune.sites import sites_of
-from fxprune.wording import dtype_name
-
-__all__ = ["inspect_command"]
+from fxprune.words import dtype_name
 
 
 def inspect_command(
@@ -58,7 +52,7 @@ def inspect_command(
         rules = None if recipe is None else Recipe.load(recipe, allow_imports=allow_imports)
         dim = parse_batch(batch)
         with Progress() as progress:
-            loaded = load(model, inputs or (), weights, progress)
+            loaded = prepare_model(model, inputs or (), weights, progress)
             progress("capture")
             program = capture(loaded.model, loaded.args, loaded.kwargs, batch=dim)
             if rules is not None:
@@ -145,7 +139,9 @@ def _print_program(page: Page, program: Program) -> None:
     for mode, calls in _operators(program).items():
         page.text(f"  {mode}: {calls} operators")
     if program.captured.deciders:
-        page.text(f"  chosen by the training flags of {tensors.quoted(program.captured.deciders)}")
+        page.text(
+            f"  chosen by the training flags of {parameters.quoted(program.captured.deciders)}"
+        )
     page.heading("parameters")
     header = ("name", "shape", "dtype", "uses")
     rows = [

@@ -1,33 +1,37 @@
-"""`MODEL` and `--weights`: a model from a factory, its weights from a file, and whether it runs."""
+"""`MODEL` and `--weights`: a model from a factory, its weights from a file, and whether it runs.
+
+`--input [NAME=][DTYPE:]SHAPE[:LOW..HIGH]`: example inputs from a private generator.
+
+The arguments and options that commands share, and the model that they stand for.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
+import re
 import sys
 import traceback
 import types
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+import typer
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune import tensors
-from fxprune.cli_inputs import CommandError
+from fxprune.cli.output import Progress
 from fxprune.compiler import capture
-from fxprune.files import load_pt2, read_weights
-from fxprune.program import Program
-from fxprune.saving import load
-from fxprune.source import copy_model
-from fxprune.wording import did_you_mean, dtype_name
-
-__all__ = ["Loaded", "check_call", "importing_from_here", "load_model", "load_weights"]
+from fxprune.errors import FxpruneError
+from fxprune.files import load, load_pt2, read_weights
+from fxprune.program import Program, copy_model, parameters
+from fxprune.words import did_you_mean, dtype_name
 
 _USAGE = "give package.module:factory, file.py:factory, a .fxp or a .pt2 file"
 
@@ -220,7 +224,7 @@ def _key_faults(own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> li
     missing = [key for key in own if key not in state and id(own[key]) not in there]
     unexpected = [key for key in state if key not in own]
     texts = {"missing": missing, "unexpected": unexpected}
-    return [f"{what} {tensors.quoted(keys)}" for what, keys in texts.items() if keys]
+    return [f"{what} {parameters.quoted(keys)}" for what, keys in texts.items() if keys]
 
 
 def _tensor_faults(own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[str]:
@@ -255,3 +259,232 @@ def _told(error: BaseException, file: str | None = None) -> str:
     text = f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
     stack = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"{text} ({file}, line {stack[-1].lineno})" if stack else text
+
+
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in (
+        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+        *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    )
+}
+_SHAPE = re.compile(r"\(\)|[0-9]{1,18}(,[0-9]{1,18})*,?")
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+_INPUT_USAGE = "write [NAME=][DTYPE:]SHAPE[:LOW..HIGH], as 1,3,32,32 or input_ids=int64:1,24:0..999"
+
+
+class CommandError(FxpruneError, ValueError):
+    """What the command line was given is at fault."""
+
+
+@dataclass(frozen=True)
+class InputOption:
+    """One `--input`.
+
+    Args:
+        text: as it was written.
+        name: the argument's name; None for the next positional one.
+        dtype: the tensor's dtype.
+        shape: the tensor's shape.
+        low: the smallest value to draw; None for what the dtype has by default.
+        high: the largest value to draw.
+    """
+
+    text: str
+    name: str | None
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    low: float | None = None
+    high: float | None = None
+
+    def draw(self, generator: torch.Generator) -> torch.Tensor:
+        """Draw the tensor: floats are normal, or uniform in their range; whole numbers uniform.
+
+        Raises:
+            CommandError: it does not fit into memory.
+        """
+        try:
+            return self._drawn(generator)
+        except (MemoryError, RuntimeError) as error:
+            raise _fault(self.text, "is too large for the memory; give a smaller SHAPE") from error
+
+    def _drawn(self, generator: torch.Generator) -> torch.Tensor:
+        if self.dtype.is_complex:
+            return torch.randn(self.shape, generator=generator, dtype=self.dtype)
+        if not self.dtype.is_floating_point:
+            low, high = int(self.low or 0), int(1 if self.high is None else self.high)
+            return torch.randint(low, high + 1, self.shape, generator=generator).to(self.dtype)
+        if self.low is None or self.high is None:
+            return torch.randn(self.shape, generator=generator).to(self.dtype)
+        uniform = torch.rand(self.shape, generator=generator, dtype=torch.float64)
+        # Not low + uniform * (high - low), which overflows for the widest range of float64.
+        return (self.low * (1 - uniform) + self.high * uniform).to(self.dtype)
+
+
+def parse_input(text: str) -> InputOption:
+    """Parse one `--input`.
+
+    Args:
+        text: `[NAME=][DTYPE:]SHAPE[:LOW..HIGH]`: dtype float32 by default, sizes with commas, `()`
+            for a scalar, both ends of the range included; whole numbers are 0..1 by default.
+
+    Raises:
+        CommandError: says which part is at fault.
+
+    Example:
+        >>> option = parse_input("input_ids=int64:1,24:0..999")
+        >>> option.name, option.dtype, option.shape, option.low, option.high
+        ('input_ids', torch.int64, (1, 24), 0, 999)
+    """
+    name, equals, rest = text.rpartition("=")
+    parts = rest.split(":")
+    span = parts.pop() if ".." in parts[-1] else None
+    if equals and not name.isidentifier():
+        raise _fault(text, f"has {name!r} for a NAME; {_INPUT_USAGE}")
+    if len(parts) not in (1, 2) or not _SHAPE.fullmatch(parts[-1]):
+        raise _fault(text, f"has no SHAPE of whole numbers; {_INPUT_USAGE}")
+    kind = parts[0] if len(parts) == 2 else "float32"
+    if kind not in _DTYPES:
+        raise _fault(text, f"has the unknown DTYPE {kind!r}; there are {', '.join(_DTYPES)}")
+    shape = tuple(int(size) for size in re.findall("[0-9]+", parts[-1]))
+    low, high = (None, None) if span is None else _range(text, span, _DTYPES[kind])
+    return InputOption(text, name or None, _DTYPES[kind], shape, low, high)
+
+
+def draw_inputs(
+    texts: Sequence[str], device: torch.device | None = None, *, seed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Draw `(args, kwargs)` for all `--input` of a command.
+
+    Args:
+        texts: the options, in order.
+        device: where the tensors go.
+        seed: of a private generator.
+
+    Raises:
+        CommandError: an option is at fault, or two have one name.
+    """
+    options = [parse_input(text) for text in texts]
+    generator = torch.Generator().manual_seed(seed)
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for option in options:
+        if option.name in kwargs:
+            raise _fault(option.text, f"has the NAME {option.name!r} again; give each once")
+        tensor = option.draw(generator).to(device)
+        if option.name is None:
+            args.append(tensor)
+        else:
+            kwargs[option.name] = tensor
+    return tuple(args), kwargs
+
+
+def parse_batch(text: str) -> int | None:
+    """Parse `--batch`: a dimension, or "none" for fixed shapes.
+
+    Raises:
+        CommandError: it is neither.
+
+    Example:
+        >>> parse_batch("0"), parse_batch("none")
+        (0, None)
+    """
+    if text.lower() == "none":
+        return None
+    if not _WHOLE.fullmatch(text):
+        raise CommandError(f"--batch {text}: give the number of a dimension, as 0, or none")
+    return int(text)
+
+
+def _range(text: str, span: str, dtype: torch.dtype) -> tuple[float, float]:
+    ends = span.split("..")
+    if dtype.is_complex or len(ends) != 2:
+        what = "complex numbers have no range" if dtype.is_complex else f"{span!r} is no range"
+        raise _fault(text, f"{what}; {_INPUT_USAGE}")
+    try:
+        low, high = (_end(end, dtype) for end in ends)
+    except ValueError:
+        raise _fault(text, f"the range {span!r} does not fit its dtype; {_INPUT_USAGE}") from None
+    if low > high:
+        raise _fault(text, f"the range {span!r} is empty; write the smaller number first")
+    return low, high
+
+
+def _end(text: str, dtype: torch.dtype) -> float:
+    if dtype.is_floating_point:
+        least, most = torch.finfo(dtype).min, torch.finfo(dtype).max
+        value: float = float(text)
+    else:
+        limits = None if dtype is torch.bool else torch.iinfo(dtype)
+        least, most = (0, 1) if limits is None else (limits.min, limits.max)
+        value = int(text) if _WHOLE.fullmatch(text) else math.nan
+    if not least <= value <= most:
+        raise ValueError(text)
+    return value
+
+
+def _fault(text: str, what: str) -> CommandError:
+    return CommandError(f"--input {text}: {what}")
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="package.module:factory or file.py:factory; the factory takes nothing and returns the "
+        "model, or (model, args, kwargs). Or a .fxp file that fxprune.save wrote, or a .pt2 "
+        "file of torch.export's.",
+    ),
+]
+InputOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="[NAME=][DTYPE:]SHAPE[:LOW..HIGH]",
+        help="An example input, drawn at random, as 1,3,32,32 or input_ids=int64:1,24:0..999 (ends "
+        "included). Once for each argument of forward.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Weights for the model: .safetensors, or a state dict in .pt, .pth or .bin.",
+    ),
+]
+BatchOption = Annotated[
+    str, typer.Option(metavar="D|none", help="The inputs' batch dimension; none: fixed shapes.")
+]
+ImportsOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-imports", help="Let the recipe import its own methods, and so run their code."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def prepare_model(
+    spec: str, inputs: Sequence[str], weights: Path | None, progress: Progress
+) -> Loaded:
+    """Make the model with its weights and inputs, and run it once.
+
+    Args:
+        spec: MODEL, see `fxprune.cli.models.load_model`.
+        inputs: each `--input`; none: the factory's own.
+        weights: `--weights`.
+        progress: told that loading begins.
+
+    Raises:
+        CommandError: one of these is at fault.
+    """
+    progress("load")
+    # Weights that a factory draws, and random methods without a seed, are the same every time.
+    torch.manual_seed(0)
+    loaded = load_model(spec)
+    if weights is not None:
+        load_weights(loaded, weights)
+    if inputs:
+        loaded = Loaded(loaded.model, *draw_inputs(inputs, loaded.device))
+    check_call(loaded)
+    return loaded

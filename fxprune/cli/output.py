@@ -14,11 +14,8 @@ from rich.status import Status
 from rich.text import Text
 
 from fxprune.errors import FxpruneError, InvariantError, StateError
-from fxprune.recipe_errors import plain
 from fxprune.reports import Report
-from fxprune.tables import plain_table, rich_table
-
-__all__ = ["Page", "Progress", "reported"]
+from fxprune.words import plain, plain_table, rich_table
 
 _FAILED, _AT_FAULT, _INTERRUPTED = 1, 2, 130
 
@@ -124,7 +121,7 @@ class Page:
         self._print(Text(f"\n{text}", style="bold"))
 
     def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        """Print rows under titles; see `fxprune.tables.plain_table`."""
+        """Print rows under titles; see `fxprune.words.plain_table`."""
         if self._console.is_terminal:
             self._print(rich_table(header, rows))
         else:

@@ -7,26 +7,24 @@ from typing import Annotated
 
 import typer
 
-from fxprune.cli_inputs import CommandError, parse_batch
-from fxprune.cli_models import importing_from_here
-from fxprune.cli_options import (
+from fxprune.cli.models import (
     BatchOption,
+    CommandError,
     ImportsOption,
     InputOptions,
     JsonOption,
     ModelArgument,
     WeightsOption,
-    load,
+    importing_from_here,
+    parse_batch,
+    prepare_model,
 )
-from fxprune.cli_output import Page, Progress, reported
-from fxprune.compiler import capture
-from fxprune.explaining import explain
-from fxprune.planning import Plan, PlanDiff, plan
+from fxprune.cli.output import Page, Progress, reported
+from fxprune.compiler import capture, explain, plan
 from fxprune.program import Program
 from fxprune.recipe import Recipe
-from fxprune.writing import check_file
-
-__all__ = ["PlanOption", "RecipeOption", "explain_command", "plan_command", "rules_for"]
+from fxprune.reports import Plan, PlanDiff
+from fxprune.support import check_file
 
 RecipeOption = Annotated[Path | None, typer.Option(metavar="FILE", help="A .toml or .json recipe.")]
 PlanOption = Annotated[
@@ -145,7 +143,7 @@ def _captured(
     batch: int | None,
     progress: Progress,
 ) -> Program:
-    loaded = load(spec, inputs or (), weights, progress)
+    loaded = prepare_model(spec, inputs or (), weights, progress)
     progress("capture")
     return capture(loaded.model, loaded.args, loaded.kwargs, batch=batch)
 

@@ -12,23 +12,15 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune import tensors
-from fxprune.auditing import Auditor
-from fxprune.certificate import UNCHECKED, Certificate
-from fxprune.compiler import OnPass, RecipeLike, capture, finalize, prune, unmask
+from fxprune.compiler.run import OnPass, RecipeLike, capture, finalize, prune, unmask
+from fxprune.compiler.shrinking import shrink_certified
 from fxprune.errors import InvariantError
-from fxprune.exporting import check_format
-from fxprune.files import check_writable, export
-from fxprune.pipeline import Watch
-from fxprune.plans import Plan, recipe_of
-from fxprune.program import EVAL, TRAIN, Program
+from fxprune.files import check_format, check_writable, export
+from fxprune.program import EVAL, TRAIN, Program, parameters
 from fxprune.recipe import Recipe
-from fxprune.reports import Report, report
-from fxprune.shrinking import shrink_certified
-from fxprune.verify import verify
-from fxprune.writing import PathLike, check_folder, replacing_folder, write_text
-
-__all__ = ["Result", "compile"]
+from fxprune.reports import Plan, Report, recipe_of, report
+from fxprune.support import PathLike, check_folder, replacing_folder, write_text
+from fxprune.verification import UNCHECKED, Auditor, Certificate, Watch, verify
 
 
 @dataclass(frozen=True)
@@ -213,8 +205,8 @@ def _with_values(dense: Program, masked: Program) -> Program:
     """Return the dense Program with the masked values written into its weights."""
     oracle = unmask(dense) if dense.masks else copy.deepcopy(dense)
     with torch.no_grad():
-        for name in tensors.masks(masked):
-            tensors.parameter(oracle, name).copy_(tensors.value(masked, name))
+        for name in parameters.masks(masked):
+            parameters.parameter(oracle, name).copy_(parameters.value(masked, name))
     return oracle
 
 
@@ -222,8 +214,8 @@ def _with_clean_zeros(masked: Program) -> Program:
     """Return the masked Program with +0.0 wherever the mask is 0."""
     oracle = copy.deepcopy(masked)
     with torch.no_grad():
-        for name, mask in tensors.masks(oracle).items():
-            tensors.parameter(oracle, name).masked_fill_(mask == 0, 0.0)
+        for name, mask in parameters.masks(oracle).items():
+            parameters.parameter(oracle, name).masked_fill_(mask == 0, 0.0)
     return oracle
 
 

@@ -10,19 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.compiler import RecipeLike, capture, run_stages
-from fxprune.facts import GivenMasks, Importance
-from fxprune.observing import Observer
-from fxprune.plan_diff import PlanDiff
-from fxprune.plans import Plan, recipe_of
-from fxprune.program import Program
-from fxprune.randomness import kept_generators
-from fxprune.recipe import Recipe
-from fxprune.recipe_ranks import is_foreign
-from fxprune.stages import stages_of
-from fxprune.transaction import fork
-
-__all__ = ["Plan", "PlanDiff", "plan", "work_for"]
+from fxprune.compiler.listening import Observer
+from fxprune.compiler.pipeline import stages_of
+from fxprune.compiler.run import RecipeLike, capture, run_stages
+from fxprune.program import Program, fork
+from fxprune.recipe import Recipe, is_foreign
+from fxprune.reports import Plan, recipe_of
+from fxprune.rewrite import GivenMasks, Importance
+from fxprune.support import kept_generators
 
 
 def plan(
@@ -68,7 +63,7 @@ def plan(
     program = model if isinstance(model, Program) else capture(model, args, kwargs, batch=batch)
     given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
     observer = Observer(program)
-    with kept_generators(program):
+    with kept_generators(program.parameters()):
         work = run_stages(work_for(program, rules), stages, given, inplace=True, observer=observer)
     return observer.plan(work, rules)
 

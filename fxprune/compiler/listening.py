@@ -1,24 +1,23 @@
-"""Watching a run of rules: what each one does, figure by figure, as the rows of a plan."""
+"""Watching a run of rules: what each one does, figure by figure, as the rows of a plan.
+
+Which figures of a plan hold for every run, where rules draw from torch's global generator.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 import torch
 
-from fxprune import tensors
-from fxprune.certainty import Figures, Reproducible, reproducible_after, total_is_reproducible
-from fxprune.facts import ParamRecord, RuleRecord
-from fxprune.plans import Plan
-from fxprune.program import Program
-from fxprune.randomness import generator_states
+from fxprune.compiler.pipeline import Stage
+from fxprune.program import ParamRecord, Program, RuleRecord, parameters
 from fxprune.recipe import Recipe, Rule
-from fxprune.report_rows import ParameterRow, PlannedParameter, rows_of
-from fxprune.stages import Stage
-
-__all__ = ["Holder", "Observer"]
+from fxprune.reports import ParameterRow, Plan, PlannedParameter, rows_of
+from fxprune.support import generator_states
 
 
 class Observer:
@@ -33,11 +32,11 @@ class Observer:
 
     def __init__(self, program: Program) -> None:
         self.rules: list[RuleRecord] = []
-        self._masks = dict(tensors.masks(program))
-        self._states = generator_states(program)
+        self._masks = dict(parameters.masks(program))
+        self._states = generator_states(program.parameters())
         self.rows: dict[str, PlannedParameter] = {}
         for row in rows_of(program, ()):
-            weights = _digest(tensors.parameter(program, row.name), self._masks.get(row.name))
+            weights = _digest(parameters.parameter(program, row.name), self._masks.get(row.name))
             self.rows[row.name] = PlannedParameter(
                 **vars(row), final_bytes=row.bytes, exact=True, weights=weights
             )
@@ -45,7 +44,7 @@ class Observer:
 
     def stage(self, work: Program, stage: Stage) -> None:
         """Note what a stage did to the Program."""
-        masks, states = dict(tensors.masks(work)), generator_states(work)
+        masks, states = dict(parameters.masks(work)), generator_states(work.parameters())
         drawn = not all(map(torch.equal, states, self._states))
         if stage.calls:
             # Passes that a recipe names may do anything to masks.
@@ -89,7 +88,7 @@ class Observer:
 
     def _outcome(self, work: Program, row: ParameterRow) -> PlannedParameter:
         known, mask = self._known[row.name], self._masks.get(row.name)
-        raw = tensors.parameter(work, row.name)
+        raw = parameters.parameter(work, row.name)
         is_drawn = known is not Reproducible.MASK
         return PlannedParameter(
             **vars(row),
@@ -155,3 +154,79 @@ def _digest(*parts: torch.Tensor | None) -> str:
         flat: Any = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         found.update(flat)
     return found.hexdigest()
+
+
+class Reproducible(IntEnum):
+    """What of a parameter's mask is the same in every run."""
+
+    MASK = 0
+    """Which entries are alive."""
+    COUNT = 1
+    """How many entries are alive, but not which."""
+    NOTHING = 2
+    """Neither."""
+
+
+class Figures(NamedTuple):
+    """What holds for every run once a rule has pruned a parameter.
+
+    Args:
+        mask: what of its mask.
+        counts: whether the numbers of living and of pruned units are exact.
+        zeros: whether the number of entries that become zero is exact.
+    """
+
+    mask: Reproducible
+    counts: bool
+    zeros: bool
+
+
+_NO_FIGURES = Figures(Reproducible.NOTHING, counts=False, zeros=False)
+
+
+def reproducible_after(
+    rule: Rule, before: Mapping[str, Reproducible], *, drawn: bool, masked: frozenset[str]
+) -> dict[str, Figures]:
+    """Tell what holds for every run after a rule, for each parameter that it selects.
+
+    Args:
+        rule: the rule, or the first of a group.
+        before: what of the mask held before it, of each parameter that it selects.
+        drawn: whether it drew from a global generator.
+        masked: the parameters that had a mask before it.
+    """
+    if (rule.scope == "local" and not rule.coupled) or len(before) == 1:
+        return {
+            name: _alone(rule, known, drawn=drawn, masked=name in masked)
+            for name, known in before.items()
+        }
+    if drawn or any(before.values()):
+        return dict.fromkeys(before, _NO_FIGURES)
+    return dict.fromkeys(before, Figures(Reproducible.MASK, counts=True, zeros=True))
+
+
+def total_is_reproducible(
+    rule: Rule, before: Mapping[str, Reproducible], after: Mapping[str, Figures]
+) -> bool:
+    """Tell whether the number that a rule prunes in all of its parameters is exact."""
+    # One budget over entries is as large as what is alive says, wherever it is spent.
+    ranked = rule.score_name is not None and rule.granularity_name == "element"
+    counted = all(known is not Reproducible.NOTHING for known in before.values())
+    return all(figures.counts for figures in after.values()) or (ranked and counted)
+
+
+def _alone(rule: Rule, known: Reproducible, *, drawn: bool, masked: bool) -> Figures:
+    """Tell what holds of a parameter that is pruned on its own."""
+    if known is Reproducible.MASK and not drawn:
+        return Figures(Reproducible.MASK, counts=True, zeros=True)
+    if rule.method == "identity":
+        return Figures(known, counts=known is not Reproducible.NOTHING, zeros=True)
+    if rule.score_name is None or known is Reproducible.NOTHING:
+        return _NO_FIGURES
+    if rule.granularity_name == "element":
+        return Figures(Reproducible.COUNT, counts=True, zeros=True)
+    if known is Reproducible.COUNT:
+        return _NO_FIGURES
+    # Channels of a parameter with a mask may hold different numbers of living entries.
+    left = Reproducible.NOTHING if masked else Reproducible.COUNT
+    return Figures(left, counts=True, zeros=not masked)

@@ -6,21 +6,16 @@ import importlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fxprune.coupling import Coupling
+import networkx as nx
+
+from fxprune.channels import Coupling
+from fxprune.compiler.pipeline import Pipeline
 from fxprune.errors import FormatError
-from fxprune.facts import Selection
-from fxprune.pipeline import Facts, Pipeline
-from fxprune.program import Program
-from fxprune.registry import create
-from fxprune.sites import sites_of
-from fxprune.writing import write_text
-
-if TYPE_CHECKING:
-    import networkx as nx
-
-__all__ = ["channel_graph", "draw_channels", "to_dot"]
+from fxprune.program import Program, sites_of
+from fxprune.rewrite import Facts, Selection, create
+from fxprune.support import write_text
 
 _MISSING = (
     "drawing an .svg needs matplotlib; install fxprune[pictures], or write a .dot file, which "
@@ -41,7 +36,7 @@ def channel_graph(program: Program) -> nx.DiGraph[str]:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from fxprune.compiler import capture
+        >>> from fxprune.compiler.run import capture
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> graph = channel_graph(capture(model, (torch.zeros(2, 3),)))
         >>> sorted(graph.edges)

@@ -1,123 +1,20 @@
-"""Pipelines: passes that declare what they need and give, checked before any of them runs."""
+"""Pipelines: passes that declare what they need and give, checked before any of them runs.
+
+From a recipe's rules to pipelines: which passes run, with which options.
+"""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
-from fxprune.announced import EFFECTS
-from fxprune.certificate import Certificate
-from fxprune.checker import check_invariants
 from fxprune.errors import InvariantError, PassError
-from fxprune.pattern import Refusal
 from fxprune.program import Program
-from fxprune.promising import PROMISES, PromiseCheck
-from fxprune.rewriter import Rewriter
-from fxprune.verify import BOUND
-
-__all__ = ["Analysis", "Facts", "Pass", "Pipeline", "Rewrite", "Step", "Trace", "Watch"]
-
-F = TypeVar("F")
-
-
-class Facts:
-    """Facts by their type: what the passes of one rule hand to each other.
-
-    Args:
-        given: facts that are there from the start.
-    """
-
-    def __init__(self, given: Iterable[Any] = ()) -> None:
-        self._facts: dict[type[Any], Any] = {type(fact): fact for fact in given}
-
-    def __getitem__(self, kind: type[F]) -> F:
-        if kind not in self._facts:
-            raise PassError(f"no pass gave a {kind.__name__}; run one that gives it before")
-        return self._facts[kind]
-
-    def get(self, kind: type[F]) -> F | None:
-        """Return a fact, or None where there is none of its type."""
-        return self._facts.get(kind)
-
-    def put(self, fact: Any) -> None:
-        """Add a fact, in the place of an earlier one of its type."""
-        self._facts[type(fact)] = fact
-
-    @property
-    def kinds(self) -> set[type[Any]]:
-        """The types that are there."""
-        return set(self._facts)
-
-
-class Pass(ABC):
-    """A step of a pipeline; a frozen dataclass whose fields are its options.
-
-    Attributes:
-        name: the name in the registry.
-        needs: types of facts that earlier passes must have given.
-        gives: types of facts that it gives.
-        promise: "same": a rewrite leaves every output as it is, bit for bit, the keys, and what
-            is trained; "close": outputs of float64 copies differ by `bound` at most; it is held to
-            that. "changes": outputs may differ.
-        bound: of "close", as `fxprune.verify` takes it.
-    """
-
-    name: ClassVar[str]
-    promise: ClassVar[str] = "changes"
-    bound: ClassVar[float] = BOUND
-    needs: ClassVar[tuple[type[Any], ...]] = ()
-    gives: ClassVar[tuple[type[Any], ...]] = ()
-
-
-class Analysis(Pass):
-    """A pass that finds out a fact and edits nothing."""
-
-    @abstractmethod
-    def run(self, program: Program, facts: Facts) -> Any:
-        """Return the fact, of the type that `gives` names."""
-
-
-class Rewrite(Pass):
-    """A pass that edits the Program, through the Rewriter alone.
-
-    Attributes:
-        effect: what it does, which a compile checks: "masks", "folds", "unmasks", "adopts",
-            "cuts", "constants" (see `fxprune.announced.Effect`), or "anything".
-    """
-
-    effect: ClassVar[str] = "anything"
-
-    @abstractmethod
-    def run(self, rewriter: Rewriter, facts: Facts) -> None:
-        """Edit the Program."""
-
-
-class Watch:
-    """Sees a Program before and after each pass; what it raises stops the run. This one is blind.
-
-    Attributes:
-        checks: whether it holds passes to anything; where not, a step needs no check of its own.
-    """
-
-    checks: bool = False
-
-    def begin(self, program: Program) -> None:
-        """See the Program before the first pass."""
-
-    def before(self, program: Program, step: Pass) -> None:
-        """See the Program before a pass."""
-
-    def after(self, program: Program, step: Pass, facts: Facts) -> None:
-        """See the Program after a pass, with the facts that are there."""
-
-    def stage(self, program: Program, rules: Iterable[Any], facts: Facts) -> None:
-        """See the Program after all passes of rules that were carried out together."""
-
-    def close(self, name: str, certificate: Certificate) -> None:
-        """See what was found of a step whose outputs are close in float64."""
+from fxprune.recipe import LIMITS, PassCall, Recipe, Rule, choice_of, is_foreign
+from fxprune.rewrite import Analysis, Facts, Pass, Refusal, Rewrite, Rewriter, create
+from fxprune.verification import EFFECTS, PROMISES, PromiseCheck, Watch, check_invariants
 
 
 @dataclass(frozen=True)
@@ -264,3 +161,101 @@ def _given(step: Analysis, fact: Any) -> Any:
         says = ", ".join(kind.__name__ for kind in step.gives)
         raise PassError(f"the pass {step.name!r} gave {type(fact).__name__}, but says {says}")
     return fact
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rule, or the rules of one group, and the pipeline that carries them out.
+
+    Args:
+        rules: the rules; more than one where they share a budget.
+        pipeline: selection to masks; or the passes that a recipe names.
+        calls: these passes, in the words of the recipe; then there are no rules.
+    """
+
+    rules: tuple[Rule, ...]
+    pipeline: Pipeline
+    calls: tuple[PassCall, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The rules' names, joined."""
+        if self.calls:
+            return "passes"
+        return "+".join(str(rule.name) for rule in self.rules)
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return the stages of a recipe: rules in order, a group at the place of its first rule.
+
+    The passes that it names are the last stage, and share their facts.
+    """
+    stages: list[Stage] = []
+    grouped: set[str] = set()
+    for rule in recipe.rules:
+        if rule.group is None:
+            stages.append(stage_of((rule,)))
+        elif rule.group not in grouped:
+            grouped.add(rule.group)
+            stages.append(stage_of([r for r in recipe.rules if r.group == rule.group]))
+    calls = recipe.passes
+    passes = Pipeline(tuple(create(call.name, **call.args) for call in calls))
+    return (*stages, Stage((), passes, calls)) if calls else tuple(stages)
+
+
+def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = (), rejoin: bool = False) -> Stage:
+    """Return the stage of rules that are carried out together.
+
+    Args:
+        rules: of equal method, amount and ties.
+        names: parameters to take, in this order, in the place of the rules' selections.
+        rejoin: see `fxprune.passes.mask`.
+    """
+    rule = rules[0]
+    select = create(
+        "select",
+        rule="+".join(str(r.name) for r in rules),
+        selects=tuple(choice_of(r) for r in rules),
+        names=names,
+        optional=all(r.optional for r in rules),
+    )
+    passes = (select, *_mask_passes(rule), create("mask", rejoin=rejoin))
+    return Stage(tuple(rules), Pipeline(passes))
+
+
+def _mask_passes(rule: Rule) -> tuple[Any, ...]:
+    if rule.coupled:
+        return _coupled_passes(rule)
+    if rule.method in ("identity", "custom_from_mask"):
+        return (create("given", file=rule.mask, ones=rule.method == "identity"),)
+    if rule.score_name is None:
+        options = {"rule": rule.name, "method": rule.method, "args": dict(rule.args or {})}
+        return (create("method", **options, amount=rule.amount, scope=rule.scope),)
+    rank = create("rank", amount=rule.amount, scope=rule.scope, ties=rule.ties)
+    score = create(rule.score_name, **_score_options(rule))
+    if is_foreign(rule.score_name):
+        return score, create("check", score=rule.score_name, dim=rule.dim), rank, create("cut")
+    return score, rank, create("cut")
+
+
+def _coupled_passes(rule: Rule) -> tuple[Any, ...]:
+    couple = create("couple", rule=rule.name, optional=rule.optional)
+    limits = {limit: getattr(rule, limit) for limit in LIMITS}
+    rank = create("rank_units", amount=rule.amount, scope=rule.scope, **limits)
+    end = (rank, create("cut_coupled"))
+    if rule.score_name == "norm":
+        return (couple, create("unit_norm", n=rule.n, normalize=rule.normalize), *end)
+    if rule.score_name == "random":
+        return (couple, create("unit_random", seed=rule.seed), *end)
+    score = create(str(rule.score_name), **_score_options(rule))
+    check = create("check", score=rule.score_name, dim=rule.dim)
+    return (couple, score, check, create("unit_mean"), *end)
+
+
+def _score_options(rule: Rule) -> Mapping[str, Any]:
+    dim = {"dim": rule.dim} if rule.granularity_name == "channel" else {}
+    if rule.score_name == "norm":
+        return {"n": rule.n, **dim}
+    if rule.score_name == "random":
+        return {"amount": rule.amount, "scope": rule.scope, "seed": rule.seed, **dim}
+    return {**rule.args, **dim}

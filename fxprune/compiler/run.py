@@ -1,9 +1,15 @@
-"""The facade: capture, prune, finalize, unmask. Each copies the Program unless `inplace=True`."""
+"""The facade: capture, prune, finalize, unmask. Each copies the Program unless `inplace=True`.
+
+Stages run on a fork or a copy of a Program, which then takes the place of it: all or nothing.
+
+What a rule did, taken from the facts of its passes before these are dropped.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,39 +17,44 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.utils.prune import BasePruningMethod
 
-from fxprune import tensors
-from fxprune.adoption import adoption_notes, joined_masks
-from fxprune.checker import check_values
-from fxprune.facts import GivenMasks, Importance
-from fxprune.observing import Holder, Observer
-from fxprune.pipeline import Facts, Pipeline, Rewrite, Watch
-from fxprune.plans import Plan, recipe_of
-from fxprune.program import Program, check_program
-from fxprune.proving import check_outputs
-from fxprune.quiet import alone
-from fxprune.ranks import ready, together
+from fxprune.channels import CoupledScores, Coupling
+from fxprune.compiler.listening import Holder, Observer
+from fxprune.compiler.pipeline import Pipeline, Stage, Trace, stage_of, stages_of
+from fxprune.errors import FxpruneError, PassError
+from fxprune.frontends import adoption_notes, enter, joined_masks
+from fxprune.program import (
+    ParamRecord,
+    PassRecord,
+    Program,
+    RuleRecord,
+    check_program,
+    commit,
+    copied,
+    fork,
+    is_spread,
+    masking_everywhere,
+    parameters,
+    refuse_sharded,
+    spread,
+)
+from fxprune.ranking import Peers, ready, together
 from fxprune.recipe import Finalize, Recipe, Rule
-from fxprune.regional import masking_everywhere
-from fxprune.registry import create
-from fxprune.running import OnPass, done, run_stage, worked
-from fxprune.shards import is_spread
-from fxprune.shrinking import shrink
-from fxprune.stages import Stage, stage_of, stages_of
-from fxprune.transaction import copied, fork
-from fxprune.ways_in import enter
-
-__all__ = [
-    "OnPass",
-    "RecipeLike",
-    "capture",
-    "edit",
-    "finalize",
-    "is_pruned",
-    "prune",
-    "run_stages",
-    "shrink",
-    "unmask",
-]
+from fxprune.reports import Plan, recipe_of
+from fxprune.rewrite import (
+    Facts,
+    GivenMasks,
+    Importance,
+    Methods,
+    NewMasks,
+    Ranking,
+    Rewrite,
+    Scores,
+    Selection,
+    create,
+    living_channels,
+)
+from fxprune.support import alone
+from fxprune.verification import Watch, check_outputs, check_values
 
 RecipeLike = Plan | Recipe | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -244,7 +255,7 @@ def unmask(program: Program, *names: str, inplace: bool = False) -> Program:
 def is_pruned(module: nn.Module) -> bool:
     """Tell whether a Program has masks, or a module hooks of torch.nn.utils.prune."""
     if isinstance(module, Program):
-        return len(tensors.masks(module)) > 0
+        return len(parameters.masks(module)) > 0
     hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
     return any(isinstance(hook, BasePruningMethod) for hook in hooks)
 
@@ -280,3 +291,208 @@ def edit(
     elif same:
         check_outputs(program, work, step.name)
     return done(program, work, inplace=inplace)
+
+
+OnPass = Callable[[str], None]
+
+
+def worked(
+    program: Program,
+    stages: Iterable[Stage],
+    given: Iterable[Any],
+    *,
+    inplace: bool,
+    on_pass: OnPass | None = None,
+    observer: Observer | None = None,
+    watch: Watch | None = None,
+) -> Program:
+    """Run the pipelines of some rules on a fork or a copy, and return that.
+
+    Args:
+        program: not changed.
+        stages: checked before any of them runs.
+        given: facts given from the start, to each stage.
+        inplace: work on a fork, which shares the tensors.
+        on_pass: called with the rule's and the pass's name before each pass.
+        observer: sees what each stage did, and may refuse what all did by raising.
+        watch: sees the Program before and after each pass.
+    """
+    stages, given = list(stages), list(given)
+    kinds = set(map(type, _facts(given)))
+    for stage in stages:
+        stage.pipeline.check(kinds)
+    if Peers not in kinds:
+        refuse_sharded(program)
+    work = fork(program) if inplace else copied(program)
+    if watch is not None:
+        watch.begin(work)
+    for stage in stages:
+        run_stage(work, stage, given, on_pass, watch)
+        if observer is not None:
+            observer.stage(work, stage)
+    if observer is not None:
+        observer.end(work)
+    return work
+
+
+def run_stage(
+    work: Program,
+    stage: Stage,
+    given: Iterable[Any],
+    on_pass: OnPass | None,
+    watch: Watch | None = None,
+) -> None:
+    """Run one stage on a Program that no caller holds, and record what it did."""
+    facts = Facts(_facts(given))
+    at: list[str] = []
+
+    def named(step: str) -> None:
+        at[:] = [step]
+        if on_pass is not None:
+            on_pass(f"{stage.name}: {step}")
+
+    with _strangers(stage, at):
+        trace = stage.pipeline.run(work, facts, on_pass=named, watch=watch)
+    if watch is not None:
+        watch.stage(work, stage.rules, facts)
+    if stage.calls:
+        work.captured.passes += pass_records(stage, trace)
+    else:
+        work.captured.records += (record_of(work, stage, facts, trace),)
+
+
+@contextmanager
+def _strangers(stage: Stage, at: list[str]) -> Generator[None]:
+    """Name the pass in what another distribution's raises."""
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        kinds = {step.name: type(step) for step in stage.pipeline.passes}
+        kind = kinds.get(at[-1] if at else "")
+        if kind is None or kind.__module__.partition(".")[0] == "fxprune":
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise PassError(
+            f"the pass {at[-1]!r} of {kind.__module__} raised {what}; nothing was changed"
+        ) from error
+
+
+def done(program: Program, work: Program, *, inplace: bool) -> Program:
+    """Return what was worked on, or let the Program become it."""
+    if not inplace:
+        work.captured.replaced = []
+        return work
+    commit(program, work)
+    return program
+
+
+def _facts(given: Iterable[Any]) -> list[Any]:
+    """Fill up what callers may give with empty facts."""
+    there = {type(fact): fact for fact in (Importance(), GivenMasks(), Methods())}
+    there.update((type(fact), fact) for fact in given)
+    return list(there.values())
+
+
+def record_of(program: Program, stage: Stage, facts: Facts, trace: Trace) -> RuleRecord:
+    """Return the record of a stage that has run.
+
+    Args:
+        program: with the masks that the stage made.
+        stage: the rules.
+        facts: with the facts of all its passes.
+        trace: what the pipeline counted.
+    """
+    rule = stage.rules[0]
+    selection = facts[Selection]
+    method = rule.method or f"{rule.score_name}/{rule.granularity_name}"
+    refused = selection.refused
+    if rule.coupled:
+        layers = tuple(_layers(facts))
+        parameters = tuple(_coupled(name, facts, layers) for name in facts[NewMasks].names)
+        masked = {record.name for record in parameters}
+        others = tuple((name, why) for name, why in refused if name not in masked)
+        refused = (*others, *facts[Coupling].refused)
+    else:
+        layers = ()
+        parameters = tuple(_parameters(program, facts))
+    return RuleRecord(
+        rule=stage.name,
+        method=method,
+        amount=rule.amount,
+        scope=rule.scope,
+        parameters=parameters,
+        refused=tuple((name, refusal.reason) for name, refusal in refused),
+        seconds=dict(trace.seconds),
+        edits=trace.edits,
+        layers=layers,
+    )
+
+
+def pass_records(stage: Stage, trace: Trace) -> tuple[PassRecord, ...]:
+    """Return the records of passes that a recipe named, after they have run.
+
+    Args:
+        stage: the passes.
+        trace: what the pipeline counted.
+    """
+    ran = zip(stage.calls, stage.pipeline.passes, trace.steps, strict=True)
+    return tuple(
+        PassRecord(
+            name=call.name,
+            args=call.args,
+            promise=made.promise,
+            edits=step.edits,
+            refused=tuple(map(str, step.refusals)),
+            seconds=step.seconds,
+        )
+        for call, made, step in ran
+    )
+
+
+def _parameters(program: Program, facts: Facts) -> Iterator[ParamRecord]:
+    sites = facts[Selection].sites
+    if Ranking not in facts.kinds:
+        yield from (ParamRecord(site.name) for site in sites)
+        return
+    scores, ranking = facts[Scores], facts[Ranking]
+    replayed = {name for group in ranking.groups if ranking.is_replayed(group) for name in group}
+    for site in sites:
+        name, source, cut = site.name, scores.sources[site.name], ranking.cuts[site.name]
+        units, alive = ranking.sizes.get(name, (source.units, source.alive))
+        # Which parameters' ties torch took is told by the masks alone; an empty one tells nothing.
+        told = name in replayed and site.numel > 0
+        gone = alive - _alive(program, name, scores.dim) if told else cut.count
+        quota = cut.quota + gone - cut.count
+        level = None if cut.threshold is None else float(cut.threshold)
+        yield ParamRecord(name, units, alive, gone, level, cut.tied, quota)
+
+
+def _alive(program: Program, name: str, dim: int | None) -> int:
+    mask = parameters.masks(program)[name]
+    return spread.count_of(mask == 1 if dim is None else living_channels(mask, dim))
+
+
+def _layers(facts: Facts) -> Iterator[ParamRecord]:
+    sources, cuts = facts[CoupledScores].sources, facts[Ranking].cuts
+    for layer in facts[Coupling].layers:
+        alive, cut = sources[layer.name].alive, cuts[layer.name]
+        counts = (layer.units, alive, cut.count, cut.threshold, cut.tied, cut.quota)
+        yield ParamRecord(layer.name, *counts, makers=layer.makers)
+
+
+def _coupled(name: str, facts: Facts, layers: tuple[ParamRecord, ...]) -> ParamRecord:
+    """Return what happened to the channels that a parameter makes, or else to all that it has."""
+    coupling = facts[Coupling]
+    made = [layer for layer in layers if name in layer.makers]
+    if not made:
+        there = coupling.layers_in(name)
+        made = [record for at, record in enumerate(layers) if at in there]
+    return ParamRecord(
+        name,
+        sum(layer.units or 0 for layer in made),
+        sum(layer.alive or 0 for layer in made),
+        sum(layer.pruned or 0 for layer in made),
+        max((layer.threshold for layer in made if layer.threshold is not None), default=None),
+    )

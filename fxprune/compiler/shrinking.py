@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 
-from fxprune import tensors
-from fxprune.certificate import UNCHECKED, Certificate
+from fxprune.channels import footprint_of
+from fxprune.compiler.pipeline import Pipeline
 from fxprune.errors import InvariantError, PassError
-from fxprune.footprints import footprint_of
-from fxprune.pipeline import Facts, Pipeline, Watch
-from fxprune.program import EVAL, Program, check_program
-from fxprune.registry import create
-from fxprune.shrink_record import ShrinkRecord, joined_record
-from fxprune.transaction import commit, fork
-from fxprune.verify import verify
-from fxprune.widening import widen
-
-__all__ = ["shrink", "shrink_certified"]
+from fxprune.program import (
+    EVAL,
+    Program,
+    ShrinkRecord,
+    check_program,
+    commit,
+    fork,
+    joined_record,
+    parameters,
+)
+from fxprune.rewrite import Facts, create
+from fxprune.verification import UNCHECKED, Certificate, Watch, verify, widen
 
 OnPass = Callable[[str], None]
 Given = tuple[Any, Any]
@@ -59,7 +61,7 @@ def shrink(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from fxprune.compiler import capture
+        >>> from fxprune.compiler.run import capture
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> with torch.no_grad():
         ...     _ = model[0].weight[1:3].zero_()
@@ -123,7 +125,7 @@ def cut_channels(
     """Find and cut the channels that can go, without a check of outputs.
 
     Args:
-        work: edited in place; see `fxprune.transaction.fork`.
+        work: edited in place; see `fxprune.program.forks.fork`.
         round_to: see `shrink`.
         on_pass: see `shrink`.
         watch: see `shrink_certified`.
@@ -190,8 +192,8 @@ def _check_narrow(work: Program, wide: Program) -> None:
     Raises:
         InvariantError: names the first parameter that does not.
     """
-    for name in tensors.aliases(work):
-        own, other = tensors.value(work, name), tensors.value(wide, name)
+    for name in parameters.aliases(work):
+        own, other = parameters.value(work, name), parameters.value(wide, name)
         if own.shape == other.shape:
             rounded = other.to(own.dtype)
             # A constant that a bias takes over is a sum, which float64 may round in another way.

@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune import tensors
-from fxprune.compiler import RecipeLike, capture, run_stages
+from fxprune.compiler.dry_run import work_for
+from fxprune.compiler.listening import Observer
+from fxprune.compiler.pipeline import stages_of
+from fxprune.compiler.run import RecipeLike, capture, run_stages
 from fxprune.errors import FxpruneError, SelectError
-from fxprune.explanations import Explanation, ParameterExplanation, RuleExplanation
-from fxprune.facts import GivenMasks, Importance, ParamRecord, ParamSite, RuleRecord
-from fxprune.observing import Observer
-from fxprune.pattern import Refusal
-from fxprune.planning import work_for
-from fxprune.plans import recipe_of
-from fxprune.program import Program
-from fxprune.randomness import kept_generators
-from fxprune.recipe import Recipe, Rule
-from fxprune.selecting import Verdict, verdicts
-from fxprune.sites import sites_of
-from fxprune.stages import stages_of
-from fxprune.tracing import source_line
-
-__all__ = ["explain"]
+from fxprune.program import (
+    ParamRecord,
+    ParamSite,
+    Program,
+    RuleRecord,
+    parameters,
+    sites_of,
+    source_line,
+)
+from fxprune.recipe import Recipe, Rule, Verdict, verdicts
+from fxprune.reports import Explanation, ParameterExplanation, RuleExplanation, recipe_of
+from fxprune.rewrite import GivenMasks, Importance, Refusal
+from fxprune.support import kept_generators
 
 _Outcomes = Mapping[str, RuleRecord | str]
 
@@ -72,15 +72,15 @@ def explain(
     """
     rules = recipe_of(recipe, allow_imports=allow_imports)
     program = model if isinstance(model, Program) else capture(model, args, kwargs, batch=batch)
-    firsts = [_first(program, name) for name in names] or list(tensors.aliases(program))
+    firsts = [_first(program, name) for name in names] or list(parameters.aliases(program))
     found = {str(rule.name): _verdicts(program, rule) for rule in rules.rules}
     given = [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
     outcomes, faults = _try_stages(program, rules, given)
-    parameters = tuple(
+    rows = tuple(
         _parameter([(rule, found[str(rule.name)][name]) for rule in rules.rules], outcomes)
         for name in dict.fromkeys(firsts)
     )
-    return Explanation(parameters, faults)
+    return Explanation(rows, faults)
 
 
 def _try_stages(
@@ -94,7 +94,7 @@ def _try_stages(
     outcomes: dict[str, RuleRecord | str] = {}
     faults: list[tuple[str, str]] = []
     observer: Observer | None = None
-    with kept_generators(program):
+    with kept_generators(program.parameters()):
         work = work_for(program, recipe)
         for stage in (stage for stage in stages_of(recipe) if stage.rules):
             try:
@@ -110,7 +110,7 @@ def _try_stages(
 
 def _first(program: Program, name: str) -> str:
     """Return a parameter's first name, of any of its names."""
-    tensors.owner(program, name)
+    parameters.owner(program, name)
     return program.captured.first[name]
 
 

@@ -13,22 +13,10 @@ from torch import Tag, fx
 from torch._ops import OpOverload
 from torch.fx.node import Node
 
-from fxprune.drawing import example_of
 from fxprune.errors import FormatError
-from fxprune.file_sinks import sink, write_tensor_file
-from fxprune.program import Program
-from fxprune.quiet import quiet_export
-from fxprune.saving import write_fxp
-
-__all__ = [
-    "SOURCE",
-    "WRITERS",
-    "check_format",
-    "write_onnx",
-    "write_pt2",
-    "write_safetensors",
-    "write_tensors",
-]
+from fxprune.files.fxp import write_fxp
+from fxprune.program import Program, example_of
+from fxprune.support import quiet_export, sink, write_tensor_file
 
 SOURCE = ".py"  # two files, which fxprune.source_code writes
 _BATCH = 4  # neither 0 nor 1, which torch.export takes for constants; even, for models that halve

@@ -1,25 +1,243 @@
-"""The JSON of a .pt2: torch makes Python code of its names, so each text in it is checked.
+"""torch.export's .pt2 files, read without running what is in them.
+
+`torch.export.load` unpickles parts of such a file and evaluates others as Python. Here every part
+is checked, pickles are read with `weights_only=True`, and torch is handed a copy that was written
+anew from what was found.
+
+The JSON of a .pt2: torch makes Python code of its names, so each text in it is checked.
 
 What loading does not need, and would run or import something, is dropped: guards, and most of what
 is noted of a node.
+
+Symbolic sizes in a .pt2, which sympy evaluates as Python: only what torch writes is let in.
 """
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import keyword
+import math
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
+import torch
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FormatError
-from fxprune.pt2_expressions import check_expression
-from fxprune.reading import parse_json
-from fxprune.saved_ops import function_of
+from fxprune.files.fxp_graph import function_of
+from fxprune.support import (
+    PathLike,
+    check_is_file,
+    open_archive,
+    parse_json,
+    quiet_export,
+    read_safely,
+    unpickle,
+)
 
-__all__ = ["checked_document", "checked_payloads"]
+_SAMPLES, _MODELS = "data/sample_inputs/", "models/"
+_PAYLOADS = ("data/weights/", "data/constants/")
+_CONFIGS = ("_weights_config.json", "_constants_config.json")
+_SETTINGS = ("archive_format", "archive_version", "byteorder", ".data/version")
+
+
+def load_pt2(path: PathLike) -> ExportedProgram:
+    """Read a .pt2 that torch.export.save wrote; nothing in the file is run, whoever made it.
+
+    The whole file is read into memory. A graph in it can call only operators of torch's that
+    compute.
+
+    Args:
+        path: a .pt2 file of this torch's format.
+
+    Returns:
+        What `torch.export.load` gives, to be captured or run.
+
+    Raises:
+        FormatError: the file is missing, damaged, or holds what torch would have to run.
+
+    Example:
+        >>> import fxprune, tempfile
+        >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = fxprune.export(program, Path(folder, "net.pt2"))
+        ...     print(fxprune.capture(load_pt2(path)).inputs)
+        input: float32[batch, 3]
+    """
+    source = Path(path)
+    with read_safely(source, _damage):
+        check_is_file(source, ".pt2")
+        return _loaded(source)
+
+
+def _damage(error: Exception) -> str:
+    return (
+        "this .pt2 file is damaged, or of another version of torch; nothing in it was run "
+        f"({type(error).__name__}: {str(error)[:100]!a})"
+    )
+
+
+def _loaded(source: Path) -> ExportedProgram:
+    with source.open("rb") as file, open_archive(file) as archive:
+        infos = archive.infolist()
+        written = _rewritten({i.filename.partition("/")[2]: archive.read(i) for i in infos})
+    with quiet_export(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.load(written)
+
+
+def _rewritten(members: Mapping[str, bytes]) -> io.BytesIO:
+    """Return a .pt2 of one model, made of what was checked."""
+    models = [name for name in members if name.startswith(_MODELS)]
+    if models != ["models/model.json"]:
+        raise FormatError("this file does not hold one graph, as torch.export.save writes it")
+    if members.get("byteorder", b"little") != b"little":
+        raise FormatError("its numbers are written from their other end")
+    parts = {name: members[name] for name in _SETTINGS if name in members}
+    parts[models[0]] = checked_document(members[models[0]], models[0])
+    samples = f"{_SAMPLES}model.pt"
+    # What an old file has no sample for, torch takes an empty member for.
+    sample = members.get(samples, b"")
+    parts[samples] = _repickled(sample, samples) if sample else b""
+    for folder, config in zip(_PAYLOADS, _CONFIGS, strict=True):
+        parts |= _payloads(members, folder, f"{folder}model{config}")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, raw in parts.items():
+            archive.writestr(f"archive/{name}", raw)
+    stream.seek(0)
+    return stream
+
+
+def _payloads(members: Mapping[str, bytes], folder: str, config: str) -> dict[str, bytes]:
+    """Return the table of tensors in a folder, and the tensors that it names."""
+    if config not in members:
+        raise FormatError(f"{config} is missing; export the model again with this torch")
+    found = {config: members[config]}
+    for name, entry in checked_payloads(members[config], config).items():
+        path = entry.get("path_name")
+        if not isinstance(path, str) or not path.startswith(("weight_", "tensor_")):
+            raise FormatError(f"{config}: {name[:60]!a} is no tensor, and torch would unpickle it")
+        member = f"{folder}{path}"
+        if member not in members:
+            raise FormatError(f"{config}: {name[:60]!a} has no member {path[:60]!a}")
+        pickled = entry.get("use_pickle") is not False
+        if not pickled:
+            _check_size(entry.get("tensor_meta"), len(members[member]), f"{config}: {name[:60]!a}")
+        if member not in found:
+            found[member] = _repickled(members[member], member) if pickled else members[member]
+    return found
+
+
+def _check_size(meta: Any, size: int, where: str) -> None:
+    """Check that a tensor has no more entries than bytes: torch would make room for them."""
+    sizes = [entry.get("as_int") for entry in meta["sizes"]]
+    if not all(type(n) is int and n >= 0 for n in sizes) or math.prod(sizes) > size:
+        raise FormatError(f"{where} has the shape {str(sizes)[:60]} in {size} bytes")
+
+
+def _repickled(raw: bytes, where: str) -> bytes:
+    """Read a pickle of tensors without running it, and write it anew."""
+    try:
+        found = unpickle(io.BytesIO(raw))
+    except Exception as error:  # a damaged pickle raises many kinds
+        raise FormatError(
+            f"{where}: this pickle holds other things than tensors and plain values, and nothing "
+            f"in it was run ({type(error).__name__})"
+        ) from error
+    stream = io.BytesIO()
+    torch.save(found, stream)
+    return stream.getvalue()
+
+
+_LONGEST = 2000  # characters
+_DEEPEST = 16  # calls in each other
+_MOST_POWER = 8
+_SYMBOL = re.compile(r"[a-z]{1,4}[0-9]{1,9}", re.ASCII)
+_FLAGS = frozenset({"integer", "positive", "negative", "nonnegative", "real", "finite", "zero"})
+_FUNCTIONS = frozenset(
+    {
+        *("Add", "Mul", "Max", "Min", "Abs", "Not", "And", "Or", "Mod", "PythonMod", "Identity"),
+        *("Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan"),
+        *("GreaterThan", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "FloorDiv", "CleanDiv", "CeilDiv"),
+        *("ModularIndexing", "Where", "IntTrueDiv", "FloatTrueDiv", "CeilToInt", "FloorToInt"),
+        *("RoundToInt", "RoundDecimal", "ToFloat", "TruncToInt", "TruncToFloat", "floor"),
+        *("ceiling", "IsNonOverlappingAndDenseIndicator"),
+    }
+)
+_CONSTANTS = frozenset({"true", "false"})
+
+
+def check_expression(text: str) -> None:
+    """Check that a symbolic size calls nothing but arithmetic, on numbers of common size.
+
+    Args:
+        text: as torch writes it, as "Mul(Integer(2), Symbol('s77', positive=True, integer=True))".
+
+    Raises:
+        FormatError: it is anything else.
+    """
+    try:
+        tree = ast.parse(text if len(text) <= _LONGEST else "", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = None
+    if tree is None or not _fits(tree, 0):
+        raise FormatError(f"{text[:60]!a} is no symbolic size")
+
+
+def _fits(tree: ast.expr, level: int) -> bool:
+    if isinstance(tree, ast.Name):
+        return tree.id in _CONSTANTS or _SYMBOL.fullmatch(tree.id) is not None
+    if isinstance(tree, ast.Constant):
+        return _is_number(tree)
+    if level > _DEEPEST or not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+        return False
+    name, args = tree.func.id, tree.args
+    if name == "Symbol":
+        return _is_symbol(tree)
+    if tree.keywords:
+        return False
+    if name in ("Integer", "Float", "Rational"):
+        return 1 <= len(args) <= 2 and all(map(_is_number, args))
+    if name == "Pow":
+        return len(args) == 2 and _is_power(*args) and _fits(args[0], level + 1)
+    return name in _FUNCTIONS and all(_fits(arg, level + 1) for arg in args)
+
+
+def _is_symbol(tree: ast.Call) -> bool:
+    flags = {word.arg: word.value for word in tree.keywords}
+    name = tree.args[0] if len(tree.args) == 1 else None
+    return (
+        isinstance(name, ast.Constant)
+        and isinstance(name.value, str)
+        and _SYMBOL.fullmatch(name.value) is not None
+        and flags.keys() <= _FLAGS
+        and all(isinstance(x, ast.Constant) and isinstance(x.value, bool) for x in flags.values())
+    )
+
+
+def _is_number(tree: ast.expr) -> bool:
+    if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+        tree = tree.operand
+    value = tree.value if isinstance(tree, ast.Constant) else None
+    return isinstance(value, int | float) and abs(value) < _LARGEST
+
+
+def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
+    """Tell whether a power is small: a power of a power, or a large one, may take all memory."""
+    nested = any(isinstance(part, ast.Name) and part.id == "Pow" for part in ast.walk(base))
+    whole = exponent.args[:1] if isinstance(exponent, ast.Call) else []
+    if nested or not whole or not _is_number(whole[0]):
+        return False
+    return ast.literal_eval(whole[0]) in range(-1, _MOST_POWER + 1)
+
 
 _MOST_EXPRESSIONS = 200_000  # each takes sympy about a millisecond
 _LARGEST = 2**63

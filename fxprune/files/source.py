@@ -1,34 +1,216 @@
-"""The `forward` of a Program's source: a graph as straight-line code."""
+"""A Program as readable Python source that needs torch alone, and its weights beside it.
+
+The `forward` of a Program's source: a graph as straight-line code.
+
+The `__init__` of a Program's source: every module, parameter and buffer, declared in order.
+
+Constants and reads of a module tree as Python source.
+"""
 
 from __future__ import annotations
 
+import inspect
+import keyword
 import math
 import operator
+import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch._ops import OpOverload
 from torch.fx.graph import magic_methods
 from torch.fx.node import Node, map_aggregate
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fxprune.codegen import FAST
 from fxprune.errors import FormatError
-from fxprune.flat_regions import enter_autocast, exit_autocast
-from fxprune.importing import PATH
-from fxprune.inputs import InputSpec
-from fxprune.modes import count_batch
-from fxprune.program import Program
-from fxprune.recipe_errors import plain
-from fxprune.source_values import Source, as_source, read_text
+from fxprune.files.formats import write_tensors
+from fxprune.program import (
+    BOTH,
+    FAST,
+    PATH,
+    InputSpec,
+    Program,
+    Shell,
+    count_batch,
+    enter_autocast,
+    exit_autocast,
+    kind_of,
+)
+from fxprune.support import PathLike, replacing_files, write_text
+from fxprune.words import plain
 
-__all__ = ["body_lines"]
+_TAKEN = frozenset({"F", "Path", "load", "math", "nn", "torch"})
+
+_HEAD = '''"""{kind}, written by fxprune: plain torch. `load()` reads the weights in {weights}."""
+
+from __future__ import annotations
+
+{imports}from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def load(path: Any = None) -> {name}:
+    """Return the model with its weights; by default those beside this file."""
+    from safetensors.torch import load_file
+
+    model = {name}()
+    state = load_file(Path(__file__).with_name({weights!r}) if path is None else path)
+    for key in [key for key in state if key not in model.state_dict()]:
+        model.get_buffer(key).data.copy_(state.pop(key))
+    model.load_state_dict(state)
+    return model
+
+
+def _device(module: nn.Module) -> torch.device:
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+'''
+
+
+def write_source(program: Program, path: PathLike) -> Path:
+    r"""Write a Program as a Python file, and its weights as a .safetensors file of the same stem.
+
+    Importing the file needs torch alone. It defines one class, with the Program's parameters and
+    buffers under their names and its graph as straight-line code, and a function `load` that
+    returns the model with its weights. Outputs equal the Program's bit for bit, in both modes;
+    named tuples become tuples, and classes of other libraries dicts.
+
+    Args:
+        program: not changed.
+        path: the .py file; it and the weights are replaced together, or neither is.
+
+    Returns:
+        The path.
+
+    Raises:
+        FormatError: a part of the Program has no such source, or the files cannot be written.
+
+    Example:
+        >>> import fxprune, tempfile, torch
+        >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_source(program, Path(folder, "net.py"))
+        ...     lines = path.read_text().splitlines()
+        >>> print(*lines[-3:], sep="\n")
+            def forward(self, input: Any) -> Any:
+                linear = F.linear(input, self.weight, self.bias)
+                return linear
+    """
+    target = Path(path)
+    if not is_plain(target.stem):
+        raise FormatError(f"{target}: {target.stem!r} is no name for a Python module")
+    weights = f"{target.stem}.safetensors"
+    try:
+        text = source_of(program, weights)
+    except FormatError as error:
+        raise FormatError(f"{target}: {error}") from error
+    with replacing_files(target.parent) as folder:
+        write_tensors(_tensors(program), folder / weights)
+        write_text(folder / target.name, text)
+    return target
+
+
+def source_of(program: Program, weights: str) -> str:
+    """Return a Program's source.
+
+    Args:
+        program: not changed.
+        weights: the name of the weights file that the source reads.
+
+    Raises:
+        FormatError: a part of the Program has no source that needs torch alone.
+    """
+    kind = program.captured.kind
+    name = kind if is_plain(kind) and kind not in _TAKEN else "Net"
+    lines = [f"class {name}(nn.Module):"]
+    lines += [f"    # takes {plain(str(leaf))}" for leaf in program.inputs.inputs]
+    lines += ["", "    def __init__(self) -> None:", "        super().__init__()"]
+    lines += [f"        {line}" for line in tree_lines(program)]
+    lines += _train(program)
+    for mode in program.graphs:
+        function = "forward" if mode == BOTH else f"_forward_{mode}"
+        lines += ["", f"    def {function}{_signature(program)} -> Any:"]
+        body = "\n".join(body_lines(program, mode)).lstrip("\n").split("\n")
+        lines += [f"        {line}".rstrip() for line in body]
+    if BOTH not in program.graphs:
+        lines += _choice(program)
+    text = "\n".join(lines)
+    imports = "import math\n" if "math." in text else ""
+    title = re.sub(r"\W", "_", kind)
+    head = _HEAD.format(kind=title, imports=imports, name=name, weights=weights)
+    return f"{head}\n\n{text}\n"
+
+
+def _tensors(program: Program) -> dict[str, torch.Tensor]:
+    """Return the state dict, and the buffers that it leaves out."""
+    return {**dict(program.named_buffers(remove_duplicate=False)), **program.state_dict()}
+
+
+def _signature(program: Program) -> str:
+    """Return the arguments of forward with their defaults, in brackets."""
+    parts: list[inspect.Parameter] = []
+    for parameter in program.inputs.signature.parameters.values():
+        default: Any = parameter.default
+        if default is not parameter.empty:
+            default = map_aggregate(default, as_source)
+        kind: Any = parameter.empty if not parts else Any
+        parts.append(parameter.replace(annotation=kind, default=default))
+    return str(inspect.Signature(parts))
+
+
+def _train(program: Program) -> list[str]:
+    """Return a `train` that sets the flags as the source's own did."""
+    frozen = {
+        mode: {name: flag for name, flag in flags.items() if flag is not mode}
+        for mode, flags in program.captured.frozen.items()
+    }
+    if not any(frozen.values()):
+        return []
+    return [
+        "",
+        "    def train(self, mode: bool = True) -> Any:",
+        "        super().train(mode)",
+        f"        frozen = {frozen!r}",
+        "        for name, flag in frozen[bool(mode)].items():",
+        "            self.get_submodule(name).training = flag",
+        "        return self",
+    ]
+
+
+def _choice(program: Program) -> list[str]:
+    """Return a `forward` that runs the graph that the training flags choose."""
+    lines = ["", f"    def forward{_signature(program)} -> Any:"]
+    names = list(program.captured.deciders)
+    if len(names) == 1:
+        train = read_text(f"{names[0]}.training".lstrip("."), program)
+    else:
+        train = "all(flags)"
+        lines += [
+            f"        flags = [self.get_submodule(name).training for name in {names!r}]",
+            "        if any(flags) and not all(flags):",
+            f'            raise RuntimeError("set the training flags of {len(names)} parts alike")',
+        ]
+    parameters = list(program.inputs.signature.parameters.values())[1:]
+    keyed = inspect.Parameter.KEYWORD_ONLY
+    given = ", ".join(f"{p.name}={p.name}" if p.kind is keyed else p.name for p in parameters)
+    return [
+        *lines,
+        f"        run = self._forward_train if {train} else self._forward_eval",
+        f"        return run({given})",
+    ]
+
 
 _WIDTH = 84
-_TAKEN = frozenset({"F", "math", "nn", "self", "torch"})
+_TAKEN_IN_FORWARD = frozenset({"F", "math", "nn", "self", "torch"})
 _MAGIC = magic_methods | {"not_": "not {}", "is_": "{} is {}"}
 _TARGETS: dict[Any, Any] = {**FAST, torch._C._set_grad_enabled: torch.set_grad_enabled}
 _nn: Any = getattr(torch._C, "_nn")  # noqa: B009 - torch's stubs leave it out
@@ -92,9 +274,9 @@ class _Body:
         self.graph = program.graphs[mode]
         self.outputs = program.captured.outputs[mode].tree
         arguments = [*program.inputs.names, *program.inputs.keywords]
-        if hidden := [name for name in arguments if name in _TAKEN]:
+        if hidden := [name for name in arguments if name in _TAKEN_IN_FORWARD]:
             raise FormatError(f"the argument {hidden[0]!r} hides what the source needs; rename it")
-        self.used = {*_TAKEN, *arguments}
+        self.used = {*_TAKEN_IN_FORWARD, *arguments}
         self.places = iter(_places(program.inputs))
         self.values: dict[Node, Source] = {}
         self.regions: list[Node] = []
@@ -212,3 +394,160 @@ def _wrapped(line: str) -> list[str]:
     head, _, inside = line.partition("(")
     body = textwrap.wrap(inside[:-1], _WIDTH, break_long_words=False, break_on_hyphens=False)
     return [f"{head}(", *(f"    {part}" for part in body), ")"]
+
+
+def tree_lines(root: nn.Module) -> list[str]:
+    """Return the statements that build a tree like the given one, without values.
+
+    Args:
+        root: the Program.
+
+    Raises:
+        FormatError: the tree holds a module with code of its own, or a tensor of another kind.
+    """
+    return list(_Tree(root).lines(root, ""))
+
+
+class _Tree:
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.modules: dict[int, str] = {}
+        self.tensors: dict[int, str] = {}
+
+    def lines(self, module: nn.Module, path: str) -> Iterator[str]:
+        self.modules[id(module)] = path
+        here = read_text(path, self.root)
+        for name, tensor in module._parameters.items():
+            made = self._tensor(tensor, f"{path}.{name}" if path else name)
+            yield _set(here, name, made, f"register_parameter({quoted(name)}, {made})", tensor)
+        for name, tensor in module._buffers.items():
+            made = self._tensor(tensor, f"{path}.{name}" if path else name)
+            kept = name not in module._non_persistent_buffers_set
+            options = "" if kept else ", persistent=False"
+            yield f"{here}.register_buffer({quoted(name)}, {made}{options})"
+        for name, child in module._modules.items():
+            inner = f"{path}.{name}" if path else name
+            yield from self._child(module, here, name, inner, child)
+        if not module.training:
+            yield f"{here}.training = False"
+
+    def _child(
+        self, parent: nn.Module, here: str, name: str, inner: str, child: nn.Module | None
+    ) -> Iterator[str]:
+        if child is None:
+            yield f"{here}.add_module({quoted(name)}, None)"
+            return
+        if not isinstance(child, Shell):
+            raise FormatError(f"{inner!r} is a {type(child).__name__} with code of its own")
+        known = self.modules.get(id(child))
+        new = "nn.ModuleList()" if is_list(child) else "nn.Module()"
+        made = new if known is None else read_text(known, self.root)
+        comment = f"  # {kind_of(child)}" if known is None and is_plain(kind_of(child)) else ""
+        if is_list(parent) and parent is not self.root:
+            yield f"{here}.append({made}){comment}"
+        elif is_plain(name):
+            yield f"{here}.{name} = {made}{comment}"
+        else:
+            yield f"{here}.add_module({quoted(name)}, {made}){comment}"
+        if known is None:
+            yield from self.lines(child, inner)
+
+    def _tensor(self, tensor: torch.Tensor | None, path: str) -> str:
+        if tensor is None:
+            return "None"
+        if id(tensor) in self.tensors:
+            return read_text(self.tensors[id(tensor)], self.root)
+        self.tensors[id(tensor)] = path
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise FormatError(f"{path!r} is a tensor of another kind than dense")
+        made = _empty(tensor)
+        if not isinstance(tensor, nn.Parameter):
+            return made
+        flag = "" if tensor.requires_grad else ", requires_grad=False"
+        return f"nn.Parameter({made}{flag})"
+
+
+def _set(here: str, name: str, made: str, call: str, tensor: torch.Tensor | None) -> str:
+    return f"{here}.{name} = {made}" if tensor is not None and is_plain(name) else f"{here}.{call}"
+
+
+def _empty(tensor: torch.Tensor) -> str:
+    shape = tuple(tensor.shape)
+    dtype = "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
+    if tensor.is_contiguous():
+        return f"torch.empty({shape}{dtype})"
+    return f"torch.empty_strided({shape}, {tuple(tensor.stride())}{dtype})"
+
+
+_PLAIN = (bool, int, type(None), type(...), torch.dtype, torch.layout, torch.memory_format)
+
+
+class Source(str):
+    """A text that is written as it is where torch.fx, or repr, writes a value."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def as_source(value: Any) -> Any:
+    """Return a constant of Python or torch as what prints as its source.
+
+    Raises:
+        FormatError: it is neither, or holds parts.
+
+    Example:
+        >>> [as_source(value) for value in (1, float("-inf"), "a", torch.device("cpu"))]
+        [1, float("-inf"), "a", torch.device("cpu")]
+    """
+    if isinstance(value, Source) or type(value) in _PLAIN:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else Source(f'float("{value}")')
+    if type(value) is complex:
+        return Source(f"complex({as_source(value.real)!r}, {as_source(value.imag)!r})")
+    if type(value) is str:
+        return Source(quoted(value))
+    if isinstance(value, torch.device):
+        return Source(f"torch.device({quoted(str(value))})")
+    raise FormatError(f"a {type(value).__name__} has no source that needs torch alone")
+
+
+def read_text(path: str, root: nn.Module) -> str:
+    """Return the read of an attribute of a module tree.
+
+    Args:
+        path: of a module, a tensor or a flag.
+        root: the tree, which is `self` in the source.
+
+    Example:
+        >>> root = nn.Module()
+        >>> root.layers = nn.Sequential(nn.Linear(2, 2))
+        >>> read_text("layers.0.weight", root)
+        'self.layers[0].weight'
+    """
+    text, owner = "self", root
+    for name in path.split(".") if path else ():
+        # The root is a class of its own, which has no places.
+        if owner is not root and is_list(owner) and name in owner._modules:
+            text = f"{text}[{name}]"
+        else:
+            text = f"{text}.{name}" if is_plain(name) else f"getattr({text}, {quoted(name)})"
+        owner = owner._modules.get(name) or owner
+    return text
+
+
+def is_list(module: nn.Module) -> bool:
+    """Tell whether a module's children are numbered from 0 on."""
+    names = list(module._modules)
+    return bool(names) and names == [str(at) for at in range(len(names))]
+
+
+def quoted(text: str) -> str:
+    """Return a text in double quotes, if it has none."""
+    plain = repr(text)
+    return plain if '"' in plain else f'"{plain[1:-1]}"'
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a name can be written as it is."""
+    return name.isidentifier() and not keyword.iskeyword(name)

@@ -11,22 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from fxprune.errors import FormatError, FxpruneError
-from fxprune.exporting import SOURCE, WRITERS, check_format
-from fxprune.program import Program, check_program
-from fxprune.pt2_files import load_pt2
-from fxprune.reading import check_is_file, open_archive, reading, unpickle
-from fxprune.regional import check_whole
-from fxprune.source_code import write_source
-from fxprune.writing import PathLike, replacing
-
-__all__ = [
-    "PICKLED",
-    "check_writable",
-    "export",
-    "load_pt2",
-    "read_content",
-    "read_weights",
-]
+from fxprune.files.formats import SOURCE, WRITERS, check_format
+from fxprune.files.source import write_source
+from fxprune.program import Program, check_program, check_whole
+from fxprune.support import PathLike, check_is_file, open_archive, read_safely, replacing, unpickle
 
 _SAFE = ".safetensors"
 PICKLED = (".pt", ".pth", ".bin")
@@ -125,7 +113,7 @@ def read_content(source: Path, *, also: Sequence[Any] = ()) -> Any:
     if suffix not in (_SAFE, *PICKLED):
         known = ", ".join((_SAFE, *PICKLED))
         raise FormatError(f"{source}: tensors are read from {known} files; save them as one")
-    with reading(source, partial(_damage, suffix)):
+    with read_safely(source, partial(_damage, suffix)):
         check_is_file(source, suffix)
         if suffix == _SAFE:
             return load_file(source)  # it checks the header's size itself, to the same limit

@@ -6,15 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
-from fxprune import tensors
-from fxprune.bits import same_bits
 from fxprune.errors import CaptureError
-from fxprune.importing import PATH
-from fxprune.program import Program
-from fxprune.reads import parameter_read
-from fxprune.source import HookedMask
-
-__all__ = ["adoption_notes", "joined_masks"]
+from fxprune.program import PATH, HookedMask, Program, parameter_read, parameters
+from fxprune.support import same_bits
 
 
 def adoption_notes(program: Program, hooked: Iterable[HookedMask]) -> tuple[str, ...]:
@@ -26,10 +20,10 @@ def adoption_notes(program: Program, hooked: Iterable[HookedMask]) -> tuple[str,
     """
     notes: list[str] = []
     hooked = tuple(hooked)
-    owned = {id(tensors.owner(program, mask.name)[0]) for mask in hooked}
+    owned = {id(parameters.owner(program, mask.name)[0]) for mask in hooked}
     for mask in hooked:
-        aliases = tensors.aliases(program)[program.captured.first[mask.name]]
-        owners = {id(tensors.owner(program, alias)[0]) for alias in aliases}
+        aliases = parameters.aliases(program)[program.captured.first[mask.name]]
+        owners = {id(parameters.owner(program, alias)[0]) for alias in aliases}
         if not owners <= owned:
             notes.append(
                 f"{mask.name} is tied: its mask acts on all of {', '.join(aliases)}, where the "

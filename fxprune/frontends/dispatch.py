@@ -11,13 +11,10 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import PassTypeError
-from fxprune.exported import capture_exported
-from fxprune.fallback import capture_any
-from fxprune.program import Program
-from fxprune.source import HookedMask
-from fxprune.symbolic import capture_traced, is_traced
-
-__all__ = ["enter"]
+from fxprune.frontends.exported import capture_exported
+from fxprune.frontends.merging import capture_any
+from fxprune.frontends.traced import capture_traced, is_traced
+from fxprune.program import HookedMask, Program
 
 
 def enter(

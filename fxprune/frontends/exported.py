@@ -12,14 +12,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
-from fxprune.importing import GraphImporter
-from fxprune.inputs import Input, InputSpec
-from fxprune.nesting import Nesting
-from fxprune.program import BOTH, Captured, Program
-from fxprune.quiet import quiet_export
-from fxprune.shell import Shell, shell_of
-
-__all__ = ["capture_exported"]
+from fxprune.frontends.importing import GraphImporter
+from fxprune.program import BOTH, Captured, Input, InputSpec, Nesting, Program, Shell, shell_of
+from fxprune.support import quiet_export
 
 _NOTE = (
     "captured from an ExportedProgram, whose training flags are constants of the graph: train() "

@@ -12,14 +12,7 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx.node import Node, map_arg
 
 from fxprune.errors import CaptureError
-from fxprune.flat_regions import enter_autocast, exit_autocast
-from fxprune.graphs import fingerprint
-from fxprune.reserved import RESERVED
-
-__all__ = ["PATH", "VALUE", "GraphImporter", "path_of"]
-
-PATH = "fxprune.path"  # meta key: the module whose forward made the node
-VALUE = "fxprune.value"  # meta key: (shape, dtype) of the node's tensor
+from fxprune.program import PATH, RESERVED, VALUE, enter_autocast, exit_autocast, fingerprint
 
 # torch.compile, or torch.export once more, cannot trace these, but what they stand for.
 _OURS = {

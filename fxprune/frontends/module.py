@@ -11,27 +11,46 @@ from torch import fx, nn
 from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
-from fxprune.batching import Batched, batched, name_arguments
-from fxprune.conditions import check_conditions
-from fxprune.deciders import find_deciders
-from fxprune.devices import live_devices
 from fxprune.errors import CaptureError, UnexportableError
-from fxprune.flag_reads import Readers, layers_with_live_flags, readers
-from fxprune.flat_regions import flat_regions
-from fxprune.importing import GraphImporter
-from fxprune.inputs import Input, InputSpec
-from fxprune.modes import settle_modes, tells_eval_mode
-from fxprune.nesting import Nesting
-from fxprune.obstacles import Obstacle, obstacle_of
-from fxprune.program import BOTH, EVAL, TRAIN, Captured, Program
-from fxprune.quiet import quiet_export
-from fxprune.reserved import check_names
-from fxprune.shards import refuse_spread_source
-from fxprune.shell import shell_of
-from fxprune.singles import takes_a_batch_of_one
-from fxprune.source import HookedMask, copy_model, training_flags, unhook, with_flags
-
-__all__ = ["capture_module", "capture_source", "examples_of", "obstacle_in"]
+from fxprune.frontends.batch import (
+    Batched,
+    batched,
+    check_conditions,
+    name_arguments,
+    takes_a_batch_of_one,
+)
+from fxprune.frontends.importing import GraphImporter
+from fxprune.frontends.modes import (
+    Readers,
+    find_deciders,
+    layers_with_live_flags,
+    live_devices,
+    readers,
+    settle_modes,
+    tells_eval_mode,
+)
+from fxprune.program import (
+    BOTH,
+    EVAL,
+    TRAIN,
+    Captured,
+    HookedMask,
+    Input,
+    InputSpec,
+    Nesting,
+    Obstacle,
+    Program,
+    check_names,
+    copy_model,
+    flat_regions,
+    obstacle_of,
+    refuse_spread_source,
+    shell_of,
+    training_flags,
+    unhook,
+    with_flags,
+)
+from fxprune.support import quiet_export
 
 _UNKNOWN_OUTPUT = "in output, which is not a known type"  # as torch.export says it
 
@@ -45,7 +64,7 @@ def capture_module(
         model: any module that torch.export takes; not changed.
         args: example positional inputs.
         kwargs: example keyword inputs.
-        batch: see `fxprune.batching.batched`.
+        batch: see `fxprune.frontends.batch.batched`.
 
     Returns:
         The Program, and the masks of torch.nn.utils.prune that the model had.

@@ -13,7 +13,15 @@ from torch import fx
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils.checkpoint import CheckpointFunction
 
-__all__ = ["enter_autocast", "exit_autocast", "flat_regions", "guarded"]
+PATH = "fxprune.path"  # meta key: the module whose forward made the node
+VALUE = "fxprune.value"  # meta key: (shape, dtype) of the node's tensor
+
+
+def count_batch(batches: torch.Tensor, training: bool) -> None:
+    """Count a batch in batch norm's `num_batches_tracked`, in training only."""
+    if training:
+        batches.add_(1)
+
 
 _PASSES = "torch._export.passes"
 _NESTING = ("replace_set_grad_with_hop_pass", "replace_autocast_with_hop_pass")

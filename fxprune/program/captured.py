@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-from fxprune.inputs import InputSpec
-from fxprune.nesting import Nesting
-
-if TYPE_CHECKING:
-    from fxprune.facts import PassRecord, RuleRecord
-    from fxprune.shrink_record import ShrinkRecord
-
-__all__ = ["Captured"]
+from fxprune.program.inputs import InputSpec, Nesting
+from fxprune.program.records import PassRecord, RuleRecord, ShrinkRecord
 
 
 @dataclass
@@ -56,3 +50,9 @@ class Captured:
     def __deepcopy__(self, memo: dict[int, Any]) -> Captured:
         # All that it holds is replaced, never changed, but for the pairs of a fork.
         return replace(self, replaced=[])
+
+
+class CapturedModule(nn.Module):
+    """A module with what its capture noted: the base of Program, for code below it."""
+
+    captured: Captured

@@ -14,8 +14,6 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.errors import CaptureError
 
-__all__ = ["HookedMask", "copy_model", "own_results", "training_flags", "unhook", "with_flags"]
-
 
 @dataclass(frozen=True)
 class HookedMask:

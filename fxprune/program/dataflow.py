@@ -1,34 +1,25 @@
-"""Dataflow: a Program's graph as a networkx view, and what feeds what in it."""
+"""Dataflow: a Program's graph as a networkx view, and what feeds what in it.
+
+Tensors of a graph that share memory, and operators that write to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
+import networkx as nx
+from torch import fx
+from torch._ops import OpOverload
 from torch.fx.node import Node
 
-from fxprune import ops, tensors
-from fxprune.aliasing import shared
 from fxprune.errors import MissingParameterError, PassError
-from fxprune.program import BOTH, EVAL, TRAIN, Program, check_program, mode_of
-from fxprune.reads import is_product, parameter_of
-from fxprune.wording import nearest
-
-if TYPE_CHECKING:
-    import networkx as nx
-
-__all__ = [
-    "Use",
-    "Vertex",
-    "alias_groups",
-    "ancestors",
-    "dataflow",
-    "descendants",
-    "fed_by",
-    "feeds",
-    "reachable",
-]
+from fxprune.program import ops, parameters
+from fxprune.program.program import BOTH, EVAL, TRAIN, Program, check_program, mode_of
+from fxprune.program.uses import is_product, parameter_of
+from fxprune.words import nearest
 
 
 class Vertex(NamedTuple):
@@ -93,7 +84,7 @@ def dataflow(program: Program, mode: str | None = None) -> nx.MultiDiGraph[Verte
 
     graph = _graph_of(program, mode)
     view: Any = nx.MultiDiGraph()
-    for name, aliases in tensors.aliases(program).items():
+    for name, aliases in parameters.aliases(program).items():
         view.add_node(Vertex("parameter", name), op="parameter", of=None, aliases=aliases)
     for name, _ in program.named_buffers(remove_duplicate=False):
         view.add_node(Vertex("buffer", name), op="buffer", of=None)
@@ -116,7 +107,7 @@ def alias_groups(program: Program) -> tuple[tuple[str, ...], ...]:
         (('0.weight', '1.weight'),)
     """
     check_program(program, "dataflow")
-    return tuple(names for names in tensors.aliases(program).values() if len(names) > 1)
+    return tuple(names for names in parameters.aliases(program).values() if len(names) > 1)
 
 
 def feeds(program: Program, name: str | Vertex, mode: str | None = None) -> tuple[Use, ...]:
@@ -274,3 +265,122 @@ def _writes(node: Node) -> Iterator[tuple[str, Node]]:
         while base is not None:
             yield role, base
             base = shared(base)
+
+
+# What their schemas do not say: without training a dropout returns its input, and so on.
+_MAY_RETURN = frozenset(
+    [
+        "dropout",
+        "alpha_dropout",
+        "feature_dropout",
+        "feature_alpha_dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "getitem",
+        "rrelu",
+        "identity",
+        "type_as",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+    ]
+)
+
+
+def written(node: Node) -> Node | None:
+    """Return the node whose tensor an operator writes to; None where it writes to none."""
+    if isinstance(node.target, OpOverload):
+        role = _written_role(node.target)
+        found = None if role is None else ops.argument(node, role)
+        return found if isinstance(found, Node) else None
+    name = str(getattr(node.target, "__name__", ""))
+    in_place = name in ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul", "setitem")
+    first = node.args[0] if node.args else None
+    return first if in_place and isinstance(first, Node) else None
+
+
+def detaches(node: Node) -> bool:
+    """Tell whether an operator writes to no number of a tensor, though its schema says so."""
+    return node.op == "call_function" and ops.canonical_name(node.target) == "detach"
+
+
+@cache
+def _written_role(target: OpOverload) -> str | None:
+    """Return the name of the first argument that an operator writes to."""
+    for argument in target._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            return argument.name
+    return None
+
+
+@cache
+def _returns_view(target: OpOverload) -> bool:
+    """Tell whether what an operator returns may share the memory of its first argument."""
+    arguments = target._schema.arguments
+    return bool(arguments) and arguments[0].alias_info is not None
+
+
+class Aliases:
+    """Which nodes of a graph share memory.
+
+    Args:
+        graph: the graph.
+
+    Attributes:
+        place: of each node in the graph.
+        mutated: names of stored tensors that the graph writes to.
+        overwritten: nodes whose numbers it writes to.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.place = {node: at for at, node in enumerate(graph.nodes)}
+        self._root: dict[Node, Node] = {}
+        self._members: dict[Node, list[Node]] = {}
+        self.mutated: set[str] = set()
+        roots: set[Node] = set()
+        for node in graph.nodes:
+            into, source = written(node), shared(node)
+            root = node if source is None else self._root.get(source, source)
+            self._root[node] = root
+            self._members.setdefault(root, []).append(node)
+            if into is not None and not detaches(node):
+                roots.add(root)
+            if into is not None and root.op == "get_attr":
+                self.mutated.add(str(root.target))
+        self.overwritten = {node for root in roots for node in self._members[root]}
+
+    def stale(self, node: Node) -> list[Node]:
+        """Return the nodes that share what an operator writes to, where one is read afterwards.
+
+        Reads of the operator's own result are right: they are known to see what was written.
+        """
+        into = written(node)
+        if into is None:
+            return []
+        others = [other for other in self._sharing(node) if other is not node]
+        here = self.place[node]
+        later = any(
+            self.place[user] > here
+            for other in others
+            if self.place[other] < here
+            for user in other.users
+        )
+        before = [other for other in others if self.place[other] < here]
+        return before if later or self._root[node].op == "get_attr" else []
+
+    def _sharing(self, node: Node) -> Iterator[Node]:
+        yield from self._members[self._root[node]]
+
+
+def shared(node: Node) -> Node | None:
+    """Return the node whose memory a node's tensor may be: it writes there, or is a view of it."""
+    into = written(node)
+    if into is not None:
+        return into
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+        return None
+    if ops.canonical_name(node.target) in _MAY_RETURN:
+        return node.args[0]
+    shares = isinstance(node.target, OpOverload) and _returns_view(node.target)
+    return node.args[0] if shares else None

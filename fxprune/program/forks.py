@@ -9,11 +9,8 @@ from typing import Any
 from torch import nn
 
 from fxprune.errors import InvariantError, PassError
-from fxprune.program import Program
-from fxprune.shards import is_sharded, part
-from fxprune.wrapping import check_root_alone, is_wrapped, reshard, swaps_of
-
-__all__ = ["commit", "copied", "fork"]
+from fxprune.program.program import Program
+from fxprune.program.spread import check_root_alone, is_sharded, is_wrapped, part, reshard, swaps_of
 
 _MODULE_STATE = ("_parameters", "_buffers")
 _PROGRAM_STATE = ("graphs", "captured")

@@ -1,9 +1,14 @@
-"""What a Program takes: names, shapes with symbolic dimensions, dtypes, ranges of integers."""
+"""What a Program takes: names, shapes with symbolic dimensions, dtypes, ranges of integers.
+
+What a Program takes that was captured without an example: names and defaults, no shapes.
+
+How values are nested in tuples, lists, dicts and dataclasses, in a form that pickles.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +16,39 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError
-from fxprune.nesting import Nesting
-from fxprune.wording import dtype_name
+from fxprune.words import dtype_name
 
-__all__ = ["Input", "InputSpec"]
+
+class Nesting:
+    """The structure of a value, kept as the value with its leaves numbered.
+
+    Args:
+        skeleton: any nested value; its leaves do not matter.
+
+    Attributes:
+        tree: the structure as torch's pytree.
+
+    Example:
+        >>> nesting = Nesting({"a": None, "b": [True]})
+        >>> nesting.unflatten(["x", "y"])
+        {'a': 'x', 'b': ['y']}
+    """
+
+    def __init__(self, skeleton: Any) -> None:
+        self.tree = pytree.tree_structure(skeleton)
+        numbers = list(range(self.tree.num_leaves))
+        self.skeleton = pytree.tree_unflatten(numbers, self.tree)
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        """Return the structure with these leaves."""
+        return pytree.tree_unflatten(list(leaves), self.tree)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Nesting, (self.skeleton,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Nesting:
+        return self
+
 
 Dim = int | str
 
@@ -237,3 +271,62 @@ def _like(value: Any, skeleton: Any) -> Any:
 def _nesting(tree: pytree.TreeSpec) -> str:
     args, kwargs = pytree.tree_unflatten(["*"] * tree.num_leaves, tree)
     return f"args {args}, kwargs {kwargs}"
+
+
+@dataclass(frozen=True)
+class OpenSpec(InputSpec):
+    """Arguments whose shapes are not known; each is handed to the graph as it is.
+
+    Args:
+        defaults: the values of arguments that may be left out.
+    """
+
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], defaults: Mapping[str, Any]) -> OpenSpec:
+        """Return the spec of a forward with these arguments."""
+        inputs = tuple(Input(name) for name in names)
+        nesting = Nesting(((None,) * len(names), {}))
+        return cls(inputs, nesting, names, (), defaults=dict(defaults))
+
+    @property
+    def drawable(self) -> bool:
+        """Whether inputs can be drawn: not without shapes."""
+        return False
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}: any" for name in self.names)
+
+    def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Return the arguments, in order."""
+        return [*args, *kwargs.values()]
+
+    def example(
+        self,
+        *,
+        batch: int = 2,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Raise an InputError, since nothing is known to draw."""
+        raise InputError(
+            f"the shapes of {', '.join(self.names)} are not known, since the program was captured "
+            "from a traced graph without an example; capture that graph with args= and kwargs="
+        )
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the symbolic dimensions: none is known."""
+        return ()
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The signature of forward, with `self`."""
+        kinds = inspect.Parameter
+        parameters = [
+            kinds(name, kinds.POSITIONAL_OR_KEYWORD, default=self.defaults.get(name, kinds.empty))
+            for name in ("self", *self.names)
+        ]
+        return inspect.Signature(parameters)

@@ -2,37 +2,23 @@
 
 Functions, not methods: a source may have a submodule called `value` or `parameter`, and then that
 is what the attribute of the Program means.
+
+The module tree of a Program: the source's names, parameters and buffers, without its code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
 from fxprune.errors import MissingParameterError, PassTypeError
-from fxprune.shards import is_sharded, like
-from fxprune.shell import mask_of, raw_parameter, submodule
-from fxprune.wording import did_you_mean
-
-if TYPE_CHECKING:
-    from fxprune.program import Program
-
-__all__ = [
-    "Handle",
-    "Masks",
-    "Parameters",
-    "aliases",
-    "masks",
-    "owner",
-    "parameter",
-    "parameters_of",
-    "quoted",
-    "value",
-]
+from fxprune.program.captured import CapturedModule
+from fxprune.program.spread import is_sharded, like
+from fxprune.words import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,7 @@ class Handle:
         name: any of the parameter's names.
     """
 
-    program: Program
+    program: CapturedModule
     name: str
 
     @property
@@ -95,7 +81,7 @@ class Parameters(Mapping[str, Handle]):
     Looking one up raises MissingParameterError, which suggests the nearest name.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: CapturedModule) -> None:
         self._program = program
 
     def __getitem__(self, name: str) -> Handle:
@@ -109,12 +95,12 @@ class Parameters(Mapping[str, Handle]):
         return len(set(self._program.captured.first.values()))
 
 
-def parameters_of(program: Program) -> Parameters:
+def parameters_of(program: CapturedModule) -> Parameters:
     """Return the parameters of a Program by name."""
     return Parameters(program)
 
 
-def aliases(program: Program) -> dict[str, tuple[str, ...]]:
+def aliases(program: CapturedModule) -> dict[str, tuple[str, ...]]:
     """Return every parameter's names, keyed by the first of them, in the source's order."""
     groups: dict[str, list[str]] = {}
     for name, first in program.captured.first.items():
@@ -122,7 +108,7 @@ def aliases(program: Program) -> dict[str, tuple[str, ...]]:
     return {first: tuple(group) for first, group in groups.items()}
 
 
-def owner(program: Program, name: str) -> tuple[nn.Module, str]:
+def owner(program: CapturedModule, name: str) -> tuple[nn.Module, str]:
     """Return the module that holds a parameter, and the attribute's name there.
 
     Raises:
@@ -138,7 +124,7 @@ def owner(program: Program, name: str) -> tuple[nn.Module, str]:
     raise MissingParameterError(f"the program has no parameter {name!r}; {hint}")
 
 
-def parameter(program: Program, name: str) -> nn.Parameter:
+def parameter(program: CapturedModule, name: str) -> nn.Parameter:
     """Return the Parameter behind a name: the original one, where it is masked.
 
     Raises:
@@ -147,12 +133,12 @@ def parameter(program: Program, name: str) -> nn.Parameter:
     return Handle(program, name).stored
 
 
-def value(program: Program, name: str) -> torch.Tensor:
+def value(program: CapturedModule, name: str) -> torch.Tensor:
     """Return a parameter's current value, masked where it has a mask, without gradient."""
     return Handle(program, name).value
 
 
-def masks(program: Program) -> Masks:
+def masks(program: CapturedModule) -> Masks:
     """Return the masks by parameter name."""
     return Masks(program)
 
@@ -160,7 +146,7 @@ def masks(program: Program) -> Masks:
 class Masks(Mapping[str, torch.Tensor]):
     """A Program's masks by parameter name: iterates first names, finds any alias."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: CapturedModule) -> None:
         self._program = program
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -189,3 +175,92 @@ def quoted(names: Mapping[str, object] | tuple[str, ...] | list[str]) -> str:
     """Return the first names in quotes, for a message."""
     shown = [repr(name) for name in list(names)[:6]]
     return ", ".join(shown) + (", ..." if len(names) > 6 else "")
+
+
+class MaskedReads(nn.Module):
+    """A module whose masked parameters read as their current product with the mask.
+
+    A masked parameter `P` is stored as Parameter `P_orig` and buffer `P_mask`, the names that
+    torch.nn.utils.prune gives. Nothing is cached, so a read is never stale.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        state = self.__dict__
+        # A graph reads each tensor by its path: the common cases first.
+        for kind in ("_modules", "_parameters", "_buffers"):
+            if kind in state and name in state[kind]:
+                return state[kind][name]
+        orig = state.get("_parameters", {}).get(f"{name}_orig")
+        mask = state.get("_buffers", {}).get(f"{name}_mask")
+        if orig is not None and mask is not None:
+            return orig * like(mask, orig)
+        return super().__getattr__(name)
+
+
+class Shell(MaskedReads):
+    """A place in the module tree: holds what the source's module held, and its class name.
+
+    Args:
+        kind: the class name of the source's module.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._fxprune_kind = kind
+
+    def _get_name(self) -> str:
+        return self._fxprune_kind
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the class name of the source's module that a part of a Program stands for."""
+    return module._fxprune_kind if isinstance(module, Shell) else type(module).__name__
+
+
+def shell_of(module: nn.Module) -> Shell:
+    """Build the tree of shells that hold a module's tensors under the same names and order.
+
+    Args:
+        module: the source; its Parameter and buffer objects are shared, not copied.
+    """
+    return _shell_of(module, {})
+
+
+def _shell_of(module: nn.Module, made: dict[int, Shell]) -> Shell:
+    if id(module) in made:
+        return made[id(module)]
+    shell = made[id(module)] = Shell(type(module).__name__)
+    shell._parameters = dict(module._parameters)
+    shell._buffers = dict(module._buffers)
+    shell._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    shell.training = module.training
+    for name, child in module._modules.items():
+        shell._modules[name] = None if child is None else _shell_of(child, made)
+    return shell
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module:
+    """Return what `root.get_submodule(path)` does, without its failing look-ups at each step."""
+    found = root
+    for part in path.split(".") if path else ():
+        child = found._modules.get(part)
+        if child is None:
+            return root.get_submodule(path)
+        found = child
+    return found
+
+
+def raw_parameter(owner: nn.Module, attribute: str) -> nn.Parameter | None:
+    """Return the Parameter object behind a name, masked or not; None where there is none."""
+    found = owner._parameters.get(attribute)
+    return owner._parameters.get(f"{attribute}_orig") if found is None else found
+
+
+def mask_of(owner: nn.Module, attribute: str) -> torch.Tensor | None:
+    """Return the mask of a parameter; None where it is not masked."""
+    # A source may itself have P, P_orig and P_mask: then P is a plain parameter.
+    if owner._parameters.get(attribute) is not None:
+        return None
+    if owner._parameters.get(f"{attribute}_orig") is None:
+        return None
+    return owner._buffers.get(f"{attribute}_mask")

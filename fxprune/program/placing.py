@@ -14,18 +14,6 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from fxprune.errors import PassError
 
-__all__ = [
-    "coordinates",
-    "flat_indices",
-    "gathered_bits",
-    "is_first_replica",
-    "layout_of",
-    "lowest_rank",
-    "piece",
-    "placed",
-    "spread",
-]
-
 
 def layout_of(tensor: Any) -> str:
     """Return in words how a tensor is spread: the same on each process that holds a part."""

@@ -1,32 +1,41 @@
-"""The Program: a model as one torch.fx graph, or one a mode, over a tree of named tensors."""
+"""The Program: a model as one torch.fx graph, or one a mode, over a tree of named tensors.
+
+State dicts for a Program whose tied parameters torch stored alias by alias.
+
+A Program's forward, with the argument names and defaults of the source's.
+
+Names that a source may not have: a Program needs them itself, or they are Python's own.
+
+Inputs that fit a Program, drawn from a seed.
+"""
 
 from __future__ import annotations
 
 import copy
+import keyword
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxprune import tensors
-from fxprune.captured import Captured
-from fxprune.codegen import NestedCodeGen, fast_graph
-from fxprune.drawing import example_of
-from fxprune.errors import InvariantError, PassError, PassTypeError
-from fxprune.flat_regions import guarded
-from fxprune.forward import forward_like
-from fxprune.graphs import copy_graph, decode_graph, encode_graph
-from fxprune.inputs import InputSpec
-from fxprune.loading import aligned_state, tie_again
-from fxprune.reserved import check_names
-from fxprune.shell import MaskedReads
-from fxprune.source import own_results
-
-if TYPE_CHECKING:
-    from fxprune.facts import RuleRecord
-
-__all__ = ["BOTH", "EVAL", "TRAIN", "Captured", "Program", "check_program", "mode_of"]
+from fxprune.errors import CaptureError, InvariantError, PassError, PassTypeError, StateError
+from fxprune.program import parameters
+from fxprune.program.calls import guarded
+from fxprune.program.captured import Captured, CapturedModule
+from fxprune.program.copying import own_results
+from fxprune.program.encoding import (
+    NestedCodeGen,
+    copy_graph,
+    decode_graph,
+    encode_graph,
+    fast_graph,
+)
+from fxprune.program.inputs import InputSpec
+from fxprune.program.parameters import MaskedReads
+from fxprune.program.records import RuleRecord
+from fxprune.support import same_bits
 
 BOTH, TRAIN, EVAL = "both", "train", "eval"
 # The parts of a module that hold its tensors and children.
@@ -41,7 +50,7 @@ _HOOKS = (
 )
 
 
-class Program(fx.GraphModule, MaskedReads):
+class Program(fx.GraphModule, MaskedReads, CapturedModule):
     """A captured model whose parameters are `get_attr` nodes of its graphs.
 
     Made by `fxprune.capture`. It has the source's keys, order and forward, and survives deepcopy,
@@ -53,7 +62,6 @@ class Program(fx.GraphModule, MaskedReads):
     """
 
     graphs: dict[str, fx.Graph]
-    captured: Captured
 
     @classmethod
     def assemble(
@@ -93,9 +101,9 @@ class Program(fx.GraphModule, MaskedReads):
     # What users ask
 
     @property
-    def masks(self) -> tensors.Masks:
+    def masks(self) -> parameters.Masks:
         """The masks by parameter name; any alias of a tied parameter finds its mask."""
-        return tensors.masks(self)
+        return parameters.masks(self)
 
     @property
     def inputs(self) -> InputSpec:
@@ -105,7 +113,7 @@ class Program(fx.GraphModule, MaskedReads):
     @property
     def aliases(self) -> dict[str, tuple[str, ...]]:
         """Every parameter's names, keyed by the first of them, in the source's order."""
-        return tensors.aliases(self)
+        return parameters.aliases(self)
 
     @property
     def records(self) -> tuple[RuleRecord, ...]:
@@ -119,11 +127,11 @@ class Program(fx.GraphModule, MaskedReads):
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return the Parameter behind a name: the original one, where it is masked."""
-        return tensors.parameter(self, name)
+        return parameters.parameter(self, name)
 
     def value(self, name: str) -> torch.Tensor:
         """Return a parameter's current value, masked where it has a mask, without gradient."""
-        return tensors.value(self, name)
+        return parameters.value(self, name)
 
     def example(self, *, batch: int = 2, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw `(args, kwargs)` that fit; see `example_of`."""
@@ -268,7 +276,7 @@ def mode_of(program: Program) -> str:
     off = [name for name in deciders if name not in on]
     raise InvariantError(
         f"the graph differs between train and eval mode, and the training flags disagree: on for "
-        f"{tensors.quoted(on)}, off for {tensors.quoted(off)}; call train() or eval() on the "
+        f"{parameters.quoted(on)}, off for {parameters.quoted(off)}; call train() or eval() on the "
         "program, or set these alike"
     )
 
@@ -296,3 +304,150 @@ def _let_source_names_win(program: Program) -> None:
 def _rebuild(tree: nn.Module, graphs: Mapping[str, Any], captured: Captured) -> Program:
     decoded = {mode: decode_graph(graph) for mode, graph in graphs.items()}
     return Program.assemble(tree, decoded, captured)
+
+
+def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `state` with the keys that every alias of a tied, masked parameter has here.
+
+    torch.nn.utils.prune masks one alias and leaves the others dense: their `P` is taken as
+    `P_orig`, and the one mask serves all.
+
+    Args:
+        program: where the state will be loaded.
+        state: tensors by key.
+
+    Raises:
+        StateError: two aliases of one parameter have different values or masks.
+    """
+    tied = [names for names in parameters.aliases(program).values() if len(names) > 1]
+    if not tied:
+        return state
+    aligned: Any = OrderedDict(state)
+    # torch reads versions of the modules from this attribute of its ordered dict.
+    aligned._metadata = getattr(state, "_metadata", None)
+    for names in tied:
+        _align(program, aligned, names)
+    return aligned
+
+
+def tie_again(program: Program) -> None:
+    """Give the aliases of each parameter one tensor, and one mask, again."""
+    for first, *others in parameters.aliases(program).values():
+        owner, attribute = parameters.owner(program, first)
+        for alias in others:
+            other, name = parameters.owner(program, alias)
+            for suffix in ("", "_orig"):
+                if f"{attribute}{suffix}" in owner._parameters:
+                    tensor = owner._parameters[f"{attribute}{suffix}"]
+                    other._parameters[f"{name}{suffix}"] = tensor
+            if f"{attribute}_mask" in owner._buffers and f"{name}_mask" in other._buffers:
+                other._buffers[f"{name}_mask"] = owner._buffers[f"{attribute}_mask"]
+
+
+def _align(program: Program, state: dict[str, Any], names: tuple[str, ...]) -> None:
+    if names[0] not in parameters.masks(program):
+        _one(state, [name for name in names if name in state], "values")
+        return
+    origs = [key for n in names for key in (f"{n}_orig", n) if key in state]
+    masks = [f"{name}_mask" for name in names if f"{name}_mask" in state]
+    if not origs or not masks:
+        return
+    orig, mask = _one(state, origs, "values"), _one(state, masks, "masks")
+    for name in names:
+        state.pop(name, None)
+        state[f"{name}_orig"], state[f"{name}_mask"] = orig, mask
+
+
+def _one(state: Mapping[str, Any], keys: list[str], what: str) -> Any:
+    for key in keys[1:]:
+        if not same_bits(state[keys[0]], state[key]):
+            raise StateError(
+                f"{keys[0]!r} and {key!r} are one tied parameter, but the state dict has different "
+                f"{what} for them; make them equal, or untie them in the model"
+            )
+    return state[keys[0]] if keys else None
+
+
+def forward_like(inputs: InputSpec) -> Any:
+    """Return a `forward(self, ...)` that hands its arguments to `self._run`.
+
+    torch.export and users name inputs by the signature, so that `*args, **kwargs` will not do.
+
+    Args:
+        inputs: whose signature the function gets.
+
+    Raises:
+        InvariantError: an argument's name is not a Python identifier.
+    """
+    signature = inputs.signature
+    parameters = list(signature.parameters)[1:]
+    for name in parameters:
+        if not name.isidentifier():
+            raise InvariantError(f"the argument name {name!r} is not a Python identifier")
+    split = len(inputs.names)
+    args = "".join(f"{name}, " for name in parameters[:split])
+    kwargs = ", ".join(f"{name!r}: {name}" for name in parameters[split:])
+    keyword_only = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    by_position = [name for name in parameters if name not in keyword_only]
+    star = ["*", *keyword_only] if keyword_only else []
+    head = ", ".join(["self", *by_position, *star])
+    namespace: dict[str, Any] = {}
+    exec(f"def forward({head}):\n    return self._run(({args}), {{{kwargs}}})\n", namespace)
+    forward = namespace["forward"]
+    given = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
+    forward.__defaults__ = tuple(given[name] for name in by_position if name in given) or None
+    forward.__kwdefaults__ = {name: given[name] for name in keyword_only if name in given} or None
+    return forward
+
+
+_OWN = {"graphs", "captured", "device", "_run", "_forward_both", "_forward_train", "_forward_eval"}
+RESERVED = frozenset(
+    _OWN | (set(dir(fx.GraphModule)) - set(dir(nn.Module))) | {"_graph", "_code", "meta"}
+)
+
+
+def check_names(root: nn.Module, kind: str) -> None:
+    """Check the names of a source's parameters, buffers and submodules.
+
+    Args:
+        root: the source, or the tree of a Program.
+        kind: the class name of the source.
+
+    Raises:
+        CaptureError: names the attribute.
+    """
+    plain = [name for name, value in vars(root).items() if isinstance(value, torch.Tensor)]
+    for name in (*root._parameters, *root._buffers, *root._modules, *plain):
+        if name in RESERVED:
+            raise CaptureError(
+                f"{kind}.{name}: {name!r} is a name that torch.fx.GraphModule or Program needs "
+                "itself; rename that attribute"
+            )
+    named = (*root.named_modules(), *root.named_parameters(), *root.named_buffers())
+    for name in (name for name, _ in named):
+        word = next((part for part in name.split(".") if keyword.iskeyword(part)), None)
+        if word is not None:
+            raise CaptureError(
+                f"{kind}.{name}: {word!r} is a word of Python's own, which generated code cannot "
+                "read as an attribute; rename it"
+            )
+
+
+def example_of(
+    program: Program, *, batch: int = 2, seed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Draw `(args, kwargs)` that fit, in the Program's own dtype and on its device.
+
+    Args:
+        program: any Program.
+        batch: the size of every symbolic dimension.
+        seed: seed of a private generator.
+    """
+    return program.captured.inputs.example(
+        batch=batch, seed=seed, dtype=own_dtype(program), device=program.device
+    )
+
+
+def own_dtype(program: Program) -> torch.dtype | None:
+    """Return the floating dtype that a Program is in now; None where it has no such parameter."""
+    return next((p.dtype for p in program.parameters() if p.is_floating_point()), None)

@@ -1,16 +1,24 @@
-"""How a Program's graphs read its parameters: the read itself, or its product with the mask."""
+"""How a Program's graphs read its parameters: the read itself, or its product with the mask.
+
+The parameters of a Program as sites: names, owners, and how the graphs use them.
+
+Where in the user's code a node comes from.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch.fx.node import Node
 
-from fxprune import ops
-from fxprune.program import Program
-from fxprune.shell import mask_of, submodule
-
-__all__ = ["is_product", "mask_read_of", "parameter_of", "parameter_read"]
+from fxprune.program import ops, parameters
+from fxprune.program.parameters import kind_of, mask_of, submodule
+from fxprune.program.program import Program
+from fxprune.program.records import ParamSite
 
 
 def parameter_read(program: Program, value: Any) -> str | None:
@@ -68,3 +76,64 @@ def _is_of_the_source(program: Program, target: str, suffix: str) -> bool:
     if attribute not in owner._buffers:
         return False
     return suffix == "_orig" or mask_of(owner, attribute.removesuffix(suffix)) is None
+
+
+def sites_of(program: Program) -> tuple[ParamSite, ...]:
+    """Return a site for each parameter, in parameter order.
+
+    A masked parameter is used where its product with the mask is used.
+
+    Args:
+        program: any Program.
+    """
+    uses: dict[str, list[tuple[str, str]]] = {}
+    for graph in program.graphs.values():
+        for node in graph.nodes:
+            name = parameter_read(program, node)
+            if name is not None:
+                uses.setdefault(name, []).extend(_uses(program, node))
+    return tuple(
+        _site(program, name, aliases, tuple(dict.fromkeys(uses.get(name, []))))
+        for name, aliases in parameters.aliases(program).items()
+    )
+
+
+def _site(
+    program: Program, name: str, aliases: tuple[str, ...], uses: tuple[tuple[str, str], ...]
+) -> ParamSite:
+    owners = (parameters.owner(program, alias)[0] for alias in aliases)
+    kinds = (program.captured.kind if o is program else kind_of(o) for o in owners)
+    modules = tuple(dict.fromkeys(kinds))
+    parameter = parameters.parameter(program, name)
+    return ParamSite(name, aliases, modules, uses, parameter.shape, parameter.dtype)
+
+
+def _uses(program: Program, read: Node) -> Iterator[tuple[str, str]]:
+    for user in read.users:
+        if is_product(program, user):
+            yield from _uses(program, user)
+        elif user.op == "call_function":
+            op = ops.canonical_name(user.target)
+            yield from ((op, role) for role, node in ops.roles(user) if node is read)
+
+
+_FRAME = re.compile(r'^\s*File "([^"\n]+)", line (\d+)', re.MULTILINE)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def source_line(node: Node | None) -> str | None:
+    """Return the line that a node comes from, as "net.py:12"; None where none is known.
+
+    It is the innermost line outside of torch. A read of a parameter, which no line makes, has that
+    of the first node that uses it.
+
+    Args:
+        node: of any graph of a Program.
+    """
+    if node is None:
+        return None
+    traces = (at.meta.get("stack_trace") for at in (node, *node.users))
+    trace = next((text for text in traces if text), None)
+    frames: list[tuple[str, str]] = _FRAME.findall(trace or "")
+    own = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    return ":".join(own[-1]) if own else None

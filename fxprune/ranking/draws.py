@@ -12,11 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from fxprune.errors import PassError
-from fxprune.facts import Scores, ScoreSource
-from fxprune.ranking import count_of, counting
-from fxprune.scan import CHUNK
-
-__all__ = ["Draw", "RandomScores", "generator_of", "random_scores"]
+from fxprune.ranking.digits import CHUNK
+from fxprune.ranking.kth import count_of, counting
+from fxprune.rewrite import Scores, ScoreSource
 
 
 class Draw:

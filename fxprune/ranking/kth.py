@@ -2,31 +2,39 @@
 
 The order is that of torch.topk: NaN counts as largest. Ties at the threshold go by
 `ties="index"`, lower (parameter order, flat index) first, or by torch.topk's own choice.
+
+The k-th smallest of many scores in one pass: a sampled bracket, counted and collected.
+
+A sample says between which two scores the k-th one must lie. One pass over all scores counts those
+under the bracket and collects the few inside; if the k-th is among them it is exact, and if not the
+bracket is widened and the pass repeated. Luck decides how often that is, never what is found.
 """
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
-from fxprune.bracket import find_in_bracket
-from fxprune.digits import find_by_digits
 from fxprune.errors import AmountError, AmountTypeError, PassError
-from fxprune.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.scan import joined, joined_dtype, sides_of
-
-__all__ = [
-    "check_amount",
-    "check_values",
-    "count_of",
-    "counting",
-    "cut_group",
-    "grouped",
-    "rank_scores",
-]
+from fxprune.ranking.digits import (
+    CHUNK,
+    Scan,
+    find_by_digits,
+    is_at,
+    is_under,
+    joined,
+    joined_dtype,
+    keys_of,
+    scan,
+    sides_of,
+    value_of,
+)
+from fxprune.rewrite import Cut, Ranking, Scores, ScoreSource
 
 SMALL = 300_000  # living scores up to which joining all of them is faster than passes over them
 
@@ -97,7 +105,7 @@ def rank_scores(scores: Scores, amount: float | int, scope: str, ties: str) -> R
         scores: sources whose units are all here.
         amount: share of the living units (float) or count (int).
         scope: "local": of each source; "global": of all sources together.
-        ties: "index" or "torch", see `fxprune.facts.Ranking`.
+        ties: "index" or "torch", see `fxprune.rewrite.facts.Ranking`.
 
     Raises:
         AmountError: the amount is out of range, or more than is alive.
@@ -167,3 +175,121 @@ def _find(
     else:
         threshold = torch.kthvalue(joined(sources.values()), k).values
     return threshold, {name: sides_of(source, threshold) for name, source in sources.items()}
+
+
+_SAMPLE = 2**17  # scores, but
+_MOST_SHARE = 2**5  # one in so many at the most, and
+_SHARE = 2**9  # one in so many at the least, which makes the bracket of many scores narrower, up to
+_MOST_SAMPLE = 2**19
+_DEVIATIONS = 4  # half the width of a bracket, in standard deviations of the sampled rank
+_SLACK = 64  # and in ranks, for samples whose neighbours are alike
+_WIDER = 8
+_TRIES = 3
+_MOST_INSIDE = 16  # one score in so many may be inside: what is collected stays under a byte each
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Scores between which the k-th smallest should be.
+
+    Args:
+        low: the least score inside; None where there is no bound.
+        high: the largest score inside; None where there is no bound, so that NaN is inside.
+    """
+
+    low: float | None
+    high: float | None
+
+
+def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
+    """Return a bracket about the quantile of a sample.
+
+    The rank of the quantile in a sample of S scores has a standard deviation of
+    sqrt(S q (1 - q)), that of a binomial count.
+
+    Args:
+        sample: scores, in any order.
+        share: the quantile q, from 0 to 1.
+        width: half the bracket's width, as a multiple of the usual one.
+
+    Example:
+        >>> bracket_of(torch.arange(1000.0), 0.5, 1.0)
+        Bracket(low=372.0, high=628.0)
+    """
+    count = len(sample)
+    spread = _DEVIATIONS * math.sqrt(count * share * (1 - share)) + _SLACK
+    first = math.floor(share * count - width * spread)
+    last = math.ceil(share * count + width * spread)
+    low = float(_kth([sample], first + 1)) if first >= 0 else None
+    high = float(_kth([sample], last + 1)) if last < count else None
+    return Bracket(
+        None if low is None or math.isnan(low) else low,
+        None if high is None or math.isnan(high) else high,
+    )
+
+
+def find_in_bracket(
+    sources: Mapping[str, ScoreSource], k: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, dict[str, tuple[int, int]]] | None:
+    """Find the k-th smallest living score and, for each source, what is under it and at it.
+
+    Args:
+        sources: score sources by name.
+        k: from 1 to the number of living scores.
+        dtype: in which scores are compared.
+
+    Returns:
+        The score, and (count under it, count at it) by name; None where too many scores are alike
+        to be collected, or no bracket held.
+    """
+    alive = sum(source.alive for source in sources.values())
+    wanted = max(min(_SAMPLE, alive // _MOST_SHARE), min(alive // _SHARE, _MOST_SAMPLE), 1)
+    step = max(alive // wanted, 1)
+    drawn = [source.sample(step).to(dtype) for source in sources.values()]
+    sample = torch.cat(drawn)
+    for attempt in range(_TRIES):
+        bracket = bracket_of(sample, k / alive, float(_WIDER**attempt))
+        scans = _scans(sources, bracket, dtype, alive // _MOST_INSIDE)
+        if scans is None:
+            return None
+        under = sum(found.under for found in scans.values())
+        if under < k <= under + sum(len(found.inside) for found in scans.values()):
+            return _exact(scans, k - under)
+    return None
+
+
+def _scans(
+    sources: Mapping[str, ScoreSource], bracket: Bracket, dtype: torch.dtype, most: int
+) -> dict[str, Scan] | None:
+    scans: dict[str, Scan] = {}
+    for name, source in sources.items():
+        found = scan(source, bracket.low, bracket.high, dtype, most)
+        if found is None:
+            return None
+        most -= len(found.inside)
+        scans[name] = found
+    return scans
+
+
+def _exact(scans: Mapping[str, Scan], k: int) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+    threshold = _kth([found.inside for found in scans.values()], k)
+    return threshold, {
+        name: (
+            found.under + int(is_under(found.inside, threshold).count_nonzero()),
+            int(is_at(found.inside, threshold).count_nonzero()),
+        )
+        for name, found in scans.items()
+    }
+
+
+def _kth(parts: list[torch.Tensor], k: int) -> torch.Tensor:
+    """Return the k-th smallest entry of vectors, in the room of one more copy of them."""
+    if not parts[0].is_cpu:
+        return torch.kthvalue(torch.cat(parts), k).values
+    # kthvalue makes indices of 8 bytes and is several times slower.
+    keys, at = keys_of(parts[0][:0]).new_empty(sum(map(len, parts))).numpy(), 0
+    for piece in (piece for part in parts for piece in part.split(CHUNK)):
+        keys[at : at + len(piece)] = keys_of(piece).numpy()
+        at += len(piece)
+    keys.partition(k - 1)
+    return value_of(int(keys[k - 1]), parts[0].dtype)

@@ -2,30 +2,25 @@
 
 The magnitude of a floating-point number is its bits without the sign, its key. Keys are ordered as
 the magnitudes are, NaN last, so each comparison is one of integers, whatever the dtype.
+
+The pass over magnitudes on the CPU, by their bits: counted and collected by several threads.
+
+Buffers that are used again: fresh memory costs more than a pass over it.
 """
 
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from fxprune.room import Room
-
-__all__ = [
-    "INTEGERS",
-    "bounds_of",
-    "infinity_of",
-    "integers_of",
-    "keys_into",
-    "least_key",
-    "most_key",
-    "scan_keys",
-    "zero_bits",
-]
+from fxprune.rewrite import flat_part
 
 _NUMPY: dict[int, Any] = {2: np.int16, 4: np.int32, 8: np.int64}
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -138,3 +133,94 @@ def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
     if not clean:
         np.bitwise_or(kept, np.iinfo(bits.dtype).min, out=kept)
     np.bitwise_and(bits, kept, out=bits)
+
+
+class Room(threading.local):
+    """The buffers of each thread, kept for its next use of them."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Any] = {}
+
+    def array(self, use: str, size: int, dtype: Any) -> Any:
+        """Return an array whose contents do not matter.
+
+        Args:
+            use: two arrays at a time have two uses.
+            size: how many entries.
+            dtype: numpy's dtype of the entries.
+        """
+        count = size * np.dtype(dtype).itemsize
+        found = self._arrays.get(use)
+        if found is None or found.size < count:
+            found = self._arrays[use] = np.empty(count, np.uint8)
+        return found[:count].view(dtype)
+
+
+_PIECE = 2**18  # entries: a piece and its buffers stay in the cache
+_ROOM = Room()
+
+
+def can_scan(tensor: torch.Tensor) -> bool:
+    """Tell whether the bits of a tensor can be read as numpy's integers."""
+    kind = tensor.dtype
+    return tensor.is_cpu and kind.is_floating_point and kind.itemsize in INTEGERS
+
+
+def scan_magnitudes(
+    tensor: torch.Tensor,
+    living: Callable[[int, int], torch.Tensor | None],
+    low: float | None,
+    high: float | None,
+    most: int,
+) -> tuple[int, torch.Tensor | None]:
+    """Count the magnitudes under a bracket and collect those inside, in flat order.
+
+    Args:
+        tensor: one that can be scanned.
+        living: which of the entries start..stop count; None: all.
+        low: the least magnitude inside; None for no bound.
+        high: the largest magnitude inside; None for no bound, so that NaN is inside.
+        most: how many may be inside.
+
+    Returns:
+        (count under, those inside); no tensor where more are inside.
+
+    Example:
+        >>> scan_magnitudes(
+        ...     torch.tensor([0.5, -2.0, 1.0, -0.25]), lambda start, stop: None, 0.5, 1.0, 4
+        ... )
+        (1, tensor([0.5000, 1.0000]))
+    """
+    kind = tensor.dtype
+    values, size, whole = tensor.detach(), tensor.numel(), INTEGERS[kind.itemsize]
+    first = 0 if low is None else least_key(low, kind)
+    last = torch.iinfo(whole).max if high is None else most_key(high, kind)
+    nothing: Any = np.empty(0, integers_of(kind))
+    count, lock = 0, threading.Lock()
+
+    def piece(start: int) -> tuple[int, Any]:
+        nonlocal count
+        if count > most:
+            return 0, nothing
+        stop = min(start + _PIECE, size)
+        alive = living(start, stop)
+        keys = keys_into(flat_part(values, start, stop).view(whole).numpy(), _ROOM)
+        kept = None if alive is None else alive.numpy()
+        under, inside = scan_keys(keys, first, last, kept, _ROOM)
+        with lock:
+            count += inside.size
+        return under, inside
+
+    parts = _mapped(piece, range(0, size, _PIECE))
+    if count > most:
+        return 0, None
+    inside = np.concatenate([nothing, *(inside for _, inside in parts)])
+    return sum(under for under, _ in parts), torch.from_numpy(inside).view(kind)
+
+
+def _mapped(work: Callable[[int], tuple[int, Any]], jobs: range) -> list[tuple[int, Any]]:
+    threads = min(torch.get_num_threads(), len(jobs))
+    if threads <= 1:
+        return [work(job) for job in jobs]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, jobs))

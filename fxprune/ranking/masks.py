@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fxprune.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.scan import chunks_of, is_at, is_under, is_upto, joined, joined_dtype
-
-__all__ = ["Pruned", "pruned_of_group"]
+from fxprune.ranking.digits import chunks_of, is_at, is_under, is_upto, joined, joined_dtype
+from fxprune.rewrite import Cut, Ranking, Scores, ScoreSource
 
 # (start, stop, which of the living units among start..stop are pruned)
 Pruned = Iterator[tuple[int, int, torch.Tensor]]

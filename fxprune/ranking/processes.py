@@ -3,37 +3,369 @@
 The processes add up histograms of their scores' bit patterns until the threshold is known; then, of
 the one parameter in whose midst the quota of ties ends, histograms of the ties' indices in the
 whole tensor. So every process finds the cuts that one process with all scores would have found.
+
+What a group of processes holds of some parameters: each entry is counted by one of them.
+
+The processes of a torch.distributed group that prune one Program together.
+
+Before every exchange they meet: each tells whether it has failed and which step it is at. So one
+that raises tells the others, who raise as well, instead of waiting for it.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
-from fxprune import tensors
-from fxprune.digits import Search, sortable, value_of
-from fxprune.errors import PassError
-from fxprune.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.peers import Peers
-from fxprune.program import Program
-from fxprune.ranking import (
-    check_amount,
-    check_values,
-    count_of,
-    counting,
-    cut_group,
-    grouped,
+from fxprune.errors import PassError, PassTypeError, PeerError
+from fxprune.program import (
+    Program,
+    check_root_alone,
+    check_takes_masks,
+    distributed,
+    is_wrapped,
+    parameters,
+    parameters_of,
+    reshard,
+    spread,
 )
-from fxprune.scan import chunks_of, is_at, joined_dtype, sides_of
-from fxprune.shards import placing
-from fxprune.tallies import Tally, check_parts, digest, layouts, tally
-from fxprune.wrapping import check_root_alone, check_takes_masks, is_wrapped, reshard
+from fxprune.ranking.digits import (
+    CHUNK,
+    Search,
+    chunks_of,
+    is_at,
+    joined_dtype,
+    sides_of,
+    sortable,
+    value_of,
+)
+from fxprune.ranking.kth import check_amount, check_values, count_of, counting, cut_group, grouped
+from fxprune.rewrite import Cut, Ranking, Scores, ScoreSource
 
-__all__ = ["rank_over", "ready", "together"]
+_NOBODY = 2**62
+_ODD = -7046029254386353131  # 2**64 over the golden ratio, as a signed number
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the processes hold.
+
+    Args:
+        counted: names of the parameters whose part in this process is counted in this process.
+        units: how many units each parameter has, over all processes.
+        alive: how many of these are alive.
+    """
+
+    counted: frozenset[str]
+    units: Mapping[str, int]
+    alive: Mapping[str, int]
+
+
+def layouts(program: Program) -> str:
+    """Return in words what a Program holds and how it is spread, the same on each process."""
+    return "\n".join(
+        f"{name} {held.aliases} {tuple(held.stored.shape)} {held.stored.dtype} "
+        f"{held.mask is not None} {_layout(held.stored)}"
+        for name, held in parameters_of(program).items()
+    )
+
+
+def check_parts(program: Program) -> None:
+    """Check that it can be told which entries of each parameter this process holds.
+
+    Raises:
+        PassError: a parameter is a pending sum, or no part of one is a box.
+    """
+    for name, held in parameters_of(program).items():
+        if held.is_spread:
+            spread.distributed().coordinates(held.stored, name)
+
+
+def _layout(tensor: torch.Tensor) -> str:
+    return spread.distributed().layout_of(tensor) if spread.is_sharded(tensor) else "whole"
+
+
+def tally(peers: Peers, program: Program, sources: Mapping[str, ScoreSource]) -> Tally:
+    """Find out who counts what, and check that what several processes hold is the same.
+
+    Sends 48 bytes a parameter.
+
+    Raises:
+        PeerError: entries of a parameter are held by none of the processes, or replicas differ.
+    """
+    held = {n: parameters_of(program)[n].stored for n, source in sources.items() if source.part}
+    units = {n: held[n].numel() if n in held else source.units for n, source in sources.items()}
+    counted = _counted(peers, sources, held)
+    rows: list[tuple[int, ...]] = []
+    for name, source in sources.items():
+        alone = name in held and not _has_replicas(peers, held[name])
+        row = (source.units, source.alive, 0 if alone else checksum(source))
+        rows.append((source.units, row[2], *(row if name in counted else (0, 0, 0))))
+    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
+    totals = peers.sum(table, "comparing replicas")
+    for (name, size), total in zip(units.items(), totals, strict=True):
+        _check(name, size, total)
+    return Tally(counted, units, dict(zip(sources, totals[:, 3].tolist(), strict=True)))
+
+
+def _counted(
+    peers: Peers, sources: Mapping[str, ScoreSource], held: Mapping[str, Any]
+) -> frozenset[str]:
+    """Return the names that this process counts: whole ones in the first process alone.
+
+    Meshes that are parts of a larger one hold the same: that of the lowest rank counts.
+    """
+    lowest = [spread.distributed().lowest_rank(t) if _holds(t) else _NOBODY for t in held.values()]
+    least = peers.least(torch.tensor(lowest, dtype=torch.int64), "finding who holds what")
+    first = dict(
+        zip(held, (torch.tensor(lowest, dtype=torch.int64) == least).tolist(), strict=True)
+    )
+    return frozenset(
+        name
+        for name in sources
+        if (
+            first[name] and spread.distributed().is_first_replica(held[name])
+            if name in held
+            else peers.rank == 0
+        )
+    )
+
+
+def _holds(tensor: Any) -> bool:
+    return tensor.device_mesh.get_coordinate() is not None
+
+
+def _has_replicas(peers: Peers, tensor: Any) -> bool:
+    """Tell whether several processes may hold the same part; the same answer on all of them."""
+    split = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    repeated = any(size > 1 and placement.is_replicate() for size, placement in split)
+    return repeated or tensor.device_mesh.size() != peers.size
+
+
+def _check(name: str, size: int, total: torch.Tensor) -> None:
+    """Check what the processes hold and count of one parameter.
+
+    Args:
+        name: the parameter.
+        size: how many units it has.
+        total: the sums of (units held, checksums, units counted, units alive, checksums counted).
+    """
+    held, sums, counted, _, once = total.tolist()
+    if counted != size or (size and held % size):
+        raise PeerError(
+            f"the processes of the group hold {held} units of {name!r} and count {counted} of its "
+            f"{size}; give prune a process group of all that hold a part of it, and of no others"
+        )
+    copies = torch.tensor(held // size if size else 0)
+    if int(copies * torch.tensor(once)) != sums:
+        raise PeerError(
+            f"processes that should hold the same entries or masks of {name!r} do not; broadcast "
+            "it, or load the same checkpoint everywhere"
+        )
+
+
+def checksum(source: ScoreSource) -> int:
+    """Return a number, from -2**63, that hardly ever is the same for other scores."""
+    found = torch.zeros((), dtype=torch.int64)
+    for start, stop in chunks_of(source):
+        living = source.living(start, stop)
+        found = _stirred(found, sortable(source.chunk(start, stop)).to(torch.int64))
+        if living is not None:
+            found = _stirred(found, living.to(torch.int64))
+    return int(found)
+
+
+def digest(tensor: torch.Tensor) -> int:
+    """Return a number, from -2**63, that hardly ever is the same for other tensors; 0 if spread."""
+    if spread.is_sharded(tensor):
+        return 0
+    found = torch.zeros((), dtype=torch.int64)
+    for piece in tensor.detach().reshape(-1).split(CHUNK):
+        found = _stirred(found, piece.contiguous().view(torch.uint8).to(torch.int64))
+    return int(found)
+
+
+def _stirred(found: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    places = torch.arange(1, len(values) + 1, device=values.device)
+    # Odd multipliers that differ from place to place; all products are modulo 2**64.
+    mixed = (values ^ (values >> 29)) * (places * _ODD | 1)
+    mixed = (mixed ^ (mixed >> 32)) * _ODD
+    return (found * _ODD) ^ mixed.sum().cpu()
+
+
+_DEVICES = {"nccl": "cuda", "xccl": "xpu", "hccl": "npu"}  # backends that take no CPU tensors
+_MESSAGE = 512  # bytes of a failed process's message that the others learn
+
+
+class Peers:
+    """A process group, and what this process exchanges with it.
+
+    Args:
+        group: a torch.distributed process group that this process is in.
+        whole_masks: whether masks are whole on each process though parameters are not (FSDP2).
+
+    Attributes:
+        rank: of this process in the group.
+        size: how many processes there are.
+        bytes: how many bytes of tensors this process has given to exchanges.
+
+    Raises:
+        PassTypeError: `group` is no process group, or this process is not in it.
+    """
+
+    def __init__(self, group: Any, *, whole_masks: bool = False) -> None:
+        if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+            raise PassTypeError(
+                f"process_group={group!r} is no process group that this process is in; call "
+                "torch.distributed.init_process_group and give torch.distributed.group.WORLD, or "
+                "what new_group returned here"
+            )
+        self.group, self.whole_masks = group, whole_masks
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        kind = _DEVICES.get(dist.get_backend(group))
+        self.device = torch.device("cpu" if kind is None else kind)
+        self.bytes = 0
+
+    # Exchanges
+
+    def sum(self, tensor: torch.Tensor, step: str) -> torch.Tensor:
+        """Return the sum of the processes' tensors, int64, on the CPU."""
+        return self._reduced(tensor, dist.ReduceOp.SUM, step)
+
+    def least(self, tensor: torch.Tensor, step: str) -> torch.Tensor:
+        """Return the least of the processes' numbers, entry by entry, int64, on the CPU."""
+        return self._reduced(tensor, dist.ReduceOp.MIN, step)
+
+    def gather(self, tensor: Any, step: str) -> torch.Tensor:
+        """Return the whole of a DTensor, which the groups of its mesh gather."""
+        self.meet(step)
+        with self._answered(step):
+            found = tensor.full_tensor()
+        self.bytes += found.nbytes
+        return found
+
+    def generator(self, mine: torch.Generator, step: str) -> torch.Generator:
+        """Return a generator in the state of the first process's.
+
+        There it is `mine` itself, elsewhere a private one: the states of the others' stay.
+        """
+        state = mine.get_state()
+        self.meet(step)
+        shared = self._from(0, state.to(self.device), step).to(state.device)
+        if self.rank == 0:
+            return mine
+        other = torch.Generator(mine.device)
+        other.set_state(shared)
+        return other
+
+    def agree(self, step: str, **things: str) -> None:
+        """Check that every process was given the same.
+
+        Args:
+            step: what is done, for messages.
+            things: what must be alike, as text, by what it is called in a message.
+
+        Raises:
+            PeerError: names what is not.
+        """
+        codes = torch.tensor([_code(text) for text in things.values()], dtype=torch.int64)
+        found = self.least(torch.cat([codes, -codes]), step)
+        least, most = found[: len(codes)], -found[len(codes) :]
+        for name, alike in zip(things, (least == most).tolist(), strict=True):
+            if not alike:
+                raise PeerError(
+                    f"the processes were given different {name.replace('_', ' ')}; give each of "
+                    "them the same"
+                )
+
+    def meet(self, step: str) -> None:
+        """Wait until every process is at this step.
+
+        Raises:
+            PeerError: one has failed, is at another step, or does not answer.
+        """
+        code = _code(step)
+        found = self._all(torch.tensor([0, code, -code]), dist.ReduceOp.MAX, step).tolist()
+        if found[0]:
+            raise PeerError(self._told(found[0] - 1, "", step))
+        if found[1] != -found[2]:
+            raise PeerError(
+                f"{step}: another process is at another step; call the same operations of fxprune "
+                "on each of them, in the same order"
+            )
+
+    @contextmanager
+    def together(self, step: str) -> Generator[None]:
+        """Tell the others of an exception in here; at the end, wait until none has failed.
+
+        Raises:
+            PeerError: another process failed.
+        """
+        try:
+            yield
+        except PeerError:
+            raise  # every process has this one
+        except Exception as error:
+            self._tell(error, step)
+            raise
+        self.meet(step)
+
+    # Helpers
+
+    def _tell(self, error: Exception, step: str) -> None:
+        try:
+            failed = self._all(torch.tensor([self.rank + 1, 0, 0]), dist.ReduceOp.MAX, step)
+            self._told(int(failed[0]) - 1, f"{type(error).__name__}: {error}", step)
+        except PeerError as silent:
+            error.add_note(f"the other processes could not be told: {silent}")
+
+    def _told(self, rank: int, message: str, step: str) -> str:
+        """Return what a process that failed says, as all do in which another one has."""
+        text = message.encode()[:_MESSAGE].ljust(_MESSAGE)
+        sent = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self.device)
+        said = bytes(self._from(rank, sent, step).tolist()).decode(errors="replace").strip()
+        return f"{step}: rank {rank} of the process group failed, and nothing was changed: {said}"
+
+    def _reduced(self, tensor: torch.Tensor, op: Any, step: str) -> torch.Tensor:
+        self.meet(step)
+        return self._all(tensor, op, step)
+
+    def _all(self, tensor: torch.Tensor, op: Any, step: str) -> torch.Tensor:
+        mine = tensor.to(self.device, torch.int64, copy=True)
+        with self._answered(step):
+            dist.all_reduce(mine, op, group=self.group)
+            found = mine.cpu()  # waits for the device
+        self.bytes += mine.nbytes
+        return found
+
+    def _from(self, rank: int, tensor: torch.Tensor, step: str) -> torch.Tensor:
+        tensor = tensor.clone()
+        with self._answered(step):
+            dist.broadcast(tensor, dist.get_global_rank(self.group, rank), group=self.group)
+            found = tensor.cpu()
+        self.bytes += tensor.nbytes
+        return found
+
+    @contextmanager
+    def _answered(self, step: str) -> Generator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise PeerError(
+                f"{step}: another process of the group has ended, or did not answer within the "
+                f"group's timeout; nothing was changed ({error})"
+            ) from error
+
+
+def _code(text: str) -> int:
+    return zlib.crc32(text.encode())
+
 
 _TOGETHER = 16  # parameters ranked each on its own whose histograms are sent in one message
 
@@ -99,7 +431,7 @@ def rank_over(
         scores: sources of this process; of whole parameters, or of its part of one.
         amount: share of the living units (float) or count (int).
         scope: "local" or "global".
-        ties: "index" or "torch", see `fxprune.facts.Ranking`.
+        ties: "index" or "torch", see `fxprune.rewrite.facts.Ranking`.
 
     Raises:
         AmountError: the amount is more than is alive.
@@ -133,7 +465,7 @@ def rank_over(
 def _refuse_replay(ranking: Ranking, spread: Sequence[_Group]) -> None:
     for group in spread:
         if ranking.is_replayed(tuple(group.sources)):
-            names = tensors.quoted(tuple(group.sources))
+            names = parameters.quoted(tuple(group.sources))
             raise PassError(
                 f"ties = 'torch' would need all scores of {names} in one process, since some at "
                 "the threshold go and some stay; take ties = 'index'"
@@ -223,15 +555,15 @@ class _Ranks:
 
     def _places(self, group: _Group, name: str) -> Chunks:
         """Return what makes the keys of the indices in the whole of units at a threshold."""
-        source, parameter = group.sources[name], tensors.parameter(self.program, name)
+        source, parameter = group.sources[name], parameters.parameter(self.program, name)
         first = 2 ** (_index_bits(self.tally.units[name]) - 1)
-        lines = placing().coordinates(parameter, name) if source.part else ()
+        lines = distributed().coordinates(parameter, name) if source.part else ()
 
         def make() -> Iterator[torch.Tensor]:
             for start, stop in chunks_of(source):
                 places = _tied(source, start, stop, group.threshold)
                 if source.part:
-                    places = placing().flat_indices(lines, parameter.shape, places)
+                    places = distributed().flat_indices(lines, parameter.shape, places)
                 yield places - first
 
         return make

@@ -6,11 +6,8 @@ from typing import Any
 
 import torch
 
-from fxprune import shards
-from fxprune.peers import Peers
-from fxprune.tensors import Handle
-
-__all__ = ["given_mask", "pruned_mask", "whole", "whole_ones"]
+from fxprune.program import Handle, spread
+from fxprune.ranking.processes import Peers
 
 
 def pruned_mask(peers: Peers, held: Handle, gone: torch.Tensor, *, part: bool) -> torch.Tensor:
@@ -24,8 +21,8 @@ def pruned_mask(peers: Peers, held: Handle, gone: torch.Tensor, *, part: bool) -
     """
     parameter = held.stored
     if not peers.whole_masks:
-        here = gone if part else shards.placing().piece(gone, parameter)
-        return shards.placing().placed(_kept(_old(held), here), parameter)
+        here = gone if part else spread.distributed().piece(gone, parameter)
+        return spread.distributed().placed(_kept(_old(held), here), parameter)
     if part:
         gone = _gathered(peers, gone, parameter, held.name)
     return _kept(held.copy_mask(), gone)
@@ -40,8 +37,8 @@ def _old(held: Handle) -> torch.Tensor:
     """Return this process's part of a spread parameter's mask, of ones where it has none."""
     parameter, old = held.stored, held.mask
     if old is not None:
-        return shards.part_like(old, parameter)
-    return torch.ones_like(shards.part(parameter), memory_format=torch.contiguous_format)
+        return spread.part_like(old, parameter)
+    return torch.ones_like(spread.part(parameter), memory_format=torch.contiguous_format)
 
 
 def given_mask(peers: Peers, held: Handle, mask: torch.Tensor | None) -> torch.Tensor:
@@ -54,26 +51,26 @@ def given_mask(peers: Peers, held: Handle, mask: torch.Tensor | None) -> torch.T
     """
     if not peers.whole_masks:
         new = _old(held)
-        new = new if mask is None else new * shards.part_like(mask, held.stored).to(new)
-        return shards.placing().placed(new.contiguous().clone(), held.stored)
+        new = new if mask is None else new * spread.part_like(mask, held.stored).to(new)
+        return spread.distributed().placed(new.contiguous().clone(), held.stored)
     new = held.copy_mask()
     return new if mask is None else new * whole(peers, mask.detach(), held.name).to(new)
 
 
 def whole_ones(peers: Peers, mask: torch.Tensor, name: str) -> torch.Tensor:
     """Return where the mask of a parameter is exactly 1, whole, bool."""
-    if not shards.is_sharded(mask):
+    if not spread.is_sharded(mask):
         return mask == 1
-    return _gathered(peers, shards.part(mask) == 1, mask, name)
+    return _gathered(peers, spread.part(mask) == 1, mask, name)
 
 
 def whole(peers: Peers, tensor: Any, name: str) -> torch.Tensor:
     """Return a tensor that is or is not spread as one whole; its name is for messages."""
-    if not shards.is_sharded(tensor):
+    if not spread.is_sharded(tensor):
         return tensor
     return peers.gather(tensor, f"gathering {name!r}")
 
 
 def _gathered(peers: Peers, bits: torch.Tensor, like: Any, name: str) -> torch.Tensor:
     step = f"gathering the mask of {name!r}"
-    return shards.placing().gathered_bits(bits, like, lambda packed: peers.gather(packed, step))
+    return spread.distributed().gathered_bits(bits, like, lambda packed: peers.gather(packed, step))

@@ -1,185 +1,23 @@
-"""The units of a parameter, entries or channels, and which of them are alive."""
+"""Units of a parameter as passes rank them: channels with their norms, and masks that meet masks.
+
+`combined_mask` lets a new mask join the one that is there, as torch's PruningContainer does;
+`slice_sums` sums the slices of a tensor along several dimensions in one pass.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from fxprune import shards
-from fxprune.errors import DimError, NormError, PassError, PassTypeError, ShapeError
-from fxprune.facts import Importance, ParamSite, ScoreSource
-from fxprune.flat_parts import flat_part
-from fxprune.program import Program
-from fxprune.tensors import parameters_of
-from fxprune.wording import dtype_name
+from fxprune.errors import DimError, NormError, PassTypeError, ShapeError
+from fxprune.rewrite import ScoreSource, living_channels
 
-__all__ = [
-    "ChannelScores",
-    "Entries",
-    "channel_norms",
-    "check_channels",
-    "entries_of",
-    "living_channels",
-    "masked_value",
-    "raw_value",
-]
-
-_SCORED = frozenset(
-    {
-        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-        *(torch.complex64, torch.complex128),
-    }
-)
 _TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
-
-
-@dataclass(frozen=True)
-class Entries:
-    """The living entries of one tensor: those whose mask is exactly 1.
-
-    Args:
-        tensor: any tensor.
-        mask: of its shape, or None where all entries are alive.
-        part: whether they are this process's part of a parameter that is spread over processes.
-    """
-
-    tensor: torch.Tensor
-    mask: torch.Tensor | None
-    part: bool = False
-
-    @property
-    def units(self) -> int:
-        """How many entries there are."""
-        return self.tensor.numel()
-
-    @property
-    def alive(self) -> int:
-        """How many of them are alive."""
-        return self.units if self.mask is None else int((self.mask == 1).sum())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Their dtype."""
-        return self.tensor.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.tensor.device
-
-    def living(self, start: int, stop: int) -> torch.Tensor | None:
-        """Return which of the entries start..stop, in flat order, are alive; None: all."""
-        return None if self.mask is None else flat_part(self.mask, start, stop) == 1
-
-    def chunk(self, start: int, stop: int) -> torch.Tensor:
-        """Return the living entries among start..stop, in flat order."""
-        values = flat_part(self.tensor, start, stop)
-        living = self.living(start, stop)
-        return values if living is None else values[living]
-
-
-def entries_of(program: Program, site: ParamSite, importance: Importance) -> Entries:
-    """Return what to score of a parameter, entry by entry, and what is alive of it.
-
-    Raises:
-        ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor, or of a dtype that has no order.
-        PassError: the parameter is of such a dtype.
-    """
-    value, held = raw_value(program, site, importance), parameters_of(program)[site.name]
-    mask, stored = held.mask, held.stored
-    if not held.is_spread:
-        return Entries(value, mask)
-    mask = None if mask is None else shards.part_like(mask, stored)
-    return Entries(shards.part_like(value, stored), mask, part=True)
-
-
-def raw_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
-    """Return what to score of living entries: the caller's importance scores, or the parameter.
-
-    A living entry has the mask 1, so its product with the mask need not be made.
-
-    Raises:
-        ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor, or of a dtype that has no order.
-        PassError: the parameter is of such a dtype.
-    """
-    given = _importance_of(site, importance)
-    if given is not None:
-        return given
-    return _scored(site, parameters_of(program)[site.name].stored.detach())
-
-
-def masked_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
-    """Return what to score of whole channels: importance scores, or the product with the mask.
-
-    Raises:
-        ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor, or of a dtype that has no order.
-        PassError: the parameter is of such a dtype.
-    """
-    given = _importance_of(site, importance)
-    return _scored(site, parameters_of(program)[site.name].value) if given is None else given
-
-
-def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | None:
-    for name in site.aliases:
-        given = importance.tensors.get(name)
-        if given is None:
-            continue
-        if not isinstance(given, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise PassTypeError(f"the importance scores of {name!r} are no tensor")
-        if given.shape != site.shape:
-            raise ShapeError(
-                f"the importance scores of {name!r} have shape {tuple(given.shape)}, the parameter "
-                f"{tuple(site.shape)}; give one score an entry"
-            )
-        if given.dtype not in _SCORED or given.layout is not torch.strided:
-            raise PassTypeError(
-                f"the importance scores of {name!r} are {_kind(given)}, which cannot be ranked; "
-                "give floats or whole numbers"
-            )
-        return given.detach()
-    return None
-
-
-def _scored(site: ParamSite, value: torch.Tensor) -> torch.Tensor:
-    if value.dtype not in _SCORED or value.layout is not torch.strided:
-        raise PassError(
-            f"{site.name!r} is {_kind(value)}, which cannot be ranked; leave it out with dtype or "
-            "exclude"
-        )
-    return value
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    dtype = dtype_name(tensor.dtype)
-    return dtype if tensor.layout is torch.strided else f"{dtype} in {tensor.layout}"
-
-
-def check_channels(site: ParamSite, dim: int) -> None:
-    """Check that a parameter has channels along a dimension.
-
-    Raises:
-        PassError: it has one dimension or none.
-        DimError: it has no such dimension.
-    """
-    if len(site.shape) <= 1:
-        raise PassError(
-            f"{site.name!r} has shape {tuple(site.shape)}: channels need two dimensions or more; "
-            "take an unstructured method, or leave it out with ndim or exclude"
-        )
-    if not -len(site.shape) <= dim < len(site.shape):
-        raise DimError(f"dim={dim} does not exist in {site.name!r} of shape {tuple(site.shape)}")
-
-
-def living_channels(mask: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return which channels are alive: those whose mask does not sum to zero, as torch counts."""
-    others = [d for d in range(mask.dim()) if d != dim % mask.dim()]
-    return mask.sum(dim=others) != 0
 
 
 class ChannelScores(ScoreSource):
@@ -239,3 +77,123 @@ def channel_norms(
             f"n={n!r} cannot be taken over dimensions {others} of a tensor of shape "
             f"{tuple(tensor.shape)}: {error}; take a number for n"
         ) from error
+
+
+def combined_mask(method: Any, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Ask a method for a mask of what is alive, and put it into the mask that is there.
+
+    Args:
+        method: has PRUNING_TYPE and `compute_mask(t, default_mask)`.
+        value: what the method ranks.
+        mask: of its shape; None where nothing is masked: the method then sees the whole tensor.
+
+    Raises:
+        ShapeError: the method's mask has another shape than what it was given.
+        PassTypeError: the method's PRUNING_TYPE is unknown, or what it gave is no tensor.
+        DimError: a structured method's `dim` does not exist.
+    """
+    value = value.detach()
+    if mask is None:
+        ones = torch.ones(value.shape, dtype=value.dtype, device=value.device)
+        return _computed(method, value, ones)
+    new = mask.detach().to(value.dtype).clone(memory_format=torch.contiguous_format)
+    alive = _alive(method, value, new)
+    part = _computed(method, value[alive], new[alive])
+    new[alive] = part.to(new.dtype)
+    return new
+
+
+def _alive(method: Any, value: torch.Tensor, mask: torch.Tensor) -> Any:
+    kind = method.PRUNING_TYPE
+    if kind == "unstructured":
+        return mask == 1
+    if kind == "global":
+        return (slice(None),) * value.dim()
+    if kind != "structured":
+        raise PassTypeError(
+            f"{type(method).__name__}.PRUNING_TYPE is {kind!r}; it must be 'unstructured', "
+            "'structured' or 'global'"
+        )
+    dim = getattr(method, "dim", None)
+    if not isinstance(dim, int):
+        raise PassTypeError(f"{type(method).__name__} is structured, but has no attribute dim")
+    if not -value.dim() <= dim < value.dim():
+        raise DimError(f"dim={dim} does not exist in a tensor of shape {tuple(value.shape)}")
+    index: list[Any] = [slice(None)] * value.dim()
+    index[dim] = living_channels(mask, dim)
+    return tuple(index)
+
+
+def _computed(method: Any, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found = method.compute_mask(value, default_mask=mask)
+    if not isinstance(found, torch.Tensor):
+        raise PassTypeError(f"{type(method).__name__}.compute_mask gave {type(found).__name__}")
+    if found.shape != mask.shape:
+        raise ShapeError(
+            f"{type(method).__name__}.compute_mask gave a mask of shape {tuple(found.shape)} for "
+            f"{tuple(mask.shape)}"
+        )
+    return found
+
+
+Numbers = npt.NDArray[np.float64]
+_BLOCK = 2**17  # entries that are taken to float64 at once: these stay in the cache
+_JOINS: dict[float, np.ufunc] = {math.inf: np.maximum, -math.inf: np.minimum}
+
+
+def slice_sums(tensor: torch.Tensor, dims: Sequence[int], order: float) -> dict[int, Numbers]:
+    """Return the sum of |x|^n over each slice, float64; of n = 0, how many are not 0.
+
+    Args:
+        tensor: any tensor of numbers.
+        dims: along which the slices lie, each once.
+        order: n; inf and -inf give the largest and the smallest |x| instead.
+
+    Example:
+        >>> found = slice_sums(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), (0, 1), 2.0)
+        >>> found[0].tolist(), found[1].tolist()
+        ([5.0, 9.0], [1.0, 13.0])
+    """
+    join = _JOINS.get(order, np.add)
+    start = -order if math.isinf(order) else 0.0
+    found = {dim: np.full(tensor.shape[dim], start) for dim in dims}
+    for first, block in _blocks(tensor):
+        powers = _powers(block, order)
+        # Dimension 0 and the columns of all others; the inner ones are small, and come last.
+        for dim in dims:
+            part = found[dim][first : first + len(block)] if dim == 0 else found[dim]
+            join(part, _joined(join, powers, dim), out=part)
+    return found
+
+
+def _blocks(tensor: torch.Tensor) -> Iterator[tuple[int, Numbers]]:
+    """Yield runs of rows in float64, with the index of the first row of each."""
+    plain = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
+    if not plain.dim():
+        return
+    rows = max(1, _BLOCK // max(1, math.prod(plain.shape[1:])))
+    for first in range(0, len(plain), rows):
+        yield first, plain[first : first + rows].to("cpu", torch.float64).numpy()
+
+
+def _powers(block: Numbers, order: float) -> Numbers:
+    if order == 0:
+        return (block != 0).astype(np.float64)
+    if order == 2:
+        return np.square(block)
+    sizes = np.abs(block)
+    if order == 1 or math.isinf(order):
+        return sizes
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.power(sizes, order)
+
+
+def _joined(join: np.ufunc, powers: Numbers, dim: int) -> Numbers:
+    """Join all dimensions but one, the outermost first: that is where whole rows are added."""
+    if dim == 0:
+        return join.reduce(powers.reshape(len(powers), -1), axis=1)
+    if powers.ndim > 1:
+        powers = join.reduce(powers, axis=0)
+    others = tuple(d for d in range(powers.ndim) if d != dim - 1)
+    return join.reduce(powers, axis=others) if others else powers

@@ -8,55 +8,11 @@ from typing import Any, NamedTuple, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fxprune.wording import nearest
-
-__all__ = [
-    "choices",
-    "explain",
-    "hint",
-    "label",
-    "nested_too_deeply",
-    "plain",
-    "refuse",
-    "rule_names",
-    "show",
-    "twins",
-]
+from fxprune.words import _LONGEST, _cut, choices, hint, nearest, plain, show
 
 _MOST_FAULTS = 50
 _MOST_ITEMS = 4 * _MOST_FAULTS  # of pydantic's; some come to the same fault
-_LONGEST = 60
 _MOST_LEVELS = 32
-_HINTS = {
-    "": "write each rule under its own [[rule]]",
-    "amount": "give a share between 0.0 and 1.0 or a count of 0 or more",
-    "args": "give a table of keyword arguments",
-    "coupled": "write true or false",
-    "dim": "give a whole number, as dim = 0",
-    "export": "write [export]",
-    "finalize": "write [finalize]",
-    "formats": 'give a list, as formats = ["pt2", "safetensors"]',
-    "group": "give a text on one line, of 200 characters at most",
-    "mask": "give the path of a .safetensors, .pt, .pth or .bin file",
-    "max_share": "give a share between 0.0 and 1.0",
-    "match": 'write match = "relu(conv2d(_, W))"',
-    "method": 'give a name, as method = "l1_unstructured"',
-    "min_keep": "give a whole number of 1 or more",
-    "min_numel": "give a whole number of 0 or more",
-    "n": "give a number, 'fro', 'nuc', 'inf' or '-inf'",
-    "name": "give a text on one line, of 200 characters at most",
-    "ndim": "give a whole number of 0 or more, or a list of them",
-    "optional": "write true or false",
-    "pass": "write each pass under its own [[pass]]",
-    "passes": "give a list of passes",
-    "prune": 'give a capital name of match, or a list of them, as prune = "W"',
-    "round_to": "give a whole number of 1 or more",
-    "rule": "write each rule under its own [[rule]]",
-    "rules": "give a list of rules",
-    "seed": "give a whole number from 0 to 2**64 - 1",
-    "select": 'write select = { path = "conv1.weight" }',
-    "version": "write version = 1",
-}
 _PROBLEMS = {
     "bool_type": "is neither true nor false",
     "dict_type": "is not a table",
@@ -76,55 +32,6 @@ class _Fault(NamedTuple):
     place: str
     text: str
     meant: str = ""  # the known key that an unknown one is close to
-
-
-def show(value: object) -> str:
-    """A value as a recipe writes it, on one line, shortened.
-
-    Example:
-        >>> show(True), show([1, 2]), show(None), show(0.5)
-        ('true', '[...]', 'null', '0.5')
-    """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[...]" if value else "[]"
-    if isinstance(value, Mapping):
-        return "{...}"
-    if isinstance(value, int) and value.bit_length() > 64:  # Python may refuse to print its digits
-        return f"a number of {value.bit_length()} bits"
-    if not isinstance(value, str | int | float):
-        return f"<{type(value).__name__}>"
-    return _cut(repr(value[: _LONGEST + 1]) if isinstance(value, str) else repr(value))
-
-
-def plain(text: str) -> str:
-    r"""A text with its control characters escaped, so that a terminal prints it as it is.
-
-    Example:
-        >>> print(plain("a" + chr(27) + "[2J"))
-        a\x1b[2J
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def choices(value: object, known: Sequence[str]) -> str:
-    """What to say of a name that is none of the known ones.
-
-    Example:
-        >>> choices("globl", ["local", "global"])
-        "is not known; did you mean 'global'? Known: 'local', 'global'"
-    """
-    close = nearest(value, known) if isinstance(value, str) else None
-    names = ", ".join(f"'{name}'" for name in known)
-    if close:
-        return f"is not known; did you mean '{close}'? Known: {names}"
-    return f"is not known; known: {names}"
-
-
-def hint(key: str) -> str:
-    """What to give for a key."""
-    return _HINTS.get(key, "give a name or a list of names")
 
 
 def refuse(faults: Iterable[str]) -> None:
@@ -286,7 +193,3 @@ def _name(rule: object) -> str:
     else:
         name = getattr(rule, "name", None)
     return name if isinstance(name, str) else ""
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -1,16 +1,188 @@
-"""What an entry of NNI's config_list does with the modules it means: how much, and of what."""
+"""NNI's config_list as a recipe: what `Recipe.from_nni` does.
+
+Which modules an entry of NNI's config_list means, and what is left of it beside others.
+
+What an entry of NNI's config_list does with the modules it means: how much, and of what.
+"""
 
 from __future__ import annotations
 
+import glob
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar, cast
 
 from fxprune.errors import RecipeError
-from fxprune.recipe_errors import choices, show
+from fxprune.support import UnboundedError, check_regex, fits_at_start
+from fxprune.words import choices, show
 
-__all__ = ["Setting", "check_keys", "check_pruner", "setting_of"]
+T = TypeVar("T")
+
+
+class Name(NamedTuple):
+    """A module name, or a regular expression that NNI matches at its start.
+
+    Args:
+        text: the name or the expression.
+        is_regex: which of the two.
+    """
+
+    text: str
+    is_regex: bool = False
+
+    def fits(self, name: str) -> bool:
+        """Whether a module of this name is meant."""
+        return fits_at_start(self.text, name) if self.is_regex else self.text == name
+
+
+@dataclass(frozen=True)
+class Where:
+    """Modules of some classes, whose names are among each of some sets and not among others.
+
+    Args:
+        types: class names; None for any.
+        names: sets of names, all of which must hold the module's name.
+        without: names that are left out.
+    """
+
+    types: tuple[str, ...] | None
+    names: tuple[tuple[Name, ...], ...] = ()
+    without: tuple[Name, ...] = ()
+
+    @property
+    def spelt(self) -> tuple[str, ...] | None:
+        """The names of all its modules where they are spelt out."""
+        for names in self.names:
+            if not any(name.is_regex for name in names):
+                return tuple(name.text for name in names if self.has(name.text))
+        return None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is plain that no module is meant."""
+        barred = any(set(names) <= set(self.without) for names in self.names)
+        return self.types == () or self.spelt == () or barred
+
+    def has(self, name: str) -> bool:
+        """Whether a module name is among those meant, whatever its class."""
+        kept = all(any(each.fits(name) for each in names) for names in self.names)
+        return kept and not any(each.fits(name) for each in self.without)
+
+
+def minus(a: Where, b: Where) -> tuple[Where, ...]:
+    """Return what is left of `a` without `b`, as disjoint parts.
+
+    Raises:
+        RecipeError: a selection cannot say "of any class but these".
+
+    Example:
+        >>> linears = Where(("Linear", "Conv2d"))
+        >>> [part.types for part in minus(linears, Where(("Linear",)))]
+        [('Conv2d',)]
+    """
+    if b.is_empty or (a.spelt is not None and not any(map(b.has, a.spelt))):
+        return (a,)
+    if a.types is None and b.types is not None:
+        raise RecipeError(
+            f"a selection cannot leave out modules by class, as {show(b.types[0])}, where it takes "
+            "any class; give op_types"
+        )
+    found: list[Where] = []
+    if a.types is not None and b.types is not None:
+        found.append(replace(a, types=tuple(t for t in a.types if t not in b.types)))
+    shared = a.types
+    if a.types is not None and b.types is not None:
+        shared = tuple(t for t in a.types if t in b.types)
+    inner = replace(a, types=shared)
+    if b.names:  # one set at most: only what is left of an entry has more
+        found.append(replace(inner, without=_joined(inner.without, b.names[0])))
+    if b.without:
+        found.append(replace(inner, names=_joined(inner.names, (*b.names, b.without))))
+    return tuple(part for part in found if not part.is_empty)
+
+
+def _joined(a: tuple[T, ...], b: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys((*a, *b)))
+
+
+def select_of(where: Where, target: str) -> dict[str, list[str]]:
+    """Return the table `select` of a target, as "weight", of modules.
+
+    Args:
+        where: the modules.
+        target: the attribute.
+
+    Example:
+        >>> select_of(Where(("Linear",), without=(Name("fc3"),)), "weight")
+        {'param': ['weight'], 'module': ['Linear'], 'exclude': ['fc3.weight']}
+    """
+    keys = {"param": [target]}
+    if where.types is not None:
+        keys["module"] = list(where.types)
+    if where.spelt is not None:
+        return {**keys, "path": [_glob(name, target) for name in where.spelt]}
+    plain = [name.text for name in where.without if not name.is_regex]
+    if plain:
+        keys["exclude"] = [_glob(name, target) for name in plain]
+    regexes = tuple(name for name in where.without if name.is_regex)
+    if where.names or regexes:
+        keys["regex"] = list(_regexes(where.names, regexes, target))
+    return keys
+
+
+def _glob(name: str, target: str) -> str:
+    return glob.escape(f"{name}.{target}" if name else target)
+
+
+def _regexes(
+    names: tuple[tuple[Name, ...], ...], without: tuple[Name, ...], target: str
+) -> Iterator[str]:
+    """Yield expressions on full names, any of which has to be found."""
+    if len(names) == 1 and not without:
+        yield from (f"^{part}" for name in names[0] for part in _on_full_name(name, target))
+        return
+    needed = "".join(f"(?={_either(group, target)})" for group in names)
+    barred = f"(?!{_either(without, target)})" if without else ""
+    yield f"^{needed}{barred}"
+
+
+def _either(names: Iterable[Name], target: str) -> str:
+    return "|".join(part for name in names for part in _on_full_name(name, target))
+
+
+def _on_full_name(name: Name, target: str) -> Iterator[str]:
+    """Yield what a full name begins with where its module's name is meant; see `re.match`."""
+    tail = re.escape(target)
+    if not name.is_regex:
+        yield f"{re.escape(name.text)}\\.{tail}$"
+        return
+    yield f"{_in_group(name.text, tail)}.*\\.{tail}$"
+    if name.fits(""):  # the model itself, whose parameters have no dot in their names
+        yield f"{tail}$"
+
+
+def _in_group(pattern: str, tail: str) -> str:
+    """Return an expression on a module's name as part of one on the full name.
+
+    Flags at its start keep to the group, and its ends are those of the module's name.
+    """
+    flags = re.match(r"\(\?([aiLmsux]+)\)", pattern)
+    head = f"(?{flags.group(1)}:" if flags else "(?:"
+    rest = pattern[flags.end() :] if flags else pattern
+    return f"{head}{''.join(_ends(rest, tail))})"
+
+
+def _ends(pattern: str, tail: str) -> Iterator[str]:
+    in_set = False
+    for part in re.findall(r"\\.|\[\^?\]?|.", pattern, flags=re.DOTALL):
+        if not in_set and part in ("$", "\\Z"):
+            yield f"(?=\\.{tail}$)"
+            continue
+        in_set = (in_set or part.startswith("[")) and part != "]"
+        yield part
+
 
 # The granularity that "default" stands for, and the norm that channels are ranked by.
 _PRUNERS: dict[str, tuple[str, int]] = {
@@ -243,3 +415,191 @@ def _of_block(block: list[object]) -> object:
     if len(block) > 1 and len(whole) == 1 and block[whole[0]] == 1:
         return {0: "out_channel", 1: "in_channel"}.get(whole[0])
     return None
+
+
+# NNI 2's "default" among op_types.
+_DEFAULT_TYPES = (
+    *("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
+    *("Linear", "Bilinear", "PReLU", "Embedding", "EmbeddingBag"),
+)
+_BY = ("op_types", "op_names", "op_names_re", "op_partial_names")
+_NOT_BY = ("exclude_op_types", "exclude_op_names", "exclude_op_names_re")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a config_list.
+
+    Args:
+        at: its index.
+        where: the modules that it means.
+        settings: what to do with which of their parameters.
+        excludes: whether it takes its modules out of all entries.
+    """
+
+    at: int
+    where: Where
+    settings: tuple[Setting, ...]
+    excludes: bool
+
+    def takes(self, target: str) -> bool:
+        """Whether it decides about a target of its modules."""
+        return self.excludes or any(setting.target == target for setting in self.settings)
+
+
+def rules_from_nni(
+    config_list: Sequence[Mapping[str, Any]], *, pruner: str
+) -> list[dict[str, Any]]:
+    """Return NNI's config_list as the tables of rules; see `fxprune.Recipe.from_nni`.
+
+    Args:
+        config_list: the entries.
+        pruner: the class that NNI was to be given them.
+
+    Raises:
+        RecipeError: names each entry and key that is at fault or has no counterpart.
+
+    Example:
+        >>> config_list = [
+        ...     {"op_types": ["Linear"], "sparse_ratio": 0.8},
+        ...     {"op_names": ["fc3"], "exclude": True},
+        ... ]
+        >>> rules_from_nni(config_list, pruner="LevelPruner")[0]["select"]
+        {'param': ['weight'], 'module': ['Linear'], 'exclude': ['fc3.weight']}
+    """
+    check_pruner(pruner)
+    if not isinstance(config_list, list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RecipeError(f"config_list: {show(config_list)} is no list; give NNI's list of dicts")
+    entries: list[_Entry] = []
+    faults: list[str] = []
+    for at, config in enumerate(config_list):
+        try:
+            entries.append(_entry(at, config, pruner))
+        except RecipeError as error:
+            faults += [f"config_list[{at}]: {line}" for line in str(error).split("\n")]
+    if not faults:
+        faults += _group_faults(entries)
+    if faults:
+        raise RecipeError("\n".join(faults))
+    rules = [rule for entry in entries for rule in _rules(entry, entries)]
+    if not rules:
+        raise RecipeError("config_list: nothing is left to prune; give an entry with sparse_ratio")
+    return rules
+
+
+def _entry(at: int, config: object, pruner: str) -> _Entry:
+    if not isinstance(config, Mapping):
+        raise RecipeError(f"{show(config)} is no dict; give op_types or op_names and sparse_ratio")
+    table = dict(cast("Mapping[str, Any]", config))
+    check_keys(table, (*_BY, *_NOT_BY))
+    excludes = table.get("exclude", False)
+    if not isinstance(excludes, bool):
+        raise RecipeError(f"exclude = {show(excludes)} is neither True nor False")
+    settings = () if excludes else setting_of(table, pruner)
+    return _Entry(at, _where(table), settings, excludes)
+
+
+def _where(table: Mapping[str, Any]) -> Where:
+    lists = {key: _texts(table, key) for key in (*_BY, *_NOT_BY)}
+    if not any(lists[key] for key in _BY):
+        raise RecipeError("no module is named; give op_types, op_names or op_names_re")
+    types: tuple[str, ...] | None = None
+    if lists["op_types"]:
+        given = (_DEFAULT_TYPES if t == "default" else (t,) for t in lists["op_types"])
+        listed = dict.fromkeys(t for several in given for t in several)
+        types = tuple(t for t in listed if t not in lists["exclude_op_types"])
+        if not types:
+            raise RecipeError("exclude_op_types leaves none of op_types; leave the entry out")
+    elif lists["exclude_op_types"]:
+        raise RecipeError(
+            "exclude_op_types has no counterpart without op_types, since a selection cannot say of "
+            "any class but these; give op_types"
+        )
+    parts = [f".*{re.escape(part)}" for part in lists["op_partial_names"]]
+    for part in parts:
+        _compiles("op_partial_names", part)
+    names = (
+        *map(Name, lists["op_names"]),
+        *(Name(pattern, True) for pattern in (*lists["op_names_re"], *parts)),
+    )
+    without = (
+        *map(Name, lists["exclude_op_names"]),
+        *(Name(pattern, True) for pattern in lists["exclude_op_names_re"]),
+    )
+    return Where(types, (names,) if names else (), without)
+
+
+def _texts(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = table.get(key)
+    if value is None:
+        return ()
+    items = cast("Sequence[object]", value) if isinstance(value, list | tuple | set) else [value]
+    if isinstance(value, str) or not all(isinstance(item, str) for item in items):
+        raise RecipeError(f"{key} = {show(value)} is no list of names; give one, as ['fc1']")
+    texts = cast("Iterable[str]", items)
+    if key.endswith("_re"):
+        for pattern in texts:
+            _compiles(key, pattern)
+    return tuple(texts)
+
+
+def _compiles(key: str, pattern: str) -> None:
+    try:
+        check_regex(pattern)
+    except UnboundedError as error:
+        raise RecipeError(f"{key} has {show(pattern)}, which {error}; make it simpler") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise RecipeError(
+            f"{key} has {show(pattern)}, which is no regular expression: {error}"
+        ) from None
+
+
+def _group_faults(entries: Iterable[_Entry]) -> Iterator[str]:
+    first: dict[str, tuple[int, float]] = {}
+    for entry in entries:
+        for setting in entry.settings:
+            if setting.group is None:
+                continue
+            at, amount = first.setdefault(setting.group, (entry.at, setting.amount))
+            if amount != setting.amount:
+                yield (
+                    f"config_list[{entry.at}]: sparse_ratio = {setting.amount} differs from that "
+                    f"of config_list[{at}], which is in global_group_id {show(setting.group)} too; "
+                    "make them equal or name another group"
+                )
+
+
+def _rules(entry: _Entry, entries: Sequence[_Entry]) -> Iterator[dict[str, Any]]:
+    for setting in entry.settings:
+        others = [
+            other
+            for other in entries
+            if other.takes(setting.target) and (other.at > entry.at or other.excludes)
+        ]
+        parts = _left(entry, others)
+        reduced = parts != (entry.where,)
+        for piece, part in enumerate(parts, 1):
+            budget = setting.keys(len(parts) > 1, f"config-{entry.at}")
+            name = _name(entry, setting, piece if len(parts) > 1 else None)
+            # Other entries may have taken all that the model has of a part.
+            spared = {"optional": True} if reduced else {}
+            yield {"name": name, "select": select_of(part, setting.target), **budget, **spared}
+
+
+def _left(entry: _Entry, others: Iterable[_Entry]) -> tuple[Where, ...]:
+    """Return what other entries leave of the modules of an entry, in disjoint parts."""
+    parts: tuple[Where, ...] = () if entry.where.is_empty else (entry.where,)
+    for other in others:
+        try:
+            parts = tuple(rest for part in parts for rest in minus(part, other.where))
+        except RecipeError as error:
+            raise RecipeError(
+                f"config_list[{entry.at}]: config_list[{other.at}] decides about some of its "
+                f"modules, but {error}"
+            ) from None
+    return parts
+
+
+def _name(entry: _Entry, setting: Setting, piece: int | None) -> str:
+    target = f"-{setting.target}" if len(entry.settings) > 1 else ""
+    return f"config-{entry.at}{target}" + (f"-{piece}" if piece else "")

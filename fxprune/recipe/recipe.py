@@ -1,44 +1,116 @@
-"""Recipes: what to prune and what to do after, as data from TOML, JSON, a dict or Python."""
+"""Recipes: what to prune and what to do after, as data from TOML, JSON, a dict or Python.
+
+Recipe files: from a path to the data in it, whatever stands there.
+
+`PassCall`: a pass that a recipe runs by name, after its rules.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from fxprune.errors import RecipeError
-from fxprune.nni import rules_from_nni
-from fxprune.reading import TOO_DEEP
-from fxprune.recipe_errors import (
-    explain,
-    nested_too_deeply,
-    plain,
-    refuse,
-    rule_names,
-    show,
-    twins,
-)
-from fxprune.recipe_files import read_data
-from fxprune.recipe_pass import PassCall
-from fxprune.recipe_rule import METHODS, GranularityName, Rule, group_faults
-from fxprune.recipe_select import Reading, Select, Table, as_tuple
+from fxprune.errors import FormatError, RecipeError
+from fxprune.recipe.faults import explain, nested_too_deeply, refuse, rule_names, twins
+from fxprune.recipe.nni import rules_from_nni
+from fxprune.recipe.rule import Rule, data_fault, group_faults
+from fxprune.recipe.select import Reading, Table, as_tuple
+from fxprune.rewrite import call_fault, pass_fault
+from fxprune.support import TOO_DEEP, parse_json
+from fxprune.words import plain, show
 
-__all__ = [
-    "METHODS",
-    "Export",
-    "Finalize",
-    "GranularityName",
-    "PassCall",
-    "Recipe",
-    "Rule",
-    "Select",
-    "Shrink",
-]
+_MOST_BYTES = 2**20
+_MOST_DOTS = 2000  # in a line: tomllib takes time quadratic in the parts of a dotted key
+
+
+def read_data(file: Path, where: str) -> object:
+    """Return what a .toml or .json file holds.
+
+    Args:
+        file: its path.
+        where: what messages call it.
+
+    Raises:
+        RecipeError: it cannot be read, or is neither.
+    """
+    return _parsed(_text(file, where), file, where)
+
+
+def _text(file: Path, where: str) -> str:
+    if file.suffix.lower() not in (".toml", ".json"):
+        raise RecipeError(f"{where}: the name does not end in .toml or .json; a recipe's does")
+    try:
+        if not file.is_file():
+            what = "is not a file" if file.exists() else "does not exist"
+            raise RecipeError(f"{where}: this {what}; give the path of a .toml or .json file")
+        with file.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{where}: cannot be read: {error.strerror}; make it readable") from None
+    if len(raw) > _MOST_BYTES:
+        raise RecipeError(f"{where}: larger than 1 MB; a recipe holds rules, not weights")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        spot = f"byte {error.start + 1}"
+        raise RecipeError(f"{where}: {spot} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _parsed(text: str, file: Path, where: str) -> object:
+    toml = file.suffix.lower() == ".toml"
+    if toml and max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
+        raise RecipeError(f"{where}: a line has more than {_MOST_DOTS} dots; break it up")
+    try:
+        return tomllib.loads(text) if toml else parse_json(text)
+    except FormatError as error:
+        raise RecipeError(f"{where}: {plain(str(error))}") from None
+    except RecursionError:
+        raise RecipeError(f"{where}: {TOO_DEEP}") from None
+    except ValueError as error:
+        raise RecipeError(f"{where}: this is not TOML: {plain(str(error))}") from None
+
+
+class PassCall(Table):
+    """A pass to run after the rules and before finalize; a table `[[pass]]` of a file.
+
+    Args:
+        name: The name of a pass of any installed distribution; `fxprune passes` lists them.
+        args: Its options.
+
+    Raises:
+        RecipeError: There is no such pass, or it does not take these options.
+
+    Example:
+        >>> PassCall(name="unmask", args={"names": ["conv1.weight"]}).name
+        'unmask'
+    """
+
+    __init__ = Table.__init__
+
+    name: Annotated[str, Field(min_length=1)]
+    args: dict[str, Any] = Field(default_factory=dict[str, Any], validate_default=True)
+
+    @field_validator("name")
+    @classmethod
+    def _is_there(cls, name: str) -> str:
+        refuse([call_fault(name)])
+        return name
+
+    @field_validator("args")
+    @classmethod
+    def _fit(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        refuse([data_fault(args)])
+        if "name" in info.data:
+            refuse([pass_fault(info.data["name"], args)])
+        return args
+
 
 _VERSION = 1
 

@@ -10,11 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fxprune.recipe import Export, Finalize, PassCall, Recipe, Rule, Select
-from fxprune.recipe_ranks import DEFAULTS, METHODS, SCORES, how_fault, misfit
-from fxprune.recipe_select import DTYPES
-
-__all__ = ["json_schema"]
+from fxprune.recipe.recipe import Export, Finalize, PassCall, Recipe
+from fxprune.recipe.rule import DEFAULTS, METHODS, SCORES, Rule, how_fault, misfit
+from fxprune.recipe.select import DTYPES, Select
 
 Schema = dict[str, Any]
 

@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass
 from rich.console import Group
 from rich.text import Text
 
-from fxprune import tensors
 from fxprune.errors import MissingParameterError
-from fxprune.tables import plain_table, rich_table
-
-__all__ = ["Explanation", "ParameterExplanation", "RuleExplanation"]
+from fxprune.program import parameters
+from fxprune.words import plain_table, rich_table
 
 _HEADER = ("parameter", "rule", "does", "what")
 
@@ -115,7 +113,7 @@ class Explanation:
         for row in self.parameters:
             if name in row.aliases:
                 return row
-        known = tensors.quoted([row.name for row in self.parameters])
+        known = parameters.quoted([row.name for row in self.parameters])
         raise MissingParameterError(f"{name!r} is not explained here; there are {known}")
 
     def to_json(self) -> str:

@@ -8,26 +8,18 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from fxprune import tensors
 from fxprune.errors import PassError
-from fxprune.facts import ParamRecord, RuleRecord
-from fxprune.program import Program
-from fxprune.rule_records import STRICT, Count, Number
-from fxprune.shards import count_of
-from fxprune.wording import dtype_name
-
-__all__ = [
-    "ParameterReport",
-    "ParameterRow",
-    "PlannedParameter",
-    "Totals",
-    "reasons",
-    "record_data",
-    "report_rows",
-    "row_data",
-    "rows_of",
-    "share",
-]
+from fxprune.program import (
+    STRICT,
+    Count,
+    Number,
+    ParamRecord,
+    Program,
+    RuleRecord,
+    count_of,
+    parameters,
+)
+from fxprune.words import dtype_name
 
 _Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$", max_length=4096)]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -162,9 +154,9 @@ def rows_of(program: Program, records: Iterable[RuleRecord]) -> Iterator[Paramet
     for record in records:
         for did in record.parameters:
             rules.setdefault(did.name, []).append(record.rule)
-    masks = tensors.masks(program)
-    for name, aliases in tensors.aliases(program).items():
-        parameter, mask = tensors.parameter(program, name), masks.get(name)
+    masks = parameters.masks(program)
+    for name, aliases in parameters.aliases(program).items():
+        parameter, mask = parameters.parameter(program, name), masks.get(name)
         if parameter.is_meta:
             raise PassError(f"{name!r} is on the meta device, which holds no values to count")
         yield ParameterRow(
@@ -173,7 +165,7 @@ def rows_of(program: Program, records: Iterable[RuleRecord]) -> Iterator[Paramet
             shape=tuple(parameter.shape),
             dtype=dtype_name(parameter.dtype),
             numel=parameter.numel(),
-            zeros=count_of(tensors.value(program, name) == 0),
+            zeros=count_of(parameters.value(program, name) == 0),
             bytes=parameter.nbytes,
             mask_bytes=0 if mask is None else mask.nbytes,
             rules=tuple(dict.fromkeys(rules.get(name, ()))),

@@ -6,15 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fxprune import tensors
-from fxprune.footprints import Latency
-from fxprune.near_misses import Reading, readers_of
-from fxprune.program import Program
-from fxprune.shell import raw_parameter
-from fxprune.shrink_record import AxisMap, ShrinkRecord
-from fxprune.tables import plain_table
-
-__all__ = ["LayerWidths", "ShrinkReport", "shrink_reports"]
+from fxprune.channels import Latency
+from fxprune.program import AxisMap, Program, ShrinkRecord, parameters, raw_parameter
+from fxprune.recipe import Reading, readers_of
+from fxprune.words import plain_table
 
 _HEADER = ("layer", "shape", "becomes", "FLOPs", "become")
 _RIGHT = frozenset({"FLOPs", "become"})
@@ -105,7 +100,7 @@ class ShrinkReport:
             found[reason] = (count + stay.count, [*names, stay.tensor])
         ordered = sorted(found.items(), key=lambda item: -item[1][0])
         for reason, (count, names) in ordered[:_SHOWN]:
-            shown = tensors.quoted(list(dict.fromkeys(names)))
+            shown = parameters.quoted(list(dict.fromkeys(names)))
             channels = "channel" if count == 1 else "channels"
             yield f"stays: {count:,} {channels} of {shown}: {reason}"
         if len(ordered) > _SHOWN:
@@ -129,7 +124,7 @@ def shrink_reports(program: Program, latency: tuple[Latency, ...] = ()) -> tuple
         latency: times of the last shrink.
     """
     made: list[ShrinkReport] = []
-    shapes = {name: _shape_of(program, name) for name in tensors.aliases(program)}
+    shapes = {name: _shape_of(program, name) for name in parameters.aliases(program)}
     readers = readers_of(program)
     for record in reversed(program.captured.shrinks):
         before = {**shapes, **dict(_undone(record, shapes))}
@@ -144,7 +139,7 @@ def shrink_reports(program: Program, latency: tuple[Latency, ...] = ()) -> tuple
 
 
 def _shape_of(program: Program, name: str) -> tuple[int, ...]:
-    found = raw_parameter(*tensors.owner(program, name))
+    found = raw_parameter(*parameters.owner(program, name))
     return () if found is None else tuple(found.shape)
 
 

@@ -8,13 +8,10 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from fxprune import tensors
-from fxprune.certificate import Certificate
+from fxprune.channels import Latency, latency_of
 from fxprune.errors import MissingParameterError
-from fxprune.facts import PassRecord, RuleRecord
-from fxprune.footprints import Latency, latency_of
-from fxprune.program import Program, check_program
-from fxprune.report_rows import (
+from fxprune.program import PassRecord, Program, RuleRecord, check_program, parameters
+from fxprune.reports.rows import (
     ParameterReport,
     Totals,
     reasons,
@@ -23,10 +20,9 @@ from fxprune.report_rows import (
     row_data,
     share,
 )
-from fxprune.shrink_report import ShrinkReport, shrink_reports
-from fxprune.tables import plain_table, rich_table
-
-__all__ = ["ParameterReport", "Report", "report"]
+from fxprune.reports.shrink import ShrinkReport, shrink_reports
+from fxprune.verification import Certificate
+from fxprune.words import plain_table, rich_table
 
 _HEADER = ("parameter", "zeros", "kept", "share", "bytes", "rule", "threshold", "ties")
 _RIGHT = frozenset({"zeros", "kept", "share", "bytes", "threshold", "ties"})
@@ -135,7 +131,7 @@ class Report(Totals):
         for row in self.parameters:
             if name == row.name or name in row.aliases:
                 return row
-        known = tensors.quoted([row.name for row in self.parameters])
+        known = parameters.quoted([row.name for row in self.parameters])
         raise MissingParameterError(f"the report has no parameter {name!r}; there are {known}")
 
 

@@ -1,64 +1,21 @@
-"""Facts: what analyses find out about a Program. Frozen, and never as large as its parameters."""
+"""Facts: what analyses find out about a Program. Frozen, and never as large as its parameters.
+
+Which scores are sampled: short runs, spread evenly, without asking a generator.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from fxprune.pattern import Refusal
-from fxprune.rule_records import ParamRecord, PassRecord, RuleRecord
-from fxprune.sampling import starts_of
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "Cut",
-    "GivenMasks",
-    "Importance",
-    "Methods",
-    "NewMasks",
-    "ParamRecord",
-    "ParamSite",
-    "PassRecord",
-    "Ranking",
-    "RuleRecord",
-    "ScoreSource",
-    "Scores",
-    "Selection",
-]
+from fxprune.program import ParamSite
+from fxprune.rewrite.pattern import Refusal
 
 _RUN = 64  # neighbouring scores that are sampled together: each run costs one call
-
-
-@dataclass(frozen=True)
-class ParamSite:
-    """A parameter, and where the graphs use it.
-
-    Args:
-        name: its first name.
-        aliases: all its names, the first included.
-        modules: class names of the modules that hold it.
-        uses: (operator, argument role) of each use.
-        shape: its shape.
-        dtype: its dtype.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    modules: tuple[str, ...]
-    uses: tuple[tuple[str, str], ...]
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of entries."""
-        return self.shape.numel()
 
 
 @dataclass(frozen=True)
@@ -114,7 +71,7 @@ class ScoreSource(ABC):
     ) -> tuple[int, torch.Tensor | None] | None:
         """Count and collect in a way of the source's own; None: it has none.
 
-        Args and what is returned are those of `fxprune.scan.scan`; no tensor where more than
+        Args and what is returned are those of `ranking.digits.scan`; no tensor where more than
         `most` scores are inside.
         """
         return None
@@ -238,3 +195,45 @@ class Methods:
     """
 
     by_rule: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill the interval evenly (Weyl, 1916)
+_CACHE_RUN = 16  # neighbours that share a cache line are read for the price of one
+
+
+def starts_of(units: int, stride: int) -> torch.Tensor:
+    """Return one place in each stride, no two an even distance apart, as rows are.
+
+    Args:
+        units: how many there are.
+        stride: units to a place.
+
+    Returns:
+        int64 on the CPU, each under `units`.
+
+    Example:
+        >>> starts_of(1000, 250)
+        tensor([  0, 377, 504, 881])
+    """
+    at = torch.arange(0, units, stride)
+    within = (stride * (at.double() * _GOLDEN % 1)).long()
+    return (at + within).clamp_(max=units - 1)
+
+
+def indices_of(units: int, step: int) -> torch.Tensor:
+    """Return about one unit in `step`, in runs of neighbours.
+
+    Args:
+        units: how many there are.
+        step: units to each one that is sampled.
+
+    Returns:
+        int64 on the CPU, each under `units`; some may be there twice.
+
+    Example:
+        >>> indices_of(1000, 30)[14:18]
+        tensor([ 14,  15, 795, 796])
+    """
+    run = min(_CACHE_RUN, units)
+    starts = starts_of(units, step * _CACHE_RUN).clamp_(max=units - run)
+    return (starts[:, None] + torch.arange(run)).view(-1)

@@ -17,18 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from fxprune.errors import FormatError, FxpruneError
-from fxprune.recipe_errors import show
-
-__all__ = [
-    "MOST_HEADER",
-    "TOO_DEEP",
-    "check_is_file",
-    "header_size",
-    "open_archive",
-    "parse_json",
-    "reading",
-    "unpickle",
-]
+from fxprune.words import show
 
 MOST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer header
 TOO_DEEP = "tables and lists are nested too deeply; no key needs this"
@@ -42,7 +31,7 @@ _CHUNK = 2**22
 
 
 @contextmanager
-def reading(source: Path, damage: Callable[[Exception], str]) -> Generator[None]:
+def read_safely(source: Path, damage: Callable[[Exception], str]) -> Generator[None]:
     """Turn what is raised while a file is read into errors that name the file.
 
     Args:
@@ -183,7 +172,7 @@ def unpickle(source: Path | IO[bytes], also: Sequence[Any] = ()) -> Any:
     # Recipes are read without torch.
     import torch
 
-    from fxprune.quiet import alone
+    from fxprune.support.torch_state import alone
 
     with (
         alone(),

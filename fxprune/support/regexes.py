@@ -17,8 +17,6 @@ from typing import Any
 
 from fxprune.errors import SelectError
 
-__all__ = ["LONGEST", "Allowance", "UnboundedError", "check_regex", "fits_at_start", "found_in"]
-
 LONGEST = 2000  # characters of a pattern
 _MOST_PLACES = 5000
 _MOST_STEPS = 200_000  # for one name

@@ -1,4 +1,7 @@
-"""torch's exporters one at a time, without what they print, log and warn of by themselves."""
+"""torch's exporters one at a time, without what they print, log and warn of by themselves.
+
+torch's global random generators: whether something drew from them, and leaving them alone.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from typing import TextIO
+from typing import Any, TextIO
 
-__all__ = ["alone", "quiet_export"]
-
+import torch
 
 _LOCK = threading.RLock()
 
@@ -97,3 +99,32 @@ class _Drop(logging.Filter):
         if record.thread != self.thread:
             return True
         return record.levelno >= logging.ERROR or not record.getMessage().startswith(self.start)
+
+
+def generator_states(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the states of the global generators that work on these tensors may draw from."""
+    return [generator.get_state() for generator in _generators(tensors)]
+
+
+@contextmanager
+def kept_generators(tensors: Iterable[torch.Tensor]) -> Generator[None]:
+    """Put back the global generators that work on these tensors may draw from."""
+    generators = _generators(tensors)
+    with alone():
+        states = [generator.get_state() for generator in generators]
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+
+def _generators(tensors: Iterable[torch.Tensor]) -> list[torch.Generator]:
+    """Return the CPU's generator, and that of each other device that holds one of the tensors."""
+    found = [torch.default_generator]
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        module: Any = getattr(torch, device.type, None)
+        of_type = getattr(module, "default_generators", ())
+        if of_type:
+            found.append(of_type[device.index or 0])
+    return found

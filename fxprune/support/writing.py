@@ -1,29 +1,30 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all.
+
+Two folders that change places in one step, where the system has such a step.
+
+Files that torch and safetensors write into, so that a full disk is an error like any other.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import io
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from fxprune.errors import FormatError
-from fxprune.swapping import swap
-
-__all__ = [
-    "PathLike",
-    "can_swap",
-    "check_file",
-    "check_folder",
-    "replacing",
-    "replacing_files",
-    "replacing_folder",
-    "swapped",
-    "write_text",
-]
 
 PathLike = str | os.PathLike[str]
 
@@ -259,3 +260,108 @@ def _move_files(source: Path, target: Path) -> None:
 def _put_back(kept: Path, old: Path) -> None:
     if kept.exists():
         os.replace(kept, old)
+
+
+_HERE = -100  # AT_FDCWD
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2, RENAME_SWAP of renamex_np
+
+
+def swap(a: Path, b: Path) -> bool:
+    """Exchange two folders on one disk; nobody ever sees one of the two missing.
+
+    Args:
+        a: a folder.
+        b: another one.
+
+    Returns:
+        False where the system or the disk cannot do that; then nothing has changed.
+    """
+    exchange = _exchange()
+    return exchange is not None and exchange(os.fsencode(a), os.fsencode(b)) == 0
+
+
+@cache
+def _exchange() -> Callable[[bytes, bytes], int] | None:
+    try:
+        library: Any = ctypes.CDLL(None, use_errno=True)
+    except (OSError, TypeError):  # no such library on Windows
+        return None
+    if hasattr(library, "renameat2"):
+        return lambda a, b: library.renameat2(_HERE, a, _HERE, b, _EXCHANGE)
+    if hasattr(library, "renamex_np"):
+        return lambda a, b: library.renamex_np(a, b, _EXCHANGE)
+    return None
+
+
+@contextmanager
+def sink(path: Path) -> Generator[IO[bytes]]:
+    """Open a file for torch's zip writer, and raise at the end what went wrong in writing it.
+
+    That writer ends the process if writing fails again while it cleans up after a failure.
+
+    Args:
+        path: the file; an earlier one is overwritten.
+
+    Raises:
+        OSError: as the system said.
+    """
+    with path.open("wb", buffering=0) as file:
+        opened = _Sink(file)
+        try:
+            yield cast("IO[bytes]", opened)
+        except Exception as error:
+            if opened.error is not None:
+                raise opened.error from error
+            raise
+        if opened.error is not None:
+            raise opened.error
+
+
+def write_tensor_file(
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file.
+
+    Args:
+        tensors: by key; contiguous, and no two share memory.
+        path: the file.
+        metadata: see `safetensors.torch.save_file`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
+class _Sink(io.BufferedIOBase):
+    """Writes to a file until that fails once; what comes after is dropped."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self.file.seek(offset, whence)
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        rest = view
+        while rest and self.error is None:
+            try:
+                rest = rest[self.file.write(rest) :]
+            except OSError as error:
+                self.error = error
+        return len(view)

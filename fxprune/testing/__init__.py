@@ -17,19 +17,7 @@ if importlib.util.find_spec("hypothesis") is None:
     )
 
 from fxprune.testing.architecture import Arch, build
-from fxprune.testing.assertions import assert_close, assert_same
-from fxprune.testing.calls import Call
-from fxprune.testing.check_models import check_model
-from fxprune.testing.check_passes import check_pass
-from fxprune.testing.checked import Checked
-from fxprune.testing.comparing import DifferenceError
-from fxprune.testing.drawn_calls import pruning_sequences
-from fxprune.testing.drawn_networks import architectures
-from fxprune.testing.drawn_programs import calibrations, programs
-from fxprune.testing.drawn_recipes import recipes
-from fxprune.testing.drawn_tensors import tied_tensors
-from fxprune.testing.parity import assert_parity
-from fxprune.testing.pass_assertions import (
+from fxprune.testing.assert_pass import (
     assert_frozen,
     assert_idempotent,
     assert_promise,
@@ -37,8 +25,21 @@ from fxprune.testing.pass_assertions import (
     assert_refuses,
     assert_transactional,
 )
-from fxprune.testing.score_assertions import assert_scores
-from fxprune.testing.writing_code import network_code
+from fxprune.testing.assert_scores import assert_scores
+from fxprune.testing.calls import Call
+from fxprune.testing.check_model import check_model
+from fxprune.testing.check_pass import Checked, check_pass
+from fxprune.testing.code import network_code
+from fxprune.testing.comparing import DifferenceError, assert_close, assert_same
+from fxprune.testing.drawing import (
+    architectures,
+    calibrations,
+    programs,
+    pruning_sequences,
+    recipes,
+    tied_tensors,
+)
+from fxprune.testing.parity import assert_parity
 
 __all__ = [
     "Arch",

@@ -1,35 +1,46 @@
-"""Assertions on what a pass does to a Program."""
+"""Assertions on what a pass does to a Program.
+
+Whether a pass kept its promise: the one place that asks fxprune's checker.
+
+All that a failed or a pure operation must leave as it was, taken down and held to later.
+
+A pass that fails on purpose, after some of its edits.
+
+Run one pass on a Program, with the facts that it needs.
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import random
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from fxprune.compiler import edit
-from fxprune.errors import FxpruneError, InvariantError
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Pass, Rewrite
-from fxprune.program import Program
-from fxprune.rewriter import Rewriter
-from fxprune.rule import RewriteRule
-from fxprune.testing.comparing import DifferenceError, difference
-from fxprune.testing.failing import Failing, PlannedError
-from fxprune.testing.promises import broken_promise
-from fxprune.testing.remembering import Memory, program_text
-from fxprune.testing.stepping import Given, Outcome, copy_and_run, facts_for, run_on
-from fxprune.transaction import copied, fork
-
-__all__ = [
-    "assert_frozen",
-    "assert_idempotent",
-    "assert_promise",
-    "assert_pure",
-    "assert_refuses",
-    "assert_transactional",
-]
+from fxprune.compiler import Pipeline, Trace, edit
+from fxprune.errors import FxpruneError, InvariantError, PassError, PassTypeError
+from fxprune.program import Program, copied, fork, graph_text, parameters
+from fxprune.rewrite import (
+    Facts,
+    GivenMasks,
+    Importance,
+    Methods,
+    Pass,
+    Refusal,
+    Rewrite,
+    Rewriter,
+    RewriteRule,
+    Selection,
+)
+from fxprune.testing.comparing import DifferenceError, difference, entry_difference
+from fxprune.testing.drawing import prunable
+from fxprune.verification import PromiseCheck, check_invariants
 
 
 def assert_promise(program: Program, step: Pass, *, given: Given = (), trials: int = 2) -> None:
@@ -284,3 +295,268 @@ def _seen(fact: Any) -> Any:
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
     # The address of a function says nothing.
     return re.sub(r" at 0x[0-9a-f]+", "", repr(fact))
+
+
+def broken_promise(before: Program, after: Program, step: Pass, *, trials: int) -> str | None:
+    """Return how a pass broke what it promised; None where it kept it.
+
+    Args:
+        before: as the pass was given it.
+        after: as the pass left it.
+        step: the pass.
+        trials: how many inputs to draw for each mode.
+    """
+    try:
+        check_invariants(after, step.name)
+    except InvariantError as error:
+        return str(error)
+    if step.promise == "changes":
+        return None
+    broken = PromiseCheck.of(before, step.promise).violation(after, bound=step.bound, trials=trials)
+    return None if broken is None else f"{step.name} {broken}"
+
+
+def program_text(program: Program) -> str:
+    """Write the graphs of a Program, each under its mode where there are two."""
+    graphs = {mode: graph_text(graph) for mode, graph in program.graphs.items()}
+    if len(graphs) == 1:
+        return next(iter(graphs.values()))
+    return "\n".join(f"[{mode}]\n{graph}" for mode, graph in graphs.items())
+
+
+def snapshot(program: Program) -> dict[str, Any]:
+    """Take all that a failed operation must leave: bytes, keys, objects, flags and graphs."""
+    state = {key: _bytes(tensor) for key, tensor in program.state_dict().items()}
+    return {
+        "state": list(state.items()),
+        **_objects(program),
+        "text": program_text(program),
+        "code": program.code,
+        "names": list(program.captured.first.items()),
+        "records": program.captured.records,
+        "masks": list(parameters.masks(program)),
+        "replaced": list(program.captured.replaced),
+    }
+
+
+class Memory:
+    """What a model was, and the state of the global random generators.
+
+    Args:
+        model: a Program or any module; not held on to, but for its tensors' identity.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> memory = Memory(model)
+        >>> _ = model.bias.data.fill_(7.0)
+        >>> memory.difference(model).startswith("'bias', entry (0,): ")
+        True
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._values = {key: value.detach().clone() for key, value in _values(model).items()}
+        self._parts = _parts(model)
+        self._generators = _generators()
+
+    def difference(self, model: nn.Module, *, generators: bool = True) -> str | None:
+        """Return what is first otherwise than it was; None where nothing is.
+
+        Args:
+            model: the same model.
+            generators: whether random generators count, too.
+        """
+        found = self._value_difference(_values(model))
+        if found is not None:
+            return found
+        parts = _parts(model)
+        changed = next((key for key in self._parts if parts[key] != self._parts[key]), None)
+        if changed is not None:
+            return f"{changed}{_first_line(self._parts[changed], parts[changed])}"
+        return self.drawn() if generators else None
+
+    def drawn(self) -> str | None:
+        """Return which global random generator was drawn from, or None."""
+        drawn = [name for name, state in _generators().items() if state != self._generators[name]]
+        return f"the global generator of {drawn[0]} was drawn from" if drawn else None
+
+    def _value_difference(self, values: dict[str, Tensor]) -> str | None:
+        if list(values) != list(self._values):
+            changed = sorted(set(values) ^ set(self._values))
+            named = f"{changed[0]!r} came or went" if changed else "their order"
+            return f"the keys of parameters and buffers: {named}"
+        for key, before in self._values.items():
+            if _bytes(before) != _bytes(values[key]) or before.dtype != values[key].dtype:
+                return f"{key!r}{entry_difference(before, values[key])} (before first)"
+        return None
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _parts(model: nn.Module) -> dict[str, Any]:
+    """Take what is not values, by what messages call it."""
+    parts: dict[str, Any] = {}
+    if isinstance(model, Program):
+        parts["the graph"] = program_text(model)
+        parts["the code"] = model.code
+        parts["the masks"] = list(parameters.masks(model))
+        parts["the names"] = list(model.captured.first.items())
+        parts["the records"] = [repr(record) for record in model.captured.records]
+    objects = _objects(model)
+    parts["the parameters' identity"] = objects["parameters"]
+    for path, attributes in objects["modules"].items():
+        parts[f"an attribute of {path!r}" if path else "an attribute of the model"] = attributes
+    return parts
+
+
+def _first_line(before: Any, after: Any) -> str:
+    """Say which line of a text is otherwise, or which key."""
+    if isinstance(before, str):
+        lines = zip([*before.splitlines(), ""], [*after.splitlines(), ""], strict=False)
+        old, new = next((pair for pair in lines if pair[0] != pair[1]), ("", ""))
+        return f": {old.strip()!r} before, {new.strip()!r} after"
+    if isinstance(before, dict):
+        changed = [key for key in before if after.get(key, None) != before[key]]
+        return f": {changed[0]!r} changed" if changed else " came"
+    return ""
+
+
+def _objects(model: nn.Module) -> dict[str, Any]:
+    return {
+        "modules": {path: _attributes(module) for path, module in model.named_modules()},
+        "parameters": [(name, id(p)) for name, p in model.named_parameters()],
+    }
+
+
+def _generators() -> dict[str, Any]:
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "random": random.getstate(),
+        "numpy": repr(np.random.get_state()),
+    }
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_meta:
+        return b""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Take a module's attributes in order, its tensors by identity, but for graphs and data."""
+    kept = {k: v for k, v in vars(module).items() if k not in ("graphs", "captured", "_graph")}
+    return {key: _told(value) for key, value in kept.items()}
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [(key, id(part)) for key, part in value.items()]
+    # Of what is a tensor the identity will do: == of tensors gives no single answer.
+    if isinstance(value, Tensor):
+        return id(value)
+    return copy.copy(value) if isinstance(value, set | Sequence) else value
+
+
+class PlannedError(Exception):
+    """The failure that was planned."""
+
+
+@dataclass(frozen=True)
+class Failing(Rewrite):
+    """Another pass, which fails just after an edit.
+
+    Args:
+        step: the pass.
+        at: the number of the edit, from 1.
+        given: facts that the pass needs.
+    """
+
+    name: ClassVar[str] = "failing"
+
+    step: Rewrite
+    at: int
+    given: Facts
+
+    def run(self, rewriter: Rewriter, facts: Facts) -> None:
+        """Run the pass until it fails."""
+        count = rewriter._count
+
+        def counted(*args: Any) -> None:
+            count(*args)
+            if rewriter.edits >= self.at:
+                raise PlannedError(f"after edit {self.at}")
+
+        rewriter._count = counted
+        self.step.run(rewriter, self.given)
+
+
+Given = Callable[[Program], Iterable[Any]] | Iterable[Any]
+"""Facts beside those that every pass gets, or a function that finds them of a Program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a pass made of a Program.
+
+    Args:
+        program: that the pass ran on.
+        facts: after the pass.
+        trace: edits and refusals.
+    """
+
+    program: Program
+    facts: Facts
+    trace: Trace
+
+
+def instance_of(step: Pass | type[Pass]) -> Pass:
+    """Return a pass; of a class, the one with the default options.
+
+    Raises:
+        PassTypeError: it is no pass, or its class has options without a default.
+    """
+    if not isinstance(step, type):
+        if not isinstance(step, Pass):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PassTypeError(f"{step!r} is no pass; give a Rewrite, an Analysis or its class")
+        return step
+    try:
+        made: Any = step()
+    except TypeError as error:
+        raise PassTypeError(f"{step.__name__} needs options: {error}; give an instance") from error
+    return instance_of(made)
+
+
+def facts_for(program: Program, step: Pass, given: Given = ()) -> Facts:
+    """Return facts to run a pass with: all parameters are selected, nothing else is given.
+
+    Args:
+        program: what the pass will run on.
+        step: the pass.
+        given: see `Given`.
+
+    Raises:
+        PassError: the pass needs a fact of another kind.
+    """
+    facts = Facts([Importance(), GivenMasks(), Methods()])
+    if Selection in step.needs:
+        facts.put(Selection(tuple(prunable(program))))
+    for fact in given(program) if callable(given) else given:
+        facts.put(fact)
+    missing = [kind.__name__ for kind in step.needs if kind not in facts.kinds]
+    if missing:
+        raise PassError(f"the pass {step.name!r} needs {missing[0]}; give it by given=")
+    return facts
+
+
+def run_on(program: Program, step: Pass, given: Given = ()) -> Outcome:
+    """Run a pass on a Program, which is edited, and check it as every pipeline does."""
+    facts = facts_for(program, step, given)
+    return Outcome(program, facts, Pipeline((step,)).run(program, facts))
+
+
+def copy_and_run(program: Program, step: Pass, given: Given = ()) -> Outcome:
+    """Run a pass on a copy of a Program."""
+    return run_on(copied(program), step, given)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from fxprune.compiler import run_stages
-from fxprune.facts import Scores, ScoreSource
-from fxprune.pipeline import Analysis, Pass, Pipeline
+from fxprune.compiler import Pipeline, Stage, run_stages
 from fxprune.program import Program
-from fxprune.recipe import Rule
-from fxprune.registry import create
-from fxprune.selecting import choice_of
-from fxprune.stages import Stage
+from fxprune.recipe import Rule, choice_of
+from fxprune.rewrite import Analysis, Pass, Scores, ScoreSource, create
+from fxprune.testing.assert_pass import Given, copy_and_run, facts_for
 from fxprune.testing.calls import Call
 from fxprune.testing.comparing import DifferenceError, difference
-from fxprune.testing.drawn_recipes import prunable
+from fxprune.testing.drawing import prunable
 from fxprune.testing.oracle import Oracle
-from fxprune.testing.stepping import Given, copy_and_run, facts_for
-
-__all__ = ["assert_scores"]
 
 
 def assert_scores(

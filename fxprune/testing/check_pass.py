@@ -1,34 +1,171 @@
-"""`check_pass`: a pass is put to every test, on drawn networks."""
+"""`check_pass`: a pass is put to every test, on drawn networks.
+
+Make a network that fails a check simpler, step by step, as long as it still fails.
+
+What a battery of checks did: how often, and what was refused.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
 
 from fxprune.errors import FxpruneError, InvariantError
-from fxprune.facts import Scores
-from fxprune.pipeline import Pass, Rewrite
 from fxprune.program import Program
-from fxprune.testing.architecture import Arch
-from fxprune.testing.checked import Checked, Tally
-from fxprune.testing.comparing import DifferenceError
-from fxprune.testing.drawn_programs import Drawn, drawn
-from fxprune.testing.pass_assertions import (
+from fxprune.rewrite import Pass, Rewrite, Scores
+from fxprune.testing.architecture import Activation, Arch, Dropout, Layer, Linear, Norm, build
+from fxprune.testing.assert_pass import (
+    Given,
     assert_frozen,
     assert_idempotent,
     assert_promise,
     assert_pure,
     assert_transactional,
+    copy_and_run,
+    instance_of,
 )
-from fxprune.testing.reducing import simplest
-from fxprune.testing.score_assertions import assert_scores
+from fxprune.testing.assert_scores import assert_scores
+from fxprune.testing.comparing import DifferenceError
+from fxprune.testing.drawing import Drawn, drawn
 from fxprune.testing.searching import simplest_failure
-from fxprune.testing.stepping import Given, copy_and_run, instance_of
 
-__all__ = ["check_pass"]
+
+def simplest(case: Drawn, fails: Callable[[Drawn], bool]) -> Drawn:
+    """Return a simpler Program that still fails: fewer, plainer, narrower layers, no masks.
+
+    Args:
+        case: fails.
+        fails: tells whether another one fails in the same way.
+    """
+    reduced = True
+    while reduced:
+        reduced = False
+        for simpler in _simpler(case):
+            if _runs(simpler.arch) and fails(simpler):
+                case, reduced = simpler, True
+                break
+    return case
+
+
+def _simpler(case: Drawn) -> Iterator[Drawn]:
+    """Yield simpler Programs, the simplest first; masks stay only where nothing else changes."""
+    if case.recipe is not None:
+        yield Drawn(case.arch)
+        for rule in case.recipe.rules if len(case.recipe.rules) > 1 else ():
+            yield Drawn(case.arch, case.recipe.model_copy(update={"rules": (rule,)}))
+    for arch in _simpler_archs(case.arch):
+        yield Drawn(arch, case.recipe)
+
+
+def _simpler_archs(arch: Arch) -> Iterator[Arch]:
+    layers = arch.layers
+    if len(layers) > 1:
+        for at in range(len(layers)):
+            yield dataclasses.replace(arch, layers=(*layers[:at], *layers[at + 1 :]))
+    if arch.shape != "features":
+        yield dataclasses.replace(arch, shape="features", tied=False)
+    for option in dataclasses.fields(arch)[3:]:
+        if getattr(arch, option.name) != option.default:
+            yield dataclasses.replace(arch, **{option.name: option.default})
+    if arch.width > 1:
+        yield dataclasses.replace(arch, width=1)
+    for at, layer in enumerate(layers):
+        for simpler in _simpler_layers(layer):
+            yield dataclasses.replace(arch, layers=(*layers[:at], simpler, *layers[at + 1 :]))
+
+
+def _simpler_layers(layer: Layer) -> Iterator[Layer]:
+    if not isinstance(layer, Linear | Activation | Norm | Dropout):
+        yield Linear(1)
+    inner = getattr(layer, "inner", None)
+    if isinstance(inner, Layer):
+        yield inner
+        for simpler in _simpler_layers(inner):
+            yield _with(layer, "inner", simpler)
+    for option in dataclasses.fields(layer):  # pyright: ignore[reportArgumentType]
+        value = getattr(layer, option.name)
+        least = option.default
+        if option.default is dataclasses.MISSING:
+            least = 1 if isinstance(value, int) else value
+        if value != least:
+            yield _with(layer, option.name, least)
+
+
+def _with(layer: Any, name: str, value: Any) -> Any:
+    return dataclasses.replace(layer, **{name: value})
+
+
+def _runs(arch: Arch) -> bool:
+    """Tell whether a network can be built and run: layers may not fit each other any more."""
+    try:
+        model, args, kwargs = build(arch)
+        model(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - torch raises whatever it likes
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check_pass` or `check_model` checked.
+
+    Args:
+        subject: the pass or the model.
+        checks: how many cases each check held in, by its name.
+        refused: why cases were refused, and how many of them.
+        edits: how many edits a pass made over all cases.
+
+    Example:
+        >>> print(Checked("drop-repeats", {"promise": 30}, {"it has no relu": 2}, edits=9))
+        drop-repeats: 30 checks, 9 edits
+          promise: 30 cases
+          refused 2 cases: it has no relu
+    """
+
+    subject: str
+    checks: dict[str, int]
+    refused: dict[str, int]
+    edits: int = 0
+
+    @property
+    def cases(self) -> int:
+        """How many checks held, over all cases."""
+        return sum(self.checks.values())
+
+    def __str__(self) -> str:
+        edits = f", {self.edits} edits" if self.edits else ""
+        lines = [f"{self.subject}: {self.cases} checks{edits}"]
+        lines += [f"  {name}: {count} {_cases(count)}" for name, count in self.checks.items()]
+        lines += [f"  refused {n} {_cases(n)}: {why}" for why, n in self.refused.items()]
+        return "\n".join(lines)
+
+
+@dataclass
+class Tally:
+    """Counts what is checked, while it is.
+
+    Args:
+        subject: the pass or the model.
+    """
+
+    subject: str
+    checks: Counter[str] = field(default_factory=Counter[str])
+    refused: Counter[str] = field(default_factory=Counter[str])
+    edits: int = 0
+
+    def checked(self) -> Checked:
+        """Return what was counted."""
+        return Checked(self.subject, dict(self.checks), dict(self.refused), self.edits)
+
+
+def _cases(count: int) -> str:
+    return "case" if count == 1 else "cases"
+
 
 Check = Callable[[Program], None]
 
@@ -70,7 +207,7 @@ def check_pass(
         PassError: the pass cannot be made, or needs facts that are not given.
 
     Example:
-        >>> from fxprune.registry import find
+        >>> from fxprune.rewrite import find
         >>> print(check_pass(find("finalize"), max_examples=5).subject)
         finalize
     """

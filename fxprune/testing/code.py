@@ -9,11 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fxprune.recipe import Recipe
-from fxprune.testing.architecture import BATCH, STEPS, VOCABULARY, Arch, Named
-from fxprune.testing.layers import SPATIAL
-from fxprune.testing.made import Made
-
-__all__ = ["network_code", "recipe_code", "toml_of"]
+from fxprune.testing.architecture import BATCH, SPATIAL, STEPS, VOCABULARY, Arch, Made, Named
 
 _INDENT = " " * 12
 
@@ -25,7 +21,7 @@ def network_code(arch: Arch) -> str:
         arch: the network; the script makes the same weights and inputs as `build(arch)`.
 
     Example:
-        >>> from fxprune.testing.layers import Activation, Linear
+        >>> from fxprune.testing.architecture import Activation, Linear
         >>> print(network_code(Arch("features", 2, (Linear(1), Activation("relu")))))
         import torch
         from torch import Tensor, nn

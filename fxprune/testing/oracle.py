@@ -5,6 +5,8 @@ keys from it. Its forward runs a second, dense copy with `orig * mask` written i
 (`torch.func.functional_call`). The two are the same function wherever hooks act; where they do
 not (an alias of a tied weight stays dense, attention never calls its `out_proj`), the second says
 what the masks mean. `hooks_act` tells which; `hooked_forward` is torch's own answer.
+
+Where equal scores are at the threshold, two ways to choose prune as many, and as large ones.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils import prune
+from torch.nn.utils import prune as torch_prune
 from torch.utils import _pytree as pytree
 
+from fxprune.compiler import prune
+from fxprune.program import Program
+from fxprune.recipe import Recipe
 from fxprune.testing.calls import Call, methods_of, perform
-
-__all__ = ["Oracle", "Step", "kept_buffers", "loss_of", "step_by_step"]
+from fxprune.testing.comparing import DifferenceError, difference
 
 Loss = Callable[[Any], Tensor]
 Step = dict[str, Tensor | None]
@@ -94,7 +98,7 @@ class Oracle:
         owners = {name: self.owner(name) for name in call.names}
         weights = {name: getattr(*owner) for name, owner in owners.items()}
         try:
-            perform(call, prune, owners, weights, methods_of(prune))
+            perform(call, torch_prune, owners, weights, methods_of(torch_prune))
         except Exception as error:  # noqa: BLE001 - every kind of refusal is an answer here
             saved.restore()
             return error
@@ -225,3 +229,39 @@ def kept_buffers(model: nn.Module) -> Generator[None]:
         with torch.no_grad():
             for buffer, value in saved:
                 buffer.copy_(value)
+
+
+def assert_alike_but_for_ties(program: Program, recipe: Recipe, masked: Program) -> None:
+    """Run a recipe with its own ties; what goes is as much, and as large, as with torch's.
+
+    Recipes of one magnitude rule alone are compared: what a later rule sees depends on which of
+    the equal ones went.
+
+    Args:
+        program: what to prune; not changed.
+        recipe: as it was written.
+        masked: the Program as the recipe left it with torch's ties.
+
+    Raises:
+        DifferenceError: the counts or the magnitudes differ.
+    """
+    rule = recipe.rules[0]
+    if len(recipe.rules) > 1 or rule.ties == "torch" or rule.method != "l1_unstructured":
+        return
+    if not masked.masks:
+        return
+    found = prune(program, recipe)
+    names = [list(masked.masks)] if rule.scope == "global" else [[name] for name in masked.masks]
+    for together in names:
+        ours, torchs = _pruned(found, together), _pruned(masked, together)
+        told = difference(ours, torchs)
+        if told is not None:
+            raise DifferenceError(
+                f"the magnitudes pruned of {', '.join(together)} with ties = 'index': {told} "
+                "(fxprune first, then torch)"
+            )
+
+
+def _pruned(program: Program, names: list[str]) -> torch.Tensor:
+    gone = [program.parameter(k)[program.masks[k] == 0].detach().abs().double() for k in names]
+    return torch.cat([part.flatten() for part in gone]).sort().values

@@ -10,21 +10,16 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-import fxprune.functional as fx_prune
+from fxprune import functional as fx_prune
 from fxprune.compiler import RecipeLike, capture, finalize, prune
-from fxprune.plans import recipe_of
-from fxprune.program import Program
+from fxprune.program import Program, copied
 from fxprune.recipe import Recipe
+from fxprune.reports import recipe_of
 from fxprune.testing.architecture import Arch, build
-from fxprune.testing.calls import Call, methods_of, perform
+from fxprune.testing.calls import Call, calls_of, methods_of, perform, with_torchs_ties
 from fxprune.testing.comparing import DifferenceError, difference
-from fxprune.testing.drawn_programs import captured
-from fxprune.testing.oracle import Oracle, loss_of, step_by_step
-from fxprune.testing.ties import assert_alike_but_for_ties
-from fxprune.testing.torch_calls import calls_of, with_torchs_ties
-from fxprune.transaction import copied
-
-__all__ = ["assert_parity", "check_sequence"]
+from fxprune.testing.drawing import captured
+from fxprune.testing.oracle import Oracle, assert_alike_but_for_ties, loss_of, step_by_step
 
 OTHER_BATCH = 2
 _SEED = 1  # of the global generator before a recipe

@@ -9,8 +9,6 @@ from typing import Generic, TypeVar
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-__all__ = ["Found", "simplest_failure"]
-
 T = TypeVar("T")
 
 

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.certificate import Certificate, Failure
-from fxprune.differences import Difference, Holder
 from fxprune.errors import InputError, PassError, PassTypeError
-from fxprune.minimising import minimised
-from fxprune.program import EVAL, TRAIN, Program, mode_of
-from fxprune.proving import prove_same
-from fxprune.regional import RegionalProgram
-from fxprune.stepping import first_change, first_difference, recorded, told
-from fxprune.trials import Run, Side, Trial, reproducible, run, trials_of
-
-__all__ = ["BOUND", "verify"]
-
-# One rounding of a number to float32 moves it by up to 6e-8 of its size, so a changed weight shows.
-# Sums of a million float64 numbers in another order differ by about 1e-10, so that does not.
-BOUND = 1e-9
+from fxprune.program import EVAL, TRAIN, Program, RegionalProgram, mode_of
+from fxprune.rewrite import BOUND
+from fxprune.verification.certificate import Certificate, Failure
+from fxprune.verification.differences import (
+    Difference,
+    Holder,
+    first_change,
+    first_difference,
+    minimised,
+    recorded,
+    told,
+)
+from fxprune.verification.proof import prove_same
+from fxprune.verification.trials import Run, Side, Trial, reproducible, run, trials_of
 
 
 def verify(

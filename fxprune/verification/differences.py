@@ -1,20 +1,147 @@
-"""A small input on which two models still differ: fewer rows, and zeros, while they do."""
+"""How two values differ: in kind, in bits, or by how much.
+
+A small input on which two models still differ: fewer rows, and zeros, while they do.
+
+Run the graphs of two Programs node by node and find the first value that differs.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import fx
+from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
-from fxprune.inputs import InputSpec
-from fxprune.trials import Trial
-from fxprune.wording import dtype_name
+from fxprune.program import (
+    PATH,
+    InputSpec,
+    Program,
+    is_product,
+    mask_read_of,
+    masks,
+    mode_of,
+    parameter_of,
+)
+from fxprune.support import same_bits
+from fxprune.verification.snapshot import snapshot
+from fxprune.verification.trials import Trial
+from fxprune.words import dtype_name
 
-__all__ = ["minimised"]
+
+@dataclass(frozen=True)
+class Difference:
+    """How one value differs from another.
+
+    Args:
+        where: which value, as "output['logits']".
+        size: the largest absolute difference; infinite where they cannot be subtracted.
+        text: what differs, as "differs by up to 0.5"; empty where nothing does.
+    """
+
+    where: str
+    size: float
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Holds values to each other by a promise.
+
+    Args:
+        bound: the largest difference allowed, times the largest number compared where that is
+            above 1; None for bit equality.
+
+    Example:
+        >>> holder = Holder(bound=None)
+        >>> [difference.text for difference in holder.nests("output", [1, 2], [1, 3])]
+        ['', 'is 2 after and 3 before']
+    """
+
+    bound: float | None
+
+    def nests(self, name: str, after: Any, before: Any) -> list[Difference]:
+        """Return one Difference a leaf of two nested values, whether it differs or not.
+
+        Args:
+            name: what the whole is called.
+            after: any pytree.
+            before: a pytree that should have the same structure.
+        """
+        first, tree = pytree.tree_flatten_with_path(after)
+        second, other = pytree.tree_flatten(before)
+        if tree != other:
+            text = f"is nested otherwise: {_shape_of(after)} after, {_shape_of(before)} before"
+            return [Difference(name, math.inf, text)]
+        pairs = zip(first, second, strict=True)
+        return [self.leaves(f"{name}{pytree.keystr(path)}", a, b) for (path, a), b in pairs]
+
+    def leaves(self, where: str, after: Any, before: Any) -> Difference:
+        """Return how two values differ that are no containers."""
+        if not (isinstance(after, torch.Tensor) and isinstance(before, torch.Tensor)):
+            text = "" if _equal(after, before) else f"is {after!r} after and {before!r} before"
+            return Difference(where, math.inf if text else 0.0, text)
+        if after.shape != before.shape or (self.bound is None and after.dtype != before.dtype):
+            text = f"is {_kind(after)} after and {_kind(before)} before"
+            return Difference(where, math.inf, text)
+        gap = largest_gap(after, before)
+        kept = same_bits(after, before) if self.bound is None else gap <= self._allowed(before)
+        if kept:
+            return Difference(where, gap)
+        if gap == 0:
+            return Difference(where, gap, "differs in the bits of zeros or NaN only")
+        return Difference(where, gap, f"differs by up to {gap:.3g}")
+
+    def _allowed(self, before: torch.Tensor) -> float:
+        values = _wide(before).abs()
+        values = values[values.isfinite()]
+        return (self.bound or 0.0) * max(1.0, float(values.max()) if values.numel() else 0.0)
+
+
+def largest_gap(after: torch.Tensor, before: torch.Tensor) -> float:
+    """Return the largest absolute difference; NaN equals NaN, and infinity infinity.
+
+    Args:
+        after: any tensor.
+        before: of the same shape.
+
+    Example:
+        >>> inf, nan = float("inf"), float("nan")
+        >>> largest_gap(torch.tensor([1.0, inf, nan]), torch.tensor([1.5, inf, nan]))
+        0.5
+        >>> largest_gap(torch.tensor(nan), torch.tensor(0.0))
+        inf
+    """
+    a, b = _wide(after), _wide(before)
+    equal = (a == b) | (a.isnan() & b.isnan())
+    gaps = (a - b).abs().masked_fill(equal, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
+    return float(gaps.max()) if gaps.numel() else 0.0
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _equal(after: Any, before: Any) -> bool:
+    if type(after) is not type(before):
+        return False
+    try:
+        return after is before or bool(after == before)
+    except (RuntimeError, TypeError, ValueError):  # a class whose == gives no single answer
+        return False
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
+
+
+def _shape_of(value: Any) -> str:
+    return str(pytree.tree_map(lambda _: "*", value)).replace("'*'", "*")
+
 
 _RUNS = 80  # how many smaller inputs are tried at most
 _SHOWN = 8  # how many entries are written out
@@ -132,3 +259,102 @@ def _entries(leaf: torch.Tensor) -> str:
         return f"with {len(at):,} entries other than zero"
     values = (f"{list(map(int, i))}: {leaf[tuple(i)].item():.9g}" for i in at)
     return f"of zeros but {', '.join(values)}"
+
+
+Steps = dict[str, tuple[Node, list[torch.Tensor]]]
+"""The tensors that each node gave, keyed by what the node stands for, in the order run."""
+
+
+def recorded(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps:
+    """Run the graph of a Program's mode and keep a copy of what every node gives.
+
+    A parameter stands under its own name, whether it is read as it is or times its mask; the
+    factors are left out. What else a node gives stands under the node's name.
+
+    Args:
+        program: a private copy; batch statistics change as in any run.
+        args: positional inputs.
+        kwargs: keyword inputs.
+    """
+    leaves = program.captured.inputs.flatten(args, kwargs)
+    recorder = _Recorder(program, graph=program.graphs[mode_of(program)])
+    # A graph may switch grad mode in a region; an error inside must not leave it switched.
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        recorder.run(*leaves, enable_io_processing=False)
+    return recorder.steps
+
+
+def first_difference(after: Steps, before: Steps, holder: Holder) -> Node | None:
+    """Return the first node, as `after` ran, whose value differs from its namesake's.
+
+    Args:
+        after: what one Program's nodes gave.
+        before: what the other's gave; nodes that only one of them has are left out.
+        holder: tells what counts as a difference.
+    """
+    for key, (node, values) in after.items():
+        if key in before and _differ(values, before[key][1], holder):
+            return node
+    return None
+
+
+def first_change(after: Program, before: Program, mode: str) -> Node | None:
+    """Return the first node of a graph that the other has not, or with other arguments.
+
+    Args:
+        after: whose node is returned; reads of parameters are looked through.
+        before: another Program.
+        mode: which graph.
+    """
+    if mode not in before.graphs:
+        return None
+    views = (snapshot(program).views[mode] for program in (after, before))
+    lines, others = ({line.name: repr(line) for line in view.lines} for view in views)
+    changed = next((name for name, line in lines.items() if others.get(name) != line), None)
+    nodes = {node.name: node for node in after.graphs[mode].nodes}
+    return None if changed is None else nodes[changed]
+
+
+def told(program: Program, node: Node) -> str:
+    """Say what a node is: the parameter it stands for, or its operator and module."""
+    name = parameter_of(program, node)
+    if name is not None:
+        return f"{node.name}, the parameter {name!r}"
+    place = f" in {node.meta[PATH]!r}" if node.meta.get(PATH) else ""
+    return f"{node.name} ({node.target}{place})"
+
+
+def _differ(after: list[torch.Tensor], before: list[torch.Tensor], holder: Holder) -> bool:
+    if len(after) != len(before):
+        return True
+    pairs = [(a, b) for a, b in zip(after, before, strict=True) if a.shape == b.shape]
+    # A pass that cuts channels changes shapes on purpose; what comes out of them must agree.
+    if len(pairs) < len(after) and holder.bound is not None:
+        return False
+    return len(pairs) < len(after) or any(holder.leaves("", a, b).text for a, b in pairs)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, program: Program, graph: fx.Graph) -> None:
+        super().__init__(program, graph=graph)
+        self.program = program
+        self.steps: Steps = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        key = self._key(n)
+        if key is not None:
+            leaves = [x for x in pytree.tree_leaves(value) if isinstance(x, torch.Tensor)]
+            # Copies, since a later node may write into them.
+            self.steps[key] = (n, [leaf.detach().clone().cpu() for leaf in leaves])
+        return value
+
+    def _key(self, node: Node) -> str | None:
+        # A mask that differs where the parameter is zero changes nothing; the product tells.
+        if node.op == "output" or mask_read_of(self.program, node) is not None:
+            return None
+        name = parameter_of(self.program, node)
+        if name is None:
+            return f"node {node.name}"
+        masked = name in masks(self.program)
+        return None if masked and not is_product(self.program, node) else f"parameter {name}"

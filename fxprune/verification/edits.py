@@ -7,11 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from fxprune.announced import Effect, Fault
-from fxprune.bits import same_bits
-from fxprune.snapshot import Place, Snapshot
-
-__all__ = ["Expected", "is_constant"]
+from fxprune.support import same_bits
+from fxprune.verification.snapshot import Effect, Fault, Place, Snapshot
 
 
 class Made(NamedTuple):

@@ -9,15 +9,17 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune import tensors
-from fxprune.bits import same_bits
 from fxprune.errors import InvariantError
-from fxprune.program import Program
-from fxprune.reads import is_product, mask_read_of, parameter_read
-from fxprune.shards import part
-from fxprune.shell import mask_of
-
-__all__ = ["check_invariants", "check_same", "check_values", "observe"]
+from fxprune.program import (
+    Program,
+    is_product,
+    mask_of,
+    mask_read_of,
+    parameter_read,
+    parameters,
+    part,
+)
+from fxprune.support import same_bits
 
 
 def check_invariants(program: Program, by: str) -> None:
@@ -30,11 +32,11 @@ def check_invariants(program: Program, by: str) -> None:
     Raises:
         InvariantError: says which parameter or node is at fault.
     """
-    for name, aliases in tensors.aliases(program).items():
-        parameters = {id(tensors.parameter(program, alias)) for alias in aliases}
-        found = [mask_of(*tensors.owner(program, alias)) for alias in aliases]
+    for name, aliases in parameters.aliases(program).items():
+        held = {id(parameters.parameter(program, alias)) for alias in aliases}
+        found = [mask_of(*parameters.owner(program, alias)) for alias in aliases]
         masks = {id(mask) for mask in found}
-        if len(parameters) > 1 or len(masks) > 1:
+        if len(held) > 1 or len(masks) > 1:
             raise InvariantError(f"{by}: the aliases {aliases} have no longer one tensor and mask")
         if found[0] is not None:
             _check_mask(program, name, by)
@@ -52,7 +54,7 @@ def check_invariants(program: Program, by: str) -> None:
 
 
 def _check_mask(program: Program, name: str, by: str) -> None:
-    mask, parameter = tensors.masks(program)[name], tensors.parameter(program, name)
+    mask, parameter = parameters.masks(program)[name], parameters.parameter(program, name)
     if (mask.shape, mask.dtype) != (parameter.shape, parameter.dtype):
         raise InvariantError(
             f"{by}: the mask of {name!r} is {tuple(mask.shape)} {mask.dtype}, the parameter "
@@ -65,7 +67,7 @@ def _check_read(program: Program, node: Any, by: str) -> None:
     name = parameter_read(program, node)
     if name is None or mask_read_of(program, node) is not None:
         return
-    masked = name in tensors.masks(program)
+    masked = name in parameters.masks(program)
     if masked and not all(is_product(program, user) for user in node.users):
         raise InvariantError(f"{by}: node {node.name} reads {name!r} past its mask")
     stored = f"{name}_orig" if masked else name
@@ -81,8 +83,8 @@ def check_values(before: Program, after: Program, by: str) -> None:
     Raises:
         InvariantError: says which parameter differs.
     """
-    for name in tensors.aliases(before):
-        old, new = (part(tensors.value(program, name)) for program in (before, after))
+    for name in parameters.aliases(before):
+        old, new = (part(parameters.value(program, name)) for program in (before, after))
         if not same_bits(old, new):
             raise InvariantError(
                 f"{by} promised equal parameters, but {name!r} differs; nothing was changed"
@@ -120,7 +122,7 @@ def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def _kept_buffers(module: nn.Module) -> list[tuple[torch.Tensor, int, torch.Tensor]]:
     """Return each buffer that a graph may write to, how often it was, and a copy; no masks."""
-    masks = tensors.masks(module).values() if isinstance(module, Program) else ()
+    masks = parameters.masks(module).values() if isinstance(module, Program) else ()
     read = {id(mask) for mask in masks}
     found = [x for x in module.buffers() if id(x) not in read and not x.is_inference()]
     return [(buffer, buffer._version, buffer.clone()) for buffer in found]

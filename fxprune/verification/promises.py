@@ -9,15 +9,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxprune import tensors
-from fxprune.drawing import example_of
 from fxprune.errors import MissingParameterError
-from fxprune.program import TRAIN, Program
-from fxprune.transaction import fork
-from fxprune.trials import Trial, prepared, reproducible
-from fxprune.verify import BOUND, verify
-
-__all__ = ["PROMISES", "PromiseCheck"]
+from fxprune.program import TRAIN, Program, example_of, fork, parameters
+from fxprune.rewrite import BOUND
+from fxprune.verification.comparison import verify
+from fxprune.verification.trials import Trial, prepared, reproducible
 
 PROMISES = ("same", "close", "changes")
 
@@ -81,9 +77,9 @@ class PromiseCheck:
             if module.training != flags.get(path, module.training):
                 yield f"the training flag of {path!r} is another one"
         first = self.program.captured.first
-        owners = {id(tensors.parameter(self.program, name)): of for name, of in first.items()}
+        owners = {id(parameters.parameter(self.program, name)): of for name, of in first.items()}
         for name, of in first.items():
-            owner = owners.get(id(tensors.parameter(after, name)), of)
+            owner = owners.get(id(parameters.parameter(after, name)), of)
             if owner != of:
                 yield f"{name!r} is the tensor that {owner!r} was"
 
@@ -98,7 +94,7 @@ class PromiseCheck:
 
 def _keys(program: Program) -> frozenset[str]:
     names = program.captured.first
-    factors = {f"{n}{end}" for n in names if n in tensors.masks(program) for end in _FACTORS}
+    factors = {f"{n}{end}" for n in names if n in parameters.masks(program) for end in _FACTORS}
     return frozenset({*names, *(key for key in program.state_dict() if key not in factors)})
 
 
@@ -109,7 +105,7 @@ def _trained(program: Program) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for name in program.captured.first:
         try:
-            found[name] = tensors.parameter(program, name).requires_grad
+            found[name] = parameters.parameter(program, name).requires_grad
         except MissingParameterError:
             continue
     return found
@@ -130,4 +126,4 @@ def _reached(program: Program) -> set[str] | None:
     except Exception:  # noqa: BLE001 - it cannot be trained so, and outputs were compared
         return None
     names = module.captured.first
-    return {name for name in names if tensors.parameter(module, name).grad is not None}
+    return {name for name in names if parameters.parameter(module, name).grad is not None}

@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune import tensors
-from fxprune.bits import same_bits
-from fxprune.certificate import Certificate, Failure
-from fxprune.checker import check_same, observe
-from fxprune.drawing import example_of
 from fxprune.errors import InvariantError
-from fxprune.graphs import fingerprint
-from fxprune.program import EVAL, TRAIN, Program
-from fxprune.quiet import alone
-from fxprune.reads import is_product, mask_read_of, parameter_read
-from fxprune.shell import Shell
-
-__all__ = ["check_outputs", "prove_same", "why_not_same"]
+from fxprune.program import (
+    EVAL,
+    TRAIN,
+    Program,
+    Shell,
+    example_of,
+    fingerprint,
+    is_product,
+    mask_read_of,
+    parameter_read,
+    parameters,
+)
+from fxprune.support import alone, same_bits
+from fxprune.verification.certificate import Certificate, Failure
+from fxprune.verification.invariants import check_same, observe
 
 
 def check_outputs(before: Program, after: Program, by: str) -> None:
@@ -108,10 +111,10 @@ def _lines(program: Program, graph: fx.Graph) -> list[Any]:
 
 
 def _tensors(program: Program) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in tensors.aliases(program):
-        yield name, tensors.value(program, name)
+    for name in parameters.aliases(program):
+        yield name, parameters.value(program, name)
     masked = {
-        f"{alias}_mask" for alias in program.captured.first if alias in tensors.masks(program)
+        f"{alias}_mask" for alias in program.captured.first if alias in parameters.masks(program)
     }
     for name, buffer in program.named_buffers(remove_duplicate=False):
         if name not in masked:

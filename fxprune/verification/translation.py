@@ -14,38 +14,36 @@ What each check of a compile adds, for a finalize as an example:
 - `end` here: no tensor was written to past torch's count of writes, by which digests are kept.
 
 `finalize` outside of a compile compares outputs itself, as no auditor is there.
+
+What a pass did to a Program that it did not declare; shares no code with passes.
+
+The state that was found is held to the one expected: tensors to `Expected`, lines of graphs to the
+lines before, of which an effect may let some come, go, or count other channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
+from torch.utils import _pytree as pytree
 
-from fxprune import tensors
-from fxprune.announced import Effect, Fault
-from fxprune.bits import same_bits
-from fxprune.certificate import Certificate, Evidence
-from fxprune.coupling import Coupling
-from fxprune.digests import Digests, graphs_digest
+from fxprune.channels import COUNTS, CoupledScores, Coupling
 from fxprune.errors import InvariantError
-from fxprune.facts import Importance, NewMasks, Ranking, Scores, Selection
-from fxprune.pipeline import Facts, Pass, Rewrite, Watch
-from fxprune.program import Program
+from fxprune.program import Program, ShrinkRecord, canonical_name, fork, parameters
 from fxprune.recipe import Rule
-from fxprune.recounting import Masked, recount
-from fxprune.recounting_units import recount_units
-from fxprune.shrink_record import ShrinkRecord
-from fxprune.snapshot import Snapshot, snapshot
-from fxprune.transaction import fork
-from fxprune.unit_scores import CoupledScores
-from fxprune.validating import faults_of
-
-__all__ = ["Auditor"]
+from fxprune.rewrite import Facts, Importance, NewMasks, Pass, Ranking, Rewrite, Scores, Selection
+from fxprune.support import same_bits
+from fxprune.verification.certificate import Certificate, Digests, Evidence, graphs_digest
+from fxprune.verification.edits import Expected, is_constant
+from fxprune.verification.listener import Watch
+from fxprune.verification.recount import Masked, recount, recount_units
+from fxprune.verification.snapshot import Effect, Fault, Line, Read, Ref, Snapshot, View, snapshot
 
 
 class Auditor(Watch):
@@ -80,7 +78,7 @@ class Auditor(Watch):
 
     def begin(self, program: Program) -> None:
         """Remember the masks that are there before rules."""
-        self._masks = dict(tensors.masks(program))
+        self._masks = dict(parameters.masks(program))
 
     def before(self, program: Program, step: Pass) -> None:
         """Remember the Program that a pass is about to change."""
@@ -165,9 +163,9 @@ class Auditor(Watch):
             self.evidence[-1] = replace(last, checks=(*last.checks, *checks), **found)
 
     def _units_faults(self, program: Program, rule: Rule, facts: Facts) -> Iterable[Fault]:
-        coupling, masks, masked = facts[Coupling], tensors.masks(program), dict[str, Masked]()
+        coupling, masks, masked = facts[Coupling], parameters.masks(program), dict[str, Masked]()
         for name in coupling.by_parameter:
-            stored, old = tensors.parameter(program, name).detach(), self._masks.get(name)
+            stored, old = parameters.parameter(program, name).detach(), self._masks.get(name)
             value = stored if old is None else stored * old
             new = masks.get(name, torch.ones_like(stored))
             masked[name] = Masked(name, stored, value, old, new)
@@ -177,10 +175,13 @@ class Auditor(Watch):
 
     def _masked(self, program: Program, facts: Facts) -> Iterable[Masked]:
         importance = facts[Importance] if Importance in facts.kinds else Importance()
-        masks = tensors.masks(program)
+        masks = parameters.masks(program)
         for site in facts[Selection].sites:
             given = [importance.tensors[n] for n in site.aliases if n in importance.tensors]
-            stored, old = tensors.parameter(program, site.name).detach(), self._masks.get(site.name)
+            stored, old = (
+                parameters.parameter(program, site.name).detach(),
+                self._masks.get(site.name),
+            )
             tensor = given[0].detach() if given else stored
             value = tensor if given or old is None else stored * old
             yield Masked(site.name, tensor, value, old, masks[site.name])
@@ -211,7 +212,7 @@ def _declared(
     names: tuple[str, ...] = getattr(step, "names", ())
     if step.effect == "masks":
         # Without such facts it is a pass of its own, and may mask what it likes.
-        names = _to_be_masked(facts) if _MASKING & facts.kinds else tuple(tensors.masks(program))
+        names = _to_be_masked(facts) if _MASKING & facts.kinds else tuple(parameters.masks(program))
     zeros, ordered = getattr(step, "zeros", "keep"), getattr(step, "source_order", True)
     return Effect(step.effect, names, zeros, ordered)
 
@@ -265,7 +266,7 @@ def _code(function: Any) -> tuple[Any, ...]:
 
 def _not_given(program: Program, facts: Facts) -> Iterable[Fault]:
     """Yield the parameters whose masks are not those that the pass before gave."""
-    masks = tensors.masks(program)
+    masks = parameters.masks(program)
     for name, mask in facts[NewMasks].make():
         if name not in masks:
             yield Fault(f"{name!r} was given a mask, and has none")
@@ -275,7 +276,7 @@ def _not_given(program: Program, facts: Facts) -> Iterable[Fault]:
 
 
 def _lost_masks(model: nn.Module, program: Program) -> Iterable[Fault]:
-    masks: Mapping[str, torch.Tensor] = tensors.masks(program)
+    masks: Mapping[str, torch.Tensor] = parameters.masks(program)
     for path, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
             if not isinstance(hook, BasePruningMethod):
@@ -287,3 +288,164 @@ def _lost_masks(model: nn.Module, program: Program) -> Iterable[Fault]:
                 yield Fault(f"the mask of {name!r} was lost")
             elif not torch.equal(mask.to(masks[name].dtype).to(masks[name].device), masks[name]):
                 yield Fault(f"the mask of {name!r} is not the model's")
+
+
+_aten = torch.ops.aten
+# A cut puts the second kind of operator in the place of the first.
+_REPLACED = ("chunk", "split", "split_with_sizes", "tensor_split", "slice", "squeeze")
+_REPLACING = (
+    operator.floordiv,
+    operator.mul,
+    _aten.split_with_sizes.default,
+    _aten.index_select.default,
+    _aten.squeeze.dims,
+)
+
+
+def faults_of(before: Snapshot, after: Snapshot, effect: Effect) -> Iterator[Fault]:
+    """Yield what a pass did that it did not declare, graphs first, in their order.
+
+    Args:
+        before: the Program as the pass found it.
+        after: the Program as the pass left it.
+        effect: what the pass declared.
+    """
+    for mode, view in after.views.items():
+        yield from _read_faults(mode, view, after)
+    if effect.kind == "anything":
+        yield from _write_faults(before)
+        return
+    if before.views.keys() != after.views.keys():
+        yield Fault(f"the graphs are {sorted(after.views)}, and were {sorted(before.views)}")
+        return
+    for mode, view in after.views.items():
+        yield from _Lines(mode, before.views[mode], view, effect).difference()
+        if effect.kind != "adopts":  # whose products were there
+            yield from _product_faults(mode, before.views[mode], view)
+    yield from _write_faults(before)
+    yield from Expected(before, after, effect).difference()
+
+
+def _read_faults(mode: str, view: View, after: Snapshot) -> Iterator[Fault]:
+    """Yield masked parameters that are not read through one product."""
+    if view.fault is not None:
+        yield Fault(f"{view.fault.text} in the {mode} graph", view.fault.node)
+    for name, products in view.products.items():
+        if len(products) > 1:
+            yield Fault(f"{name!r} is multiplied again in the {mode} graph", products[1].node)
+    for name in sorted(view.reads & after.masked.keys() - view.products.keys()):
+        yield Fault(f"{name!r} has a mask and no product in the {mode} graph")
+
+
+def _product_faults(mode: str, was: View, now: View) -> Iterator[Fault]:
+    """Yield new products of regions without gradients: what reads them elsewhere would lose its."""
+    for name, (product, *_) in now.products.items():
+        old = was.products.get(name, [product])[0].node
+        if product.node != old:
+            text = f"is another product of {name!r} than before, in the {mode} graph"
+            yield Fault(text, product.node)
+        elif name not in was.products and not product.has_gradient:
+            text = f"multiplies {name!r} in a region without gradients, {mode} graph"
+            yield Fault(text, product.node)
+
+
+def _write_faults(before: Snapshot) -> Iterator[Fault]:
+    """Yield tensors that were written to since: callers hold them too."""
+    for path, place in before.tree.items():
+        for key, tensor in (*place.parameters.items(), *place.buffers.items()):
+            if not tensor.is_inference() and tensor._version != before.versions[id(tensor)]:
+                yield Fault(f"the tensor {(f'{path}.{key}' if path else key)!r} was written to")
+
+
+class _Lines:
+    """The lines of one graph before and after a pass, reads of parameters looked through."""
+
+    def __init__(self, mode: str, was: View, now: View, effect: Effect) -> None:
+        self.mode, self.effect = mode, effect
+        self.was = {line.name: line for line in was.lines}
+        self.now = {line.name: line for line in now.lines}
+        self.constants = {line.name for line in now.lines if self._is_constant(line)}
+
+    def difference(self) -> Iterator[Fault]:
+        """Yield the nodes that went, came or changed in a way the effect does not allow."""
+        where = f"in the {self.mode} graph"
+        for name, line in self.was.items():
+            if name not in self.now and not self._may_go(line):
+                yield Fault(f"went {where}", name)
+        for name, line in self.now.items():
+            if name not in self.was and not self._may_come(line):
+                yield Fault(f"came {where}", name)
+        kept = [line for name, line in self.was.items() if name in self.now]
+        left = [line for name, line in self.now.items() if name in self.was]
+        for old, new in zip(kept, left, strict=True):
+            if old.name != new.name:
+                yield Fault(f"stands where {old.name} stood {where}", new.name)
+                return
+            if (old.op, old.target) != (new.op, new.target):
+                text = f"is {new.op} {new.target}, and was {old.op} {old.target}, {where}"
+                yield Fault(text, new.name)
+            elif not self._alike((old.args, old.kwargs), (new.args, new.kwargs)):
+                yield Fault(f"takes {_shown(new)}, and took {_shown(old)}, {where}", new.name)
+
+    def _may_go(self, line: Line) -> bool:
+        if self.effect.kind == "adopts":  # a product of a mask, its cast and its reads
+            return line.op == "get_attr" or _aten_name(line) in ("mul", "to", "_to_copy")
+        if self.effect.kind == "cuts":
+            replaced = line.target is operator.getitem or _aten_name(line) in _REPLACED
+            return replaced or self._counts_alone(line)
+        return self.effect.kind == "constants"
+
+    def _may_come(self, line: Line) -> bool:
+        replacing = self.effect.kind == "cuts" and line.target in _REPLACING
+        return replacing or line.name in self.constants
+
+    def _is_constant(self, line: Line) -> bool:
+        return self.effect.shrinks and line.op == "get_attr" and is_constant(str(line.target))
+
+    def _counts_alone(self, line: Line) -> bool:
+        """Tell whether a node computes indices, which are written anew, of constants alone."""
+        if line.op == "get_attr":
+            return True
+        if line.op != "call_function" or canonical_name(line.target) not in COUNTS:
+            return False
+        reads = pytree.tree_leaves((line.args, line.kwargs), lambda x: isinstance(x, Ref | Read))
+        nodes = [self.was[part.node] for part in reads if isinstance(part, Ref)]
+        return not any(isinstance(part, Read) for part in reads) and all(
+            map(self._counts_alone, nodes)
+        )
+
+    def _alike(self, old: Any, new: Any) -> bool:
+        """Tell whether an argument is what it was, but for what the effect may change in it."""
+        if isinstance(new, Ref) and new.node in self.constants:
+            return True
+        if isinstance(old, Ref) and old.node not in self.now:
+            return isinstance(new, Ref | Read)
+        if isinstance(new, Ref) and new.node not in self.was:
+            return isinstance(old, Ref)
+        if old is None and isinstance(new, Read):
+            return new.parameter in self.effect.added
+        if isinstance(old, dict) and isinstance(new, dict):
+            same = all(self._alike(old.get(key), part) for key, part in new.items())
+            return same and old.keys() <= new.keys()
+        if isinstance(old, list | tuple) and type(old) is type(new) and len(old) == len(new):
+            return all(map(self._alike, old, new))
+        if isinstance(old, slice) and isinstance(new, slice):
+            parts = ((each.start, each.stop, each.step) for each in (old, new))
+            return self._alike(*parts)
+        if self.effect.kind == "cuts" and _is_count(new) and (old is None or _is_count(old)):
+            return True
+        # As text: 1, 1.0 and True are equal, and NaN is not.
+        return repr(old) == repr(new)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _aten_name(line: Line) -> str:
+    return getattr(getattr(line.target, "_schema", None), "name", "").removeprefix("aten::")
+
+
+def _shown(line: Line) -> str:
+    args = [str(arg) for arg in line.args]
+    return f"({', '.join([*args, *(f'{k}={v}' for k, v in line.kwargs.items())])})"

@@ -1,4 +1,7 @@
-"""Trials: inputs to compare two models on, and runs that leave the models as they are."""
+"""Trials: inputs to compare two models on, and runs that leave the models as they are.
+
+A model in float64, casts in its graphs included: what is left of a difference is no rounding.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from fxprune.drawing import example_of
-from fxprune.program import BOTH, EVAL, TRAIN, Program
-from fxprune.quiet import alone
-from fxprune.source import copy_model
-from fxprune.tensors import masks
-from fxprune.widening import wide_tensor, widen
-
-__all__ = ["Given", "Run", "Side", "Trial", "prepared", "reproducible", "run", "trials_of"]
+from fxprune.program import (
+    BOTH,
+    EVAL,
+    TRAIN,
+    VALUE,
+    Program,
+    copy_model,
+    enter_autocast,
+    example_of,
+    masks,
+)
+from fxprune.support import alone
 
 Given = tuple[tuple[Any, ...], dict[str, Any]] | None
 
@@ -220,3 +228,38 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
 def _at_rest(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu()
+
+
+_NARROW = frozenset({torch.float16, torch.bfloat16, torch.float32})
+
+
+def widen(module: nn.Module) -> None:
+    """Take a model to float64 in place; in the graphs of a Program, casts and autocast, too.
+
+    Args:
+        module: a private copy.
+    """
+    module._apply(wide_tensor)
+    if not isinstance(module, Program):
+        return
+    for graph in module.graphs.values():
+        for node in graph.nodes:
+            node.args = map_aggregate(node.args, _wide_dtype)
+            node.kwargs = map_aggregate(node.kwargs, _wide_dtype)
+            if VALUE in node.meta:  # constants that are made of a value have its dtype
+                shape, dtype = node.meta[VALUE]
+                node.meta[VALUE] = shape, _wide_dtype(dtype)
+            if node.target is enter_autocast:
+                node.args = (*node.args[:2], False, *node.args[3:])
+    module.recompile()
+
+
+def wide_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64 or complex128; of integers, as it is."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _wide_dtype(part: Any) -> Any:
+    return torch.float64 if isinstance(part, torch.dtype) and part in _NARROW else part

@@ -24,13 +24,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.program import Program
-from fxprune.quiet import quiet_export
+from fxprune.program.program import Program
+from fxprune.support.torch_state import quiet_export
 from tests.bench.models_vision import densenet121, mobilenet_v2, resnet50
 from tests.bench.shrink_growth import WIDTH, residual_net
 from tests.bench.shrink_times import PEER, RECIPE, peer, prune_by_peer, timed
-
-__all__ = ["Bar", "main"]
 
 Made = Callable[[], tuple[nn.Module, Tensor]]
 

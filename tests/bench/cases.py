@@ -12,8 +12,6 @@ from tests.bench.memory import peak_bytes
 from tests.bench.models import Forms
 from tests.bench.timing import Ratio, measure
 
-__all__ = ["PAIRS", "Case", "Limit", "limits_of", "measure_case"]
-
 # What is measured in the time of what.
 PAIRS = (
     ("hooked", "dense"),

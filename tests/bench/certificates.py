@@ -24,8 +24,6 @@ import fxprune
 from examples.sentence_encoder import load
 from tests.bench.models_vision import VISION
 
-__all__ = ["MODELS", "main", "seconds_of"]
-
 RECIPE: dict[str, Any] = {
     "rule": [
         {

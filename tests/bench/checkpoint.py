@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from fxprune import checkpoint_io
-from fxprune.checkpoint import prune_checkpoint
+from fxprune.checkpoint.checkpoint import prune_checkpoint
+from fxprune.checkpoint.source import PIECE
 
 UNITS = {"M": 2**20, "G": 2**30}
 LAYER = 2**26  # bytes of a tensor
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--forms", nargs="+", default=["global"], choices=RECIPES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=checkpoint_io.PIECE, help="bytes")
+    parser.add_argument("--chunk", type=int, default=PIECE, help="bytes")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)

@@ -10,8 +10,6 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["peak_bytes"]
-
 
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages that are made under it, until they are freed.

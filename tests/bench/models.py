@@ -13,9 +13,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.bits import same_bits
-
-__all__ = ["FORMS", "MODELS", "Forms", "ResNet", "Transformer", "forms_of"]
+from fxprune.support.equality import same_bits
 
 FORMS = ("dense", "hooked", "masked", "final")
 RECIPE = {

@@ -8,18 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "VISION",
-    "DenseNet",
-    "MobileNetV2",
-    "ResNet",
-    "densenet121",
-    "densenet201",
-    "mobilenet_v2",
-    "resnet18",
-    "resnet50",
-]
-
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)

@@ -13,8 +13,6 @@ from rich.table import Table
 from tests.bench.cases import PAIRS, Case, limits_of
 from tests.bench.models import FORMS
 
-__all__ = ["page", "to_json"]
-
 MEMORY_PAIRS = (("masked", "hooked"), ("final", "dense"))
 
 

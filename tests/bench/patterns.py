@@ -16,10 +16,9 @@ from rich.table import Table
 from torch import fx, nn
 
 import fxprune
-from fxprune.pattern import matches, parse
-from fxprune.program import Program
-
-__all__ = ["PATTERNS", "Found", "big_graph", "measure_pattern", "owner"]
+from fxprune.program.program import Program
+from fxprune.rewrite.matching import matches
+from fxprune.rewrite.pattern import parse
 
 NODES = 5000
 PATTERNS = (

@@ -32,8 +32,9 @@ from torch.nn.utils import prune as torch_prune
 import fxprune
 from fxprune.passes import magnitude
 from fxprune.passes.magnitude import MagnitudeScores
-from fxprune.ranking import cut_group
-from fxprune.units import Entries
+from fxprune.ranking import magnitudes
+from fxprune.ranking.kth import cut_group
+from fxprune.rewrite.units import Entries
 
 SIZES = {"1M": 1, "25M": 24, "86M": 82, "353M": 337}  # layers of 1024 x 1024
 WIDTH = 1024
@@ -103,7 +104,7 @@ def calls_of(
         return took, pairs
 
     def rank(bits: bool) -> tuple[float, object]:
-        found = magnitude.can_scan if bits else (lambda tensor: False)
+        found = magnitudes.can_scan if bits else (lambda tensor: False)
         with patch.object(magnitude, "can_scan", found):
             sources = {f"{i}": MagnitudeScores(Entries(w, None)) for i, w in enumerate(weights)}
             return timed(lambda: cut_group(sources, k, all_ties=False))

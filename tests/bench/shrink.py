@@ -26,16 +26,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.flops import costs_of
-from fxprune.program import Program
-from fxprune.shrinking import shrink
+from fxprune.channels.cost import costs_of
+from fxprune.compiler.shrinking import shrink
+from fxprune.program.program import Program
 from tests.bench.models_vision import VISION, densenet201
 from tests.bench.shrink_growth import growths
 from tests.bench.shrink_tables import growth_table, tables
 from tests.bench.shrink_times import PEER, Parts, parts_of, peer
 from tests.bench.timing import measure
-
-__all__ = ["Case", "Side", "measure_model"]
 
 MODELS = {**VISION, "densenet201": densenet201}
 BATCHES = (1, 8)

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 import fxprune
 from tests.bench.shrink_times import RECIPE, split_cut, timed
 
-__all__ = ["FACTORS", "WIDTH", "Growth", "growths", "residual_net"]
-
 FACTORS = (1, 2, 4)
 WIDTH, DEPTH = 64, 8
 

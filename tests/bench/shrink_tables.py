@@ -11,8 +11,6 @@ from tests.bench.shrink_growth import Growth
 if TYPE_CHECKING:
     from tests.bench.shrink import Case
 
-__all__ = ["growth_table", "tables"]
-
 
 def tables(cases: list[Case]) -> list[Table]:
     """Return what is printed of models: sizes, times, latencies."""

@@ -14,21 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.program import Program
-from fxprune.shrinking import cut_channels, shrink
-from fxprune.transaction import fork
-
-__all__ = [
-    "PEER",
-    "RECIPE",
-    "Parts",
-    "Rounds",
-    "parts_of",
-    "peer",
-    "prune_by_peer",
-    "split_cut",
-    "timed",
-]
+from fxprune.compiler.shrinking import cut_channels, shrink
+from fxprune.program.forks import fork
+from fxprune.program.program import Program
 
 PEER = "torch-pruning==1.6.1"
 LONG = 10.0  # seconds; what takes longer is timed once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import fx
 
-from fxprune.program import Program
+from fxprune.program.program import Program
 from tests.bench.patterns import NODES, PATTERNS, big_graph, main, measure_pattern, owner
 
 COUNTS = (1249, 1249, 1249, 1249, 0, 0, 2)

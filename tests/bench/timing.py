@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Ratio", "Times", "measure"]
-
 Call = Callable[[], object]
 
 FEWEST_ROUNDS = 5

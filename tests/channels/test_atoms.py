@@ -8,12 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.atoms import LIVE, Atoms, Read
-from fxprune.axes import joined_axis
-from fxprune.factors import Factor, Value, unknown
-from fxprune.regroup import reshape
-from fxprune.removal import removal_of
-from fxprune.weights import Weights
+from fxprune.channels.atoms import LIVE, Atoms, Read
+from fxprune.channels.axes import joined_axis, reshape
+from fxprune.channels.removal import removal_of
+from fxprune.channels.values import Factor, Value, unknown
+from fxprune.channels.weights import Weights
 
 pairs = st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30)
 # Of an axis of size 1 the one channel always stays, so that it need not be followed.

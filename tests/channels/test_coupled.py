@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.compiler.dry_run import plan
+from fxprune.compiler.shrinking import shrink
+from fxprune.compiler.verdicts import explain
 from fxprune.errors import AmountError, PassError, RecipeError
-from fxprune.explaining import explain
-from fxprune.planning import plan
-from fxprune.program import Program
-from fxprune.recipe import Recipe
-from fxprune.saving import load, save
-from fxprune.shrinking import shrink
-from tests.coupled_nets import NETS, captured, coupled
-from tests.profiles import examples
+from fxprune.files.fxp import load, save
+from fxprune.program.program import Program
+from fxprune.recipe.recipe import Recipe
+from tests.models.coupled_nets import NETS, captured, coupled
+from tests.tools.profiles import examples
 
 IN_STREAM = (
     ("stem.weight", 0),

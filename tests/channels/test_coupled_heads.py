@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.shrinking import shrink
-from tests.coupled_nets import coupled
+from fxprune.compiler.shrinking import shrink
+from tests.models.coupled_nets import coupled
 
 HEADS, SIZE, PLACES = 4, 8, 5
 WIDTH = HEADS * SIZE

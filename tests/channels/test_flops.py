@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.flops import Costs, costs_of, size_at
-from fxprune.footprints import footprint_of, latency_of
-from fxprune.program import Program
-from fxprune.shrinking import shrink
+from fxprune.channels.cost import Costs, costs_of, footprint_of, latency_of, size_at
+from fxprune.compiler.shrinking import shrink
+from fxprune.program.program import Program
 from tests.bench.models_vision import mobilenet_v2, resnet18
-from tests.coupled_nets import NETS, captured
 from tests.models import store
-from tests.profiles import examples
+from tests.models.coupled_nets import NETS, captured
+from tests.tools.profiles import examples
 
 NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.channels.after import apply_delta, shape_delta, transplant
+from fxprune.compiler.shrinking import shrink
 from fxprune.errors import FormatError, PassError, PassTypeError
-from fxprune.program import Program
-from fxprune.shape_delta import apply_delta, shape_delta
-from fxprune.shrinking import shrink
-from fxprune.transplanting import transplant
-from tests.coupled_nets import IMAGE, NETS, Residual, captured, coupled
+from fxprune.program.program import Program
 from tests.models import store
+from tests.models.coupled_nets import IMAGE, NETS, Residual, captured, coupled
 
 Parameters = Iterable[Any]
 OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.weights import Weights, nonzero
+from fxprune.channels.weights import Weights, nonzero
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2))
 

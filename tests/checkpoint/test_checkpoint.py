@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import bracket, checkpoint_channels, checkpoint_io, ranking, scan
-from fxprune.bits import same_bits
-from fxprune.checkpoint import prune_checkpoint
+from fxprune.checkpoint import scores, source
+from fxprune.checkpoint.checkpoint import prune_checkpoint
 from fxprune.errors import AmountError, PassError, RecipeError, SelectError
-from fxprune.units import channel_norms
-from tests.profiles import examples
+from fxprune.ranking import digits, kth
+from fxprune.ranking.units import channel_norms
+from fxprune.support.equality import same_bits
+from tests.tools.profiles import examples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -68,7 +69,7 @@ def in_memory(tensors: Mapping[str, Tensor], recipe: dict[str, Any]) -> dict[str
         program.get_submodule(path)._parameters[attribute] = nn.Parameter(tensor.clone())
     fxprune.prune(program, recipe, inplace=True)
     zeros = recipe.get("finalize", {}).get("zeros", "keep")
-    with patch("fxprune.proving.check_same"):  # its outputs here are sums with NaN
+    with patch("fxprune.verification.proof.check_same"):  # its outputs here are sums with NaN
         fxprune.finalize(program, inplace=True, zeros=zeros)
     return {**tensors, **{name: program.get_parameter(name).detach() for name in floats}}
 
@@ -115,15 +116,15 @@ def sized(chunk: int, piece: int, *, small: int = 0, block: int = 800) -> Genera
     """Cut everything into small pieces, so that small tensors take the ways of large ones."""
     with ExitStack() as stack:
         for place, name, value in (
-            (scan, "CHUNK", chunk),
-            (checkpoint_io, "PIECE", 128 * piece),
-            (checkpoint_io, "SPAN", 256 * piece),
-            (checkpoint_channels, "MOST", block),
-            (ranking, "SMALL", small),
-            (bracket, "_SAMPLE", 8),
-            (bracket, "_MOST_SAMPLE", 16),
-            (bracket, "_MOST_INSIDE", 2),
-            (bracket, "_SLACK", 1),
+            (digits, "CHUNK", chunk),
+            (source, "PIECE", 128 * piece),
+            (source, "SPAN", 256 * piece),
+            (scores, "MOST", block),
+            (kth, "SMALL", small),
+            (kth, "_SAMPLE", 8),
+            (kth, "_MOST_SAMPLE", 16),
+            (kth, "_MOST_INSIDE", 2),
+            (kth, "_SLACK", 1),
         ):
             stack.enter_context(patch.object(place, name, value))
         yield
@@ -466,7 +467,7 @@ def test_torchs_ties_among_more_scores_than_fit_are_refused(tmp_path: Path):
     source = write(tmp_path, [{"a.weight": torch.ones(40)}])
     rule = {**L1, "amount": 0.5, "ties": "torch"}
     with (
-        patch("fxprune.checkpoint_rules.MOST_REPLAYED", 39),
+        patch("fxprune.checkpoint.rules.MOST_REPLAYED", 39),
         pytest.raises(PassError, match="say ties = 'index'"),
     ):
         prune_checkpoint(source, {"rule": [rule]}, tmp_path / "out.safetensors")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fxprune.cli import app
+from fxprune.cli.app import app
 
 RECIPE = """
 [[rule]]

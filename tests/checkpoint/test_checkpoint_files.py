@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import fxprune
-from fxprune import checkpoint_io, checkpoint_write
-from fxprune.checkpoint import prune_checkpoint
-from fxprune.checkpoint_files import open_checkpoint
+from fxprune.checkpoint import source, target
+from fxprune.checkpoint.checkpoint import prune_checkpoint
+from fxprune.checkpoint.source import open_checkpoint, put
 from fxprune.errors import FormatError
-from fxprune.swapping import swap
+from fxprune.support.writing import swap
 
 RECIPE = {"rule": [{"select": "*", "method": "l1_unstructured", "amount": 0.5}]}
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -239,18 +239,18 @@ def test_an_error_while_writing_leaves_everything_as_it_was(
         prune_checkpoint(index, RECIPE, out)
         (out / "model-1.safetensors").write_bytes(b"an earlier result")
     before = contents(tmp_path / "in"), outputs(out)
-    left, put = [calls], checkpoint_io.put
+    left, real_put = [calls], put
 
     def failing(*args: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise error
-        put(*args)
+        real_put(*args)
 
     kind = FormatError if isinstance(error, OSError) else KeyboardInterrupt
     with (
-        patch.object(checkpoint_io, "PIECE", 256),
-        patch.object(checkpoint_write, "put", failing),
+        patch.object(source, "PIECE", 256),
+        patch.object(target, "put", failing),
         pytest.raises(kind) as raised,
     ):
         prune_checkpoint(index, RECIPE, out)
@@ -300,7 +300,7 @@ def test_a_folder_of_an_earlier_result_is_replaced_in_one_step(tmp_path: Path):
         return done
 
     other = {"rule": [{**RECIPE["rule"][0], "amount": 0.75}]}
-    with patch("fxprune.writing.swap", noting), patch("os.replace", None):
+    with patch("fxprune.support.writing.swap", noting), patch("os.replace", None):
         prune_checkpoint(index, other, out)
     assert seen == [True, False]
     assert names(out) == ["config.json", *(f"model-{at}.safetensors" for at in range(3)), INDEX]

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fxprune import build, cli
-from fxprune.certificate import Certificate, Failure
-from fxprune.cli import app
+from fxprune.cli.app import app
+from fxprune.compiler import build
+from fxprune.verification.certificate import Certificate, Failure
 
 NET = """
 import torch
@@ -315,7 +315,7 @@ def test_inspect_shows_graphs_that_training_chooses_and_notes() -> None:
     Path("graphs.py").write_text("""
 import torch.nn.utils.prune
 import fxprune
-from tests.zoo import ZOO
+from tests.models.zoo import ZOO
 
 
 def hooked():
@@ -668,7 +668,7 @@ def test_the_demo_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_demo_whose_check_fails_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "run_demo", lambda *args: False)
+    monkeypatch.setattr("fxprune.cli.app.app.run_demo", lambda *args: False)
     result = run("demo")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: the masks or the outputs differ")

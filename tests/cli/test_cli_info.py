@@ -18,12 +18,11 @@ import typer
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
-from fxprune import cli
-from fxprune.cli import app
-from fxprune.cli_inputs import draw_inputs
-from fxprune.registry import names
-from fxprune.schema import json_schema
-from tests.foreign import installed
+from fxprune.cli.app import app
+from fxprune.cli.models import draw_inputs
+from fxprune.recipe.schema import json_schema
+from fxprune.rewrite.registry import names
+from tests.tools.foreign import installed
 
 NET = """
 import torch
@@ -108,7 +107,7 @@ def test_passes_may_be_named():
 def test_a_pass_that_cannot_be_imported_is_a_note(monkeypatch: pytest.MonkeyPatch):
     with installed(monkeypatch):
         shown, data = run("passes"), json.loads(run("passes", "--json").stdout)
-    note = "the pass 'gone' cannot be imported from tests.foreign:Gone"
+    note = "the pass 'gone' cannot be imported from tests.tools.foreign:Gone"
     assert shown.exit_code == 0
     assert f"note: {note}" in shown.stdout
     assert "peak" in shown.stdout
@@ -169,7 +168,7 @@ BAD: dict[str, list[tuple[str, ...]]] = {
 
 
 def test_every_command_is_here():
-    elsewhere = {"checkpoint"}  # takes no model: tests/core/test_checkpoint_cli.py
+    elsewhere = {"checkpoint"}  # takes no model: tests/checkpoint/test_checkpoint_cli.py
     assert set(COMMANDS) - elsewhere == GOOD.keys() | {"schema"} == set(BAD)
 
 
@@ -202,7 +201,7 @@ def test_a_demo_whose_check_fails_prints_json_and_exits_with_1(monkeypatch: pyte
         def to_json(self) -> str:
             return '{"ok": false}'
 
-    monkeypatch.setattr(cli, "run_demo", lambda *args: Failed())
+    monkeypatch.setattr("fxprune.cli.app.app.run_demo", lambda *args: Failed())
     result = run("demo", "--json")
     assert (result.exit_code, result.stdout) == (1, '{"ok": false}\n')
 

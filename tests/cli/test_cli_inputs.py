@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxprune.cli_inputs import CommandError, draw_inputs, parse_batch, parse_input
+from fxprune.cli.models import CommandError, draw_inputs, parse_batch, parse_input
 
 
 @pytest.mark.parametrize(

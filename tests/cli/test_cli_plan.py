@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fxprune.cli import app
-from fxprune.explaining import explain
-from fxprune.planning import Plan, plan
+from fxprune.cli.app import app
+from fxprune.compiler.dry_run import plan
+from fxprune.compiler.verdicts import explain
+from fxprune.reports.plans import Plan
 
 NET = """
 import torch

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import fxprune
-from fxprune.cli import app
-from fxprune.saving import load, save
+from fxprune.cli.app import app
+from fxprune.files.fxp import load, save
 
 FACTORIES = """
 import torch

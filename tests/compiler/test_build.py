@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-from fxprune import build, exporting, tensors
-from fxprune.build import Result, compile
-from fxprune.certificate import Certificate, Failure
+from fxprune.compiler import build
+from fxprune.compiler.build import Result, compile
 from fxprune.errors import AmountError, FormatError, InvariantError, RecipeError, SelectError
-from fxprune.program import Program
-from fxprune.testing.comparing import difference, is_same
-from fxprune.verify import verify
-from tests.profiles import thorough_but
-from tests.zoo import ZOO, with_batch
+from fxprune.files import formats
+from fxprune.program import parameters
+from fxprune.program.program import Program
+from fxprune.testing.comparing import difference, is_same, with_batch
+from fxprune.verification.certificate import Certificate, Failure
+from fxprune.verification.comparison import verify
+from tests.models.zoo import ZOO
+from tests.tools.profiles import thorough_but
 
 RULE = {"select": {"ndim": [2, 3, 4, 5]}, "method": "l1_unstructured", "amount": 0.5}
 MASK: dict[str, Any] = {"rule": [RULE]}
@@ -75,7 +77,7 @@ def test_clean_zeros_are_plus_zero_even_where_masking_gives_nan() -> None:
     rule = {"select": "weight", "method": "identity"}
     program = fxprune.capture(model, (torch.ones(3, 2),))
     masked = fxprune.prune(program, {"rule": [rule]})
-    tensors.masks(masked)["weight"].copy_(mask)
+    parameters.masks(masked)["weight"].copy_(mask)
     clean = compile(masked, {"rule": [rule], "finalize": {"zeros": "clean"}}).program
     assert is_same(clean.get_parameter("weight").detach(), torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
     kept = compile(masked, {"rule": [rule], "finalize": {}}).program.get_parameter("weight")
@@ -200,7 +202,7 @@ def test_a_writer_that_fails_leaves_the_earlier_result(
     def fail(program: Program, path: Path) -> None:
         raise ValueError("broken")
 
-    monkeypatch.setitem(exporting.WRITERS, failing, fail)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setitem(formats.WRITERS, failing, fail)  # pyright: ignore[reportArgumentType]
     with pytest.raises(FormatError, match="broken"):
         compiled("lenet", CLEAN | {"export": {}}, out=out)
     assert os.listdir(tmp_path) == (["out"] if there else [])
@@ -231,7 +233,7 @@ def test_a_step_that_changes_a_weight_is_caught(
     def careless(*args: Any, **kwargs: Any) -> Program:
         program = honest(*args, **kwargs)
         with torch.no_grad():
-            tensors.parameter(program, "fc3.bias")[0] += 0.5
+            parameters.parameter(program, "fc3.bias")[0] += 0.5
         return program
 
     monkeypatch.setattr(build, step, careless)

@@ -17,16 +17,16 @@ from rich.console import Console
 from torch import nn
 
 import fxprune
+from fxprune.compiler.dry_run import plan
+from fxprune.compiler.verdicts import explain
 from fxprune.errors import MissingParameterError, PassError, RecipeError, SelectError
-from fxprune.explaining import explain
-from fxprune.explanations import RuleExplanation
-from fxprune.planning import plan
-from fxprune.program import Program
+from fxprune.program.program import Program
+from fxprune.program.uses import source_line
+from fxprune.reports.explanation import RuleExplanation
 from fxprune.testing.comparing import is_same
-from fxprune.tracing import source_line
-from tests.helpers import program
-from tests.profiles import examples
-from tests.zoo import ZOO
+from tests.models.zoo import ZOO
+from tests.tools.helpers import program
+from tests.tools.profiles import examples
 
 L1: dict[str, Any] = {"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}
 GLOBAL: dict[str, Any] = {**L1, "scope": "global"}

@@ -9,19 +9,19 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fxprune import tensors
-from fxprune.compiler import edit, run_stages
+from fxprune.compiler.pipeline import Pipeline, Stage
+from fxprune.compiler.run import edit, run_stages
 from fxprune.errors import InvariantError, PassError, PassTypeError
-from fxprune.facts import Importance, Scores, Selection
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Analysis, Facts, Pass, Pipeline, Rewrite
-from fxprune.program import Program
-from fxprune.recipe import Rule
-from fxprune.registry import find, names
-from fxprune.rewriter import Rewriter
-from fxprune.rule import rule
-from fxprune.stages import Stage
-from tests.helpers import program, snapshot
+from fxprune.program import parameters
+from fxprune.program.program import Program
+from fxprune.recipe.rule import Rule
+from fxprune.rewrite.facts import Importance, Scores, Selection
+from fxprune.rewrite.passes import Analysis, Facts, Pass, Rewrite
+from fxprune.rewrite.pattern import Refusal
+from fxprune.rewrite.registry import find, names
+from fxprune.rewrite.rewriter import Rewriter, rule
+from fxprune.testing.assert_pass import snapshot
+from tests.tools.helpers import program
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CountParameters(Analysis):
     gives: ClassVar = (Count,)
 
     def run(self, program: Program, facts: Facts) -> Count:
-        return Count(len(tensors.aliases(program)))
+        return Count(len(parameters.aliases(program)))
 
 
 @dataclass(frozen=True)

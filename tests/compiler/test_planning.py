@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-from fxprune import observing
+from fxprune.compiler import listening
+from fxprune.compiler.dry_run import plan
 from fxprune.errors import (
     AmountError,
     FormatError,
@@ -31,16 +32,16 @@ from fxprune.errors import (
     RecipeError,
     SelectError,
 )
-from fxprune.planning import Plan, plan
-from fxprune.program import Program
-from fxprune.reports import Report, report
+from fxprune.program.program import Program
+from fxprune.reports.plans import Plan
+from fxprune.reports.summary import Report, report
 from fxprune.testing.architecture import Arch, build
 from fxprune.testing.comparing import is_same
-from fxprune.testing.drawn_networks import architectures
-from tests.capture_helpers import program_of
-from tests.helpers import program
-from tests.profiles import examples
-from tests.zoo import ZOO
+from fxprune.testing.drawing import architectures
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import program_of
+from tests.tools.helpers import program
+from tests.tools.profiles import examples
 
 WEIGHTS: dict[str, Any] = {"param": "weight", "ndim": [2, 3, 4, 5]}
 L1: dict[str, Any] = {"select": WEIGHTS, "method": "l1_unstructured", "amount": 0.5}
@@ -467,7 +468,7 @@ def test_files_that_cannot_be_read_or_written_are_refused(
     planned = plan(program("twice"), {"rule": [L1]})
     with pytest.raises(FormatError, match="does not exist"):
         planned.save(tmp_path / "absent" / "plan.json")
-    monkeypatch.setattr("fxprune.plan_files._MOST_BYTES", 100)
+    monkeypatch.setattr("fxprune.reports.plans._MOST_BYTES", 100)
     planned.save(tmp_path / "plan.json")
     with pytest.raises(FormatError, match="larger than 100 bytes"):
         Plan.load(tmp_path / "plan.json")
@@ -641,5 +642,5 @@ def test_another_outcome_is_refused_and_the_program_stays(monkeypatch: pytest.Mo
         assert ["total", "zeros", "4", "7"] in rows
         assert is_same(captured.state_dict(), before[0])
         assert not captured.masks
-    monkeypatch.setattr(observing.Holder, "end", lambda *args: None)
+    monkeypatch.setattr(listening.Holder, "end", lambda *args: None)
     assert fxprune.prune(captured, planned, inplace=True).masks, "nothing else refuses it"

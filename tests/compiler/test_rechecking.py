@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from fxprune.certificate import seal_of
-from fxprune.cli import app
+from fxprune.cli.app import app
+from fxprune.compiler.recheck import read_certificate
 from fxprune.errors import FormatError
-from fxprune.rechecking import read_certificate
-from fxprune.saving import load, save
-from tests.profiles import thorough_but
+from fxprune.files.fxp import load, save
+from fxprune.verification.certificate import seal_of
+from tests.tools.profiles import thorough_but
 
 FACTORIES = """
 import torch

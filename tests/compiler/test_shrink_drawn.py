@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from fxprune.compiler.shrinking import cut_channels
 from fxprune.errors import CaptureError
-from fxprune.program import Program
-from fxprune.shrinking import cut_channels
-from fxprune.transaction import fork
-from tests.profiles import examples
-from tests.shrink_checks import BOUND, gap, parameters
-from tests.shrink_nets import Drawn, captured, drawn_nets
+from fxprune.program.forks import fork
+from fxprune.program.program import Program
+from tests.models.shrink_nets import Drawn, captured, drawn_nets
+from tests.tools.profiles import examples
+from tests.tools.shrink_checks import BOUND, gap, parameters
 
 SLOW: Any = list(HealthCheck)
 

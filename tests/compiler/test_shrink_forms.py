@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.program import Program
-from tests.shrink_checks import BOUND, cuts, gap, shrink_and_check
-from tests.shrink_steps import Function
+from fxprune.program.program import Program
+from tests.models.shrink_steps import Function
+from tests.tools.shrink_checks import BOUND, cuts, gap, shrink_and_check
 
 # By name: what stands between two convolutions, and how many channels it gives.
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fxprune
 import fxprune.functional
-from fxprune.program import Program
-from tests.profiles import thorough_but
-from tests.shrink_checks import BOUND, gap, parameters, shrink_and_check
-from tests.zoo import QUICK, ZOO
+from fxprune.program.program import Program
+from tests.models.zoo import QUICK, ZOO
+from tests.tools.profiles import thorough_but
+from tests.tools.shrink_checks import BOUND, gap, parameters, shrink_and_check
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.program import Program
-from tests.shrink_checks import cuts, parameters, shrink_and_check
-from tests.shrink_steps import Function
+from fxprune.program.program import Program
+from tests.models.shrink_steps import Function
+from tests.tools.shrink_checks import cuts, parameters, shrink_and_check
 
 ORDER = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
 

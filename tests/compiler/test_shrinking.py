@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-import fxprune.functional as prune
-from fxprune.compiler import shrink
+from fxprune import functional as prune
+from fxprune.channels.surgery import Surgery
+from fxprune.compiler.shrinking import shrink
 from fxprune.errors import InvariantError, PassError, PassTypeError, RecipeError
-from fxprune.files import export
-from fxprune.program import Program
-from fxprune.saving import load, save
-from fxprune.shrink_record import AxisMap, ShrinkRecord, joined_record
-from fxprune.surgery import Surgery
+from fxprune.files.fxp import load, save
+from fxprune.files.writers import export
+from fxprune.program.program import Program
+from fxprune.program.records import AxisMap, ShrinkRecord, joined_record
 from fxprune.testing.comparing import is_same
-from tests.shrink_checks import BOUND, cuts, gap, shrink_and_check
+from tests.tools.shrink_checks import BOUND, cuts, gap, shrink_and_check
 
 
 class Small(nn.Module):

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 import fxprune
-from fxprune.facts import GivenMasks, Importance, Methods
+from fxprune.compiler.pipeline import Stage, stage_of, stages_of
 from fxprune.passes.random import ScoreRandom
 from fxprune.passes.rank import Rank
-from fxprune.recipe import Recipe, Rule
-from fxprune.stages import Stage, stage_of, stages_of
-from tests.helpers import program
+from fxprune.recipe.recipe import Recipe
+from fxprune.recipe.rule import Rule
+from fxprune.rewrite.facts import GivenMasks, Importance, Methods
+from tests.tools.helpers import program
 
 
 def rule(**keys: Any) -> Rule:

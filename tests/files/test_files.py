@@ -19,15 +19,16 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune import exporting, writing
 from fxprune.errors import FormatError, FxpruneError, PassTypeError
-from fxprune.files import export, read_weights
-from fxprune.program import Program
-from fxprune.testing.comparing import difference, is_same
-from fxprune.writing import replacing, replacing_folder, write_text
-from tests.capture_helpers import program_of
-from tests.profiles import thorough_but
-from tests.zoo import ZOO, with_batch
+from fxprune.files import formats
+from fxprune.files.writers import export, read_weights
+from fxprune.program.program import Program
+from fxprune.support import writing
+from fxprune.support.writing import replacing, replacing_folder, write_text
+from fxprune.testing.comparing import difference, is_same, with_batch
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import program_of
+from tests.tools.profiles import thorough_but
 
 MODELS = ["lenet", "stochastic_depth", "aux_head", "lstm", "kwargs_dict", "tied_embedding"]
 
@@ -163,7 +164,7 @@ def test_onnx_without_its_extra_says_what_to_install(
 def test_onnx_refuses_weights_that_one_file_cannot_hold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(exporting, "_MOST_ONNX_BYTES", 31)
+    monkeypatch.setattr(formats, "_MOST_ONNX_BYTES", 31)
     with pytest.raises(FormatError, match=r"export to \.pt2 or \.safetensors"):
         export(small(), tmp_path / "net.onnx")
     assert os.listdir(tmp_path) == []
@@ -206,7 +207,7 @@ def _fail_with(error: BaseException, suffix: str, monkeypatch: pytest.MonkeyPatc
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setitem(exporting.WRITERS, suffix, fail)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setitem(formats.WRITERS, suffix, fail)  # pyright: ignore[reportArgumentType]
 
 
 def test_export_replaces_an_earlier_file_and_keeps_its_mode(tmp_path: Path) -> None:

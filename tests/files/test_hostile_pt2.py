@@ -21,12 +21,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fxprune
-from fxprune.cli import app
+from fxprune.cli.app import app
 from fxprune.errors import FormatError
-from fxprune.pt2_expressions import check_expression
-from fxprune.pt2_files import load_pt2
+from fxprune.files.pt2 import check_expression, load_pt2
 from fxprune.testing.comparing import is_same
-from tests.zoo import ZOO
+from tests.models.zoo import ZOO
 
 Members = dict[str, bytes]
 GRAPH = "models/model.json"

@@ -28,12 +28,11 @@ from fxprune.errors import (
     SelectError,
     ShapeError,
 )
-from fxprune.mask_formats import FORMATS, format_of
-from fxprune.masks import fit_masks, read_masks, write_masks
+from fxprune.files.masks import FORMATS, fit_masks, format_of, read_masks, write_masks
 from fxprune.testing.comparing import is_same
 from tests.models import store
-from tests.profiles import examples, thorough_but
-from tests.zoo import ZOO
+from tests.models.zoo import ZOO
+from tests.tools.profiles import examples, thorough_but
 
 X = torch.arange(32.0).reshape(4, 8) / 32
 

@@ -14,11 +14,12 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.errors import FormatError
-from fxprune.files import export
-from fxprune.program import Program
-from tests.capture_helpers import captured, masked, net
-from tests.profiles import thorough_unless
-from tests.zoo import ZOO, with_batch
+from fxprune.files.writers import export
+from fxprune.program.program import Program
+from fxprune.testing.comparing import with_batch
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import captured, masked, net
+from tests.tools.profiles import thorough_unless
 
 BATCHES = (1, 2, 5)
 FORMS = {

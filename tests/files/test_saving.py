@@ -24,22 +24,23 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune import saving
 from fxprune.errors import FormatError, PassTypeError
-from fxprune.files import export
-from fxprune.importing import PATH, VALUE
-from fxprune.inputs import Input, InputSpec
-from fxprune.open_inputs import OpenSpec
-from fxprune.program import Captured, Program
-from fxprune.saved_document import SavedInput, SavedInputs
-from fxprune.saving import load, save
+from fxprune.files import fxp
+from fxprune.files.fxp import load, save
+from fxprune.files.fxp_document import SavedInput, SavedInputs
+from fxprune.files.writers import export
+from fxprune.program.calls import PATH, VALUE
+from fxprune.program.captured import Captured
+from fxprune.program.inputs import Input, InputSpec, OpenSpec
+from fxprune.program.program import Program
 from fxprune.testing.architecture import Arch, build
-from fxprune.testing.drawn_networks import architectures
+from fxprune.testing.comparing import with_batch
+from fxprune.testing.drawing import architectures
 from fxprune.testing.oracle import loss_of, step_by_step
-from tests.capture_helpers import captured, check_same, masked, net, run, state_of, written
-from tests.core.test_source_code import imported
-from tests.profiles import thorough_but
-from tests.zoo import QUICK, ZOO, with_batch
+from tests.files.test_source_code import imported
+from tests.models.zoo import QUICK, ZOO
+from tests.tools.capture_helpers import captured, check_same, masked, net, run, state_of, written
+from tests.tools.profiles import thorough_but
 
 FORMS: dict[str, Callable[[Program], Program]] = {
     "dense": copy.deepcopy,
@@ -558,7 +559,7 @@ def test_save_replaces_an_earlier_file_whole(
         Path(args[1]).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "write_tensor_file", fail)
+    monkeypatch.setattr(fxp, "write_tensor_file", fail)
     with pytest.raises(FormatError, match="cannot be written: No space left"):
         save(holding(), path)
     assert path.read_bytes() == b"earlier"

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FormatError
-from fxprune.saved_functions import has_method
-from fxprune.saved_ops import function_of
-from fxprune.saving import load, save
-from tests.capture_helpers import masked, net
+from fxprune.files.fxp import load, save
+from fxprune.files.fxp_graph import function_of, has_method
+from tests.tools.capture_helpers import masked, net
 
 Header = dict[str, Any]
 Document = dict[str, Any]

@@ -16,13 +16,14 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.errors import FormatError
-from fxprune.files import export
-from fxprune.program import Program
-from fxprune.source_code import source_of
-from tests.capture_helpers import captured, check_same, masked, net, run
+from fxprune.files.source import source_of
+from fxprune.files.writers import export
+from fxprune.program.program import Program
+from fxprune.testing.comparing import with_batch
 from tests.conftest import Golden
-from tests.profiles import thorough_but
-from tests.zoo import QUICK, ZOO, with_batch
+from tests.models.zoo import QUICK, ZOO
+from tests.tools.capture_helpers import captured, check_same, masked, net, run
+from tests.tools.profiles import thorough_but
 
 FORMS = {
     "masked": masked,

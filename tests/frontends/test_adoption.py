@@ -14,10 +14,10 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils import _pytree as pytree
 
 import fxprune
-import fxprune.functional as fx_prune
+from fxprune import functional as fx_prune
 from fxprune.testing.oracle import loss_of, step_by_step
-from tests.capture_helpers import check_same, net, run, state_of
-from tests.zoo import ZOO
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import check_same, net, run, state_of
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 Prune = Callable[[nn.Module], None]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-from tests.capture_helpers import check_same, net, oracle_of, run
-from tests.zoo import ZOO
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import check_same, net, oracle_of, run
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import tensors
-from tests.capture_helpers import check_forwards, check_same, masked, net, run, state_of
-from tests.zoo import ZOO
+from fxprune.program import parameters
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import check_forwards, check_same, masked, net, run, state_of
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -159,4 +159,4 @@ def test_a_program_in_a_larger_module() -> None:
     program = fxprune.capture(outer, (X,))
     check_same(program(X), outer(X))
     assert list(program.state_dict()) == list(outer.state_dict())
-    assert list(tensors.masks(program)) == ["0.weight"]
+    assert list(parameters.masks(program)) == ["0.weight"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import CaptureError, FxpruneError, InputError
-from fxprune.program import Program
-from tests.capture_helpers import check_same, net
+from fxprune.program.program import Program
+from tests.tools.capture_helpers import check_same, net
 
 
 def rows_and_columns(self: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import CaptureError, InputError
-from tests.capture_helpers import check_same, net
+from tests.tools.capture_helpers import check_same, net
 
 
 class Pair(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import InvariantError
-from fxprune.program import BOTH
-from tests.capture_helpers import check_forwards, check_same, masked, net, run, state_of
+from fxprune.program.program import BOTH
+from tests.tools.capture_helpers import check_forwards, check_same, masked, net, run, state_of
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = torch.randn(4, 3, generator=GENERATOR)

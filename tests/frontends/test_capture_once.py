@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import frontend
 from fxprune.errors import CaptureError
-from fxprune.graphs import graph_text
-from fxprune.program import Program
+from fxprune.frontends import module
+from fxprune.program.encoding import graph_text
+from fxprune.program.program import Program
 from fxprune.testing.architecture import Arch, build
-from fxprune.testing.drawn_networks import architectures
-from tests.capture_helpers import check_forwards, net
-from tests.zoo import ZOO
+from fxprune.testing.drawing import architectures
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import check_forwards, net
 
 ROWS = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ class Exports:
 
     def in_both_modes(self, model: nn.Module, args: Any, kwargs: Any = None) -> Program:
         with self._patch.context() as patch:
-            patch.setattr(frontend, "tells_eval_mode", lambda graph, layers: False)
+            patch.setattr(module, "tells_eval_mode", lambda graph, layers: False)
             count, program = self.of(model, args, kwargs)
         assert count == 2
         return program
@@ -168,7 +168,7 @@ class _Own(nn.Module):
         return bool(self.__dict__.get("on", True))
 
     @training.setter
-    def training(self, value: bool) -> None:
+    def training(self, value: bool) -> None:  # pyright: ignore
         self.__dict__["on"] = value
 
     def forward(self, x: Tensor) -> Tensor:

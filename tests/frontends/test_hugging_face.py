@@ -18,10 +18,10 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.errors import CaptureError
-from fxprune.files import load_pt2
-from fxprune.program import Program
-from tests.capture_helpers import check_same, run, state_of
-from tests.profiles import thorough_but
+from fxprune.files.pt2 import load_pt2
+from fxprune.program.program import Program
+from tests.tools.capture_helpers import check_same, run, state_of
+from tests.tools.profiles import thorough_but
 
 transformers: Any = pytest.importorskip("transformers")
 

@@ -15,9 +15,9 @@ from torch.nn.utils import prune as torch_prune
 
 import fxprune
 from fxprune.errors import CaptureError
-from fxprune.regional import RegionalProgram
-from tests import regional_nets as nets
-from tests.capture_helpers import check_same, run, saved, state_of
+from fxprune.program.regional import RegionalProgram
+from tests.models import regional_nets as nets
+from tests.tools.capture_helpers import check_same, run, saved, state_of
 
 X = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
 H = torch.rand(4, 4, generator=torch.Generator().manual_seed(1)) + 0.1

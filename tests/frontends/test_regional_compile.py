@@ -7,9 +7,9 @@ import torch
 from torch._dynamo.exc import Unsupported
 
 from fxprune.errors import FormatError, PassError
-from tests.capture_helpers import check_same
-from tests.core.test_regional import line_of, regional
-from tests.core.test_regional_prune import masked
+from tests.frontends.test_regional import line_of, regional
+from tests.frontends.test_regional_prune import masked
+from tests.tools.capture_helpers import check_same
 
 
 # torch.compile itself looks at .grad of what is between two of its graphs.

@@ -15,13 +15,13 @@ from torch.func import functional_call
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import FormatError, InvariantError, PassError, SelectError
-from fxprune.regional import RegionalProgram
-from fxprune.saving import save
-from tests import regional_nets as nets
-from tests.capture_helpers import check_same, run, saved, state_of, written
-from tests.core.test_regional import CASES, H, line_of, regional
+from fxprune.files.fxp import save
+from fxprune.program.regional import RegionalProgram
+from tests.frontends.test_regional import CASES, H, line_of, regional
+from tests.models import regional_nets as nets
+from tests.tools.capture_helpers import check_same, run, saved, state_of, written
 
 REASON = r"was not called with the example|read by Python code that torch\.export cannot"
 MATRICES = {"ndim": [2, 3]}
@@ -169,7 +169,9 @@ def test_a_finalize_that_changes_outputs_is_undone(monkeypatch: pytest.MonkeyPat
     _, program, _ = regional("root")
     ours = masked(program)
     before = state_of(ours)
-    monkeypatch.setattr("fxprune.tensors.value", lambda p, n: p.get_parameter(f"{n}_orig") + 1)
+    monkeypatch.setattr(
+        "fxprune.program.parameters.value", lambda p, n: p.get_parameter(f"{n}_orig") + 1
+    )
     with pytest.raises(InvariantError):
         fxprune.finalize(ours, inplace=True)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FxpruneError
-from tests.capture_helpers import check_forwards, check_same, masked, net, run, written
+from tests.tools.capture_helpers import check_forwards, check_same, masked, net, run, written
 
 RULE = {"select": {"ndim": [2, 4]}, "method": "l1_unstructured", "scope": "global", "amount": 0.4}
 DTYPES = [torch.bfloat16, torch.float16, torch.float64]

@@ -15,7 +15,7 @@ from torch.nn.utils import prune as torch_prune
 
 import fxprune
 from fxprune.errors import CaptureError, InputError, PassTypeError
-from tests.capture_helpers import check_same, masked, run, state_of, written
+from tests.tools.capture_helpers import check_same, masked, run, state_of, written
 
 
 class Net(nn.Module):

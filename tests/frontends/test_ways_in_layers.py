@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune import ops
-from fxprune.program import Program
-from tests.capture_helpers import check_same, masked, net, run, written
+from fxprune.program import ops
+from fxprune.program.program import Program
+from tests.tools.capture_helpers import check_same, masked, net, run, written
 
 V, S, P, W = (4, 6), (4, 6, 5), (4, 6, 5, 5), (4, 6, 4, 4, 4)
 NONE: Any = None  # torch takes it for a momentum, and its types do not

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fxprune
-from tests.capture_helpers import check_forwards, check_same, masked, net, run, written
+from tests.tools.capture_helpers import check_forwards, check_same, masked, net, run, written
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 OLD = "ignore:.*(weight_norm|spectral_norm).*:FutureWarning"

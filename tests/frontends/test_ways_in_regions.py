@@ -14,8 +14,8 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
-from fxprune import ops
-from tests.capture_helpers import check_forwards, check_same, masked, net, run
+from fxprune.program import ops
+from tests.tools.capture_helpers import check_forwards, check_same, masked, net, run
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 Forward = Callable[..., Any]

@@ -12,12 +12,11 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 from torch.nn.utils import prune as torch_prune
 
-import fxprune
 import fxprune.functional
 from fxprune.errors import CaptureError, InputError, SelectError
-from fxprune.program import Program
-from tests.capture_helpers import check_forwards, check_same, masked, net, run, written
-from tests.zoo import ZOO
+from fxprune.program.program import Program
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import check_forwards, check_same, masked, net, run, written
 
 RULE = {
     "select": {"op": ["conv2d", "linear"], "role": "weight"},
@@ -148,7 +147,7 @@ def test_verify_without_an_example_finds_what_differs() -> None:
 
 def test_a_finalize_that_changes_outputs_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     from fxprune.errors import InvariantError
-    from fxprune.passes.finalize import FoldMasks
+    from fxprune.passes.fold_masks import FoldMasks
 
     program = fxprune.prune(fx.symbolic_trace(cnn()), {"rule": [RULE]})
     monkeypatch.setattr(FoldMasks, "_folded", lambda self, p, n: p.value(n) + 1)

@@ -14,19 +14,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.program import Program
+from fxprune.program.program import Program
+from fxprune.testing.comparing import with_batch
 from fxprune.testing.oracle import Oracle, loss_of, step_by_step
-from tests.capture_helpers import (
-    check_same,
-    masked,
-    oracle_of,
-    run,
-    saved,
-    state_of,
-    written,
-)
-from tests.profiles import thorough_but
-from tests.zoo import QUICK, ZOO, Case, with_batch
+from tests.models.zoo import QUICK, ZOO, Case
+from tests.tools.capture_helpers import check_same, masked, oracle_of, run, saved, state_of, written
+from tests.tools.profiles import thorough_but
 
 BATCHES = (4, 1, 7)
 PLAIN: dict[str, Callable[[Program], Program]] = {

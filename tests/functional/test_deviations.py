@@ -18,10 +18,10 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxprune
-import fxprune.functional as fx_prune
-from tests.capture_helpers import check_same, oracle_of, state_of
-from tests.core import test_deviations_calls
-from tests.zoo import ZOO
+from fxprune import functional as fx_prune
+from tests.functional import test_deviations_calls
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import check_same, oracle_of, state_of
 
 DEVIATIONS: tuple[tuple[str, str, str], ...] = (
     (

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-import fxprune.functional as fx_prune
-from fxprune.graphs import graph_text
-from tests.capture_helpers import check_same, net, state_of
+from fxprune import functional as fx_prune
+from fxprune.program.encoding import graph_text
+from tests.tools.capture_helpers import check_same, net, state_of
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 

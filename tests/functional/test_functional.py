@@ -13,10 +13,11 @@ import torch.nn.utils.prune as torch_prune
 from torch import nn
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import MissingParameterError, NotPrunedError, PassTypeError
+from fxprune.testing.assert_pass import snapshot
 from fxprune.testing.comparing import difference
-from tests.helpers import model, program, snapshot
+from tests.tools.helpers import model, program
 
 # Names and signatures
 
@@ -117,7 +118,7 @@ def test_each_function_returns_what_torchs_does():
     assert prune.global_unstructured([(p, "weight")], prune.L1Unstructured, amount=1) is None
 
 
-# Refusals, beside those in tests/parity/test_refusals.py
+# Refusals, beside those in tests/functional/parity/test_refusals.py
 
 Ask = Callable[[Any], Any]
 ASKED: dict[str, Ask] = {

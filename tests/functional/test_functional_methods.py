@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import PassError, PassTypeError
 from fxprune.testing.comparing import is_same
-from tests.helpers import program
+from tests.tools.helpers import program
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -11,10 +11,11 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import DimError, PassTypeError, ShapeError
+from fxprune.testing.assert_pass import snapshot
 from fxprune.testing.comparing import difference, is_same
-from tests.helpers import inputs, model, program, snapshot
+from tests.tools.helpers import inputs, model, program
 
 
 def seeded(function: Callable[[], Any]) -> Any:

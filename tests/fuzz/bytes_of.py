@@ -7,8 +7,6 @@ import random
 import struct
 from typing import Any
 
-__all__ = ["broken_bytes", "broken_data", "odd_text", "odd_value", "with_header"]
-
 _WORDS = (
     *(b"\x00", b"\xff" * 8, b"\x80\x04", b"PK\x03\x04", b"[" * 3000, b'{"a":' * 2000),
     *(b"\xed\xa0\x80", b"1e999", b"NaN", b"-Infinity", b"9" * 5000, b"null", b"\xe2\x80\xae"),

@@ -21,16 +21,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fxprune
-from fxprune.cli import app
-from fxprune.cli_inputs import draw_inputs, parse_batch, parse_input
-from fxprune.files import load_pt2, read_weights
-from fxprune.mask_formats import FORMATS, state_for
-from fxprune.masks import fit_masks, read_masks
-from fxprune.pattern_parse import parse
-from fxprune.planning import plan
+from fxprune.cli.app import app
+from fxprune.cli.models import draw_inputs, parse_batch, parse_input
+from fxprune.compiler.dry_run import plan
+from fxprune.files.masks import FORMATS, fit_masks, read_masks, state_for
+from fxprune.files.pt2 import load_pt2
+from fxprune.files.writers import read_weights
+from fxprune.rewrite.pattern import parse
 from tests.fuzz.bytes_of import broken_bytes, broken_data, odd_text, odd_value, with_header
-
-__all__ = ["KINDS", "Seeds", "seeds"]
 
 
 @dataclass(frozen=True)

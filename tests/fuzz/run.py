@@ -22,8 +22,6 @@ import torch
 from fxprune.errors import FxpruneError
 from tests.fuzz.inputs import KINDS, SHARES, Seeds, seeds
 
-__all__ = ["Outcome", "fuzz"]
-
 _LONGEST = 10  # seconds
 _ACTS = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
 

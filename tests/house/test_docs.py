@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fxprune
-from tests.core.test_deviations import DEVIATIONS
+from tests.functional.test_deviations import DEVIATIONS
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from tests.kills.writers import WRITERS, Version, Writer, versions
 
-__all__ = ["Outcome", "kill_writers"]
-
 _LEFT = (".fxprune-", ".tmp")  # this library's, and safetensors' own
 
 

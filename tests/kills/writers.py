@@ -16,13 +16,12 @@ from onnx import numpy_helper
 from torch import nn
 
 import fxprune
-from fxprune.files import load_pt2, read_weights
-from fxprune.masks import read_masks, write_masks
-from fxprune.planning import plan
-from fxprune.schema import json_schema
-from fxprune.writing import write_text
-
-__all__ = ["WRITERS", "Version", "Writer", "versions"]
+from fxprune.compiler.dry_run import plan
+from fxprune.files.masks import read_masks, write_masks
+from fxprune.files.pt2 import load_pt2
+from fxprune.files.writers import read_weights
+from fxprune.recipe.schema import json_schema
+from fxprune.support.writing import write_text
 
 SCALES = (1.0, 2.0)
 

@@ -11,8 +11,6 @@ import pytest
 from tests.mutants import coupling, removing, rewriting, selecting
 from tests.mutants.mutant import Mutant, planted
 
-__all__ = ["DURATIONS", "FAULT", "MUTANTS", "pytest_runtest_logreport", "pytest_runtestloop"]
-
 FAULT, DURATIONS = "FXPRUNE_FAULT", "FXPRUNE_DURATIONS"
 """Environment variables: the name of a mutant; the file that takes (test, seconds) by line."""
 

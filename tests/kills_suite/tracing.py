@@ -14,8 +14,6 @@ from coverage import CoverageData
 
 from tests.kills_suite.plugin import DURATIONS
 
-__all__ = ["PROFILES", "ROOT", "Trace"]
-
 ROOT = Path(__file__).parents[2]
 PROFILES = {"quick": "not thorough", "thorough": "thorough"}
 SELF = "test_mutants.py"  # plants the faults itself

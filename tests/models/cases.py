@@ -10,10 +10,7 @@ from torch import Tensor
 
 from fxprune.testing.architecture import Arch, build
 from fxprune.testing.calls import Call
-from fxprune.testing.drawn_calls import pruning_sequences
-from fxprune.testing.drawn_networks import architectures
-
-__all__ = ["Case", "canonical", "cases", "sequences"]
+from fxprune.testing.drawing import architectures, pruning_sequences
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.program import Program
-
-__all__ = ["NETS", "Attention", "Dense", "Residual", "captured", "coupled"]
+from fxprune.program.program import Program
 
 
 class Residual(nn.Module):

@@ -7,23 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Block",
-    "Constants",
-    "Decoder",
-    "Gate",
-    "Keyed",
-    "Loop",
-    "Moody",
-    "Nested",
-    "Outside",
-    "Ranks",
-    "Recurrent",
-    "RootBranch",
-    "Tied",
-    "Walk",
-]
-
 
 class Block(nn.Module):
     """Linear, batch norm, dropout."""

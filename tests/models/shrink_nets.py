@@ -8,12 +8,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import fxprune
 import fxprune.functional
-from fxprune.program import Program
-from tests.shrink_steps import STEPS, step_of
-
-__all__ = ["Drawn", "Net", "captured", "drawn_nets"]
+from fxprune.program.program import Program
+from tests.models.shrink_steps import STEPS, step_of
 
 MASKS = ("rows", "columns", "both", "entries", "all", "none")
 

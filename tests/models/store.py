@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.program import Program
-
-__all__ = ["FOLDER", "capture"]
+from fxprune.program.program import Program
 
 FOLDER = "FXPRUNE_TEST_CAPTURES"
 """The environment variable that names the folder of the session, for all of its processes."""

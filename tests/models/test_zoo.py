@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from tests.zoo import ZOO, with_batch
+from fxprune.testing.comparing import with_batch
+from tests.models.zoo import ZOO
 
 
 def outputs(name: str, batch: int, train: bool) -> list[torch.Tensor]:

@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.testing.batches import with_batch
-from tests import zoo_sequence, zoo_unusual, zoo_vision
-
-__all__ = ["ZOO", "Case", "with_batch"]
+from tests.models import zoo_sequence, zoo_unusual, zoo_vision
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]

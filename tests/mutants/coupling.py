@@ -12,8 +12,6 @@ from tests.mutants.hunting import Hunt, Pool, hunt
 from tests.mutants.mutant import Mutant
 from tests.mutants.selecting import with_field
 
-__all__ = ["MUTANTS", "hunt_one"]
-
 PROGRAMS = 12
 
 
@@ -40,12 +38,12 @@ def all_living(original: Any) -> Any:
     return lambda program, coupling: torch.ones_like(original(program, coupling))
 
 
-RANK = "fxprune.passes.rank_units:RankUnits."
+RANK = "fxprune.passes.rank:RankUnits."
 MUTANTS = (
-    Mutant("coupled readers not masked", "fxprune.passes.cut_coupled:_mask", makers_alone),
-    Mutant("coupled channels off by one", "fxprune.passes.cut_coupled:_gone", neighbours),
-    Mutant("coupled norm of another order", "fxprune.passes.unit_norm:slice_sums", other_order),
-    Mutant("dead coupled channels scored", "fxprune.passes.unit_norm:living_units", all_living),
+    Mutant("coupled readers not masked", "fxprune.passes.cut:_mask", makers_alone),
+    Mutant("coupled channels off by one", "fxprune.passes.cut:_pruned_units", neighbours),
+    Mutant("coupled norm of another order", "fxprune.passes.unit_scores:slice_sums", other_order),
+    Mutant("dead coupled channels scored", "fxprune.passes.unit_scores:living_units", all_living),
     Mutant("limits of layers forgotten", f"{RANK}_most", lambda _: lambda self, layer, s: s.alive),
     Mutant("multiples forgotten", f"{RANK}_rounded", lambda _: lambda self, layer, all_, n: n),
     Mutant("layers ranked alone", f"{RANK}run", with_field(scope=lambda scope: "local")),

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from tests.mutants.programs import Drawn
 
-__all__ = ["Coupled", "Cutting"]
-
 
 class Channels(nn.Module):
     """Has each operator whose arguments count or place channels, and constants to absorb."""

@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 
-from fxprune.build import compile
-from fxprune.compiler import capture
+from fxprune.compiler.build import compile
+from fxprune.compiler.run import capture
 from fxprune.errors import InvariantError
-from fxprune.program import Program
+from fxprune.program.program import Program
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.programs import Drawn
-
-__all__ = ["Hunt", "Pool", "alarm_on", "hunt"]
 
 
 @dataclass(frozen=True)

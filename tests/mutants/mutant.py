@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Mutant", "planted"]
-
 
 @dataclass(frozen=True)
 class Mutant:

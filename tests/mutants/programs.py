@@ -16,10 +16,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from fxprune.testing import architectures
 from fxprune.testing.architecture import Arch, build
-
-__all__ = ["Drawn", "drawn"]
+from fxprune.testing.drawing import architectures
 
 AMOUNTS = (0.5, 0.25, 0.3, 0.75, 0.125, 0.9)
 

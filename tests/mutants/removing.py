@@ -13,8 +13,6 @@ from tests.mutants.cutting import Cutting
 from tests.mutants.hunting import Hunt, Pool, hunt
 from tests.mutants.mutant import Mutant
 
-__all__ = ["MUTANTS", "hunt_one"]
-
 PROGRAMS = 6
 
 
@@ -102,20 +100,20 @@ def weights_alone(original: Any) -> Any:
     return cut
 
 
-SURGERY = "fxprune.surgery:Surgery."
+SURGERY = "fxprune.channels.surgery:Surgery."
 FOLD = "fxprune.passes.fold_branches:"
 MUTANTS = (
     Mutant("bias not absorbed", f"{SURGERY}absorb", not_done),
     Mutant("bias absorbed twice", f"{SURGERY}absorb", twice),
     Mutant("wrong group count", f"{SURGERY}set_role", counting(lambda n: 1)),
     Mutant("group count of the uncut", f"{SURGERY}set_count", not_done),
-    Mutant("wrong cat offset", "fxprune.passes.flow_joins:_atoms", rolled),
+    Mutant("wrong cat offset", "fxprune.channels.rules.parts:_atoms", rolled),
     Mutant("wrong view size", f"{SURGERY}set_sizes", sizes_of_the_uncut),
     Mutant("parts of the uncut", f"{SURGERY}set_parts", not_done),
     Mutant("slice off by one", f"{SURGERY}_moved", off_by_one),
     Mutant("kept channels off by one", f"{SURGERY}index", shifted),
-    Mutant("live channels cut", "fxprune.removal:_is_read", nothing_read),
-    Mutant("sums not tied", "fxprune.atoms:Atoms.tie", not_done),
+    Mutant("live channels cut", "fxprune.channels.removal:_is_read", nothing_read),
+    Mutant("sums not tied", "fxprune.channels.atoms:Atoms.tie", not_done),
     Mutant("one operator told", f"{SURGERY}run", first_only),
     Mutant("branch folded to another constant", f"{FOLD}_tensor", twofold),
     Mutant("branch folded to nothing", f"{FOLD}_fold", joined_by_nothing),

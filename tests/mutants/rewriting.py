@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune import tensors
-from fxprune.ops import canonical_name
-from fxprune.pattern import matches
+from fxprune.program import parameters
+from fxprune.program.ops import canonical_name
+from fxprune.rewrite.matching import matches
 from tests.mutants.mutant import Mutant
-
-__all__ = ["MUTANTS"]
 
 # Masks
 
@@ -21,10 +19,10 @@ def on_another(original: Any) -> Any:
     """Give the mask to the next parameter of its shape."""
 
     def add(self: Any, name: str, mask: torch.Tensor) -> None:
-        names = list(tensors.aliases(self.program))
+        names = list(parameters.aliases(self.program))
         at = names.index(self.program.captured.first[name])
         others = [
-            n for n in names[at + 1 :] if tensors.parameter(self.program, n).shape == mask.shape
+            n for n in names[at + 1 :] if parameters.parameter(self.program, n).shape == mask.shape
         ]
         original(self, others[0] if others else name, mask)
 
@@ -191,7 +189,7 @@ def swap_parameters(program: Any) -> None:
     ]
     for a in reads:
         for b in reads:
-            pair = [tensors.parameter(program, str(n.target)) for n in (a, b)]
+            pair = [parameters.parameter(program, str(n.target)) for n in (a, b)]
             if a is not b and pair[0] is not pair[1] and pair[0].shape == pair[1].shape:
                 a.target, b.target = b.target, a.target
                 return
@@ -203,8 +201,8 @@ def swap_parameters(program: Any) -> None:
 def folded(value: Any) -> Any:
     def mutate(original: Any) -> Any:
         def fold(self: Any, program: Any, name: str) -> torch.Tensor:
-            orig = tensors.parameter(program, name).detach()
-            return value(self, orig, tensors.masks(program)[name])
+            orig = parameters.parameter(program, name).detach()
+            return value(self, orig, parameters.masks(program)[name])
 
         return fold
 
@@ -226,7 +224,7 @@ def dropping(change: Any) -> Any:
 
 
 def restore_masked(original: Any, self: Any, name: str, value: Any) -> None:
-    original(self, name, tensors.value(self.program, name) if value is None else value)
+    original(self, name, parameters.value(self.program, name) if value is None else value)
 
 
 def keep_buffer(original: Any, self: Any, name: str, value: Any) -> None:
@@ -238,7 +236,7 @@ def keep_buffer(original: Any, self: Any, name: str, value: Any) -> None:
 
 def freeze(original: Any, self: Any, name: str, value: Any) -> None:
     original(self, name, value)
-    tensors.parameter(self.program, name).requires_grad_(False)
+    parameters.parameter(self.program, name).requires_grad_(False)
 
 
 def reset_statistics(original: Any, self: Any, name: str, value: Any) -> None:
@@ -269,9 +267,9 @@ def ones(original: Any) -> Any:
     }
 
 
-EDIT = "fxprune.rewriter:Rewriter."
-FOLD = "fxprune.passes.finalize:FoldMasks._folded"
-RULE = "fxprune.rule:RewriteRule.__call__"
+EDIT = "fxprune.rewrite.rewriter:Rewriter."
+FOLD = "fxprune.passes.fold_masks:FoldMasks._folded"
+RULE = "fxprune.rewrite.rewriter:RewriteRule.__call__"
 
 MUTANTS = (
     Mutant("mask on another parameter", f"{EDIT}add_mask", on_another),
@@ -297,12 +295,12 @@ MUTANTS = (
     Mutant("finalize forgets the original", FOLD, folded(lambda self, orig, mask: mask.clone())),
     Mutant("finalize cleans where it keeps", FOLD, folded(clean)),
     Mutant("finalize keeps where it cleans", FOLD, folded(lambda self, orig, mask: orig * mask)),
-    Mutant("finalize leaves one mask", "fxprune.passes.finalize:masked_names", all_but_last),
+    Mutant("finalize leaves one mask", "fxprune.passes.fold_masks:masked_names", all_but_last),
     Mutant("finalize loses the order of keys", f"{EDIT}restore_order", nothing),
     Mutant("mask stays behind", f"{EDIT}drop_mask", dropping(keep_buffer)),
     Mutant("finalized weights frozen", f"{EDIT}drop_mask", dropping(freeze)),
     Mutant("statistics reset", f"{EDIT}drop_mask", dropping(reset_statistics)),
     Mutant("unmask restores masked values", f"{EDIT}drop_mask", dropping(restore_masked)),
-    Mutant("adoption loses a mask", "fxprune.compiler:joined_masks", lose_one),
-    Mutant("adoption takes ones", "fxprune.compiler:joined_masks", ones),
+    Mutant("adoption loses a mask", "fxprune.compiler.run:joined_masks", lose_one),
+    Mutant("adoption takes ones", "fxprune.compiler.run:joined_masks", ones),
 )

@@ -12,8 +12,6 @@ from fxprune.errors import AmountError
 from fxprune.passes.magnitude import MagnitudeScores
 from tests.mutants.mutant import Mutant
 
-__all__ = ["MUTANTS"]
-
 
 def latest_tie_first(original: Callable[..., Any]) -> Callable[..., Any]:
     def pruned(scores: Any, ranking: Any, group: Any) -> Iterator[Any]:
@@ -183,5 +181,5 @@ MUTANTS = (
     Mutant("earlier masks forgotten", f"{CUT}_of_entries", made(revived)),
     Mutant("channel half masked", f"{CUT}_of_channels", made(half_channels)),
     Mutant("mask scales what it keeps", f"{CUT}_of_entries", made(lambda mask, source: 2 * mask)),
-    Mutant("random scores drawn anew", "fxprune.draws:Draw.read", drawn_anew),
+    Mutant("random scores drawn anew", "fxprune.ranking.draws:Draw.read", drawn_anew),
 )

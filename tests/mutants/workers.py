@@ -9,8 +9,6 @@ from tests.mutants import coupling, removing, rewriting, selecting
 from tests.mutants.hunting import Hunt, Pool, alarm_on, hunt
 from tests.mutants.programs import drawn
 
-__all__ = ["alarmed", "hunted"]
-
 MOST = 90  # Programs that are compiled with a mutant at most
 POOL_SEED, ALARM_SEED = 1_000_000, 2_000_000
 

@@ -11,18 +11,20 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.auditing import Auditor
-from fxprune.compiler import edit
+from fxprune.compiler.run import edit
 from fxprune.errors import InvariantError
-from fxprune.frontend import capture_module
+from fxprune.frontends.module import capture_module
 from fxprune.passes.adopt import adopt_mask
-from fxprune.pattern import Refusal
-from fxprune.program import Program
-from fxprune.registry import create
-from fxprune.rewriter import Rewriter
+from fxprune.program.program import Program
+from fxprune.rewrite.pattern import Refusal
+from fxprune.rewrite.registry import create
+from fxprune.rewrite.rewriter import Rewriter
+from fxprune.testing.assert_pass import program_text as text
+from fxprune.testing.assert_pass import snapshot
 from fxprune.testing.comparing import is_same
+from fxprune.verification.translation import Auditor
 from tests.conftest import Golden
-from tests.helpers import both_texts, inputs, model, program, run, snapshot, text
+from tests.tools.helpers import both_texts, inputs, model, program, run
 
 Forward = Callable[[Any, Tensor], Any]
 MASK = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])

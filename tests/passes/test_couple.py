@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.coupling import Coupling
+from fxprune.channels.coupling import Coupling
 from fxprune.errors import PassError
-from fxprune.program import Program
-from fxprune.registry import create
+from fxprune.program.program import Program
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
 from tests.conftest import Golden
-from tests.coupled_nets import captured
-from tests.helpers import run, selection, text
+from tests.models.coupled_nets import captured
+from tests.tools.helpers import run, selection
 
 
 def couple(p: Program, *names: str, optional: bool = False) -> Coupling:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import fxprune.functional as prune
-from fxprune.facts import Cut, NewMasks, Ranking, Scores, ScoreSource
-from fxprune.program import Program
-from fxprune.registry import create
+from fxprune import functional as prune
+from fxprune.program.program import Program
+from fxprune.rewrite.facts import Cut, NewMasks, Ranking, Scores, ScoreSource
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
 from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
-from tests.helpers import Values, both_texts, facts_text, program, run, selection, text
+from tests.tools.helpers import Values, both_texts, facts_text, program, run, selection
 
 
 def masks(p: Program, scores: Scores, ranking: Ranking) -> NewMasks:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 import fxprune
-from fxprune.facts import Importance, NewMasks
-from fxprune.program import Program
-from fxprune.registry import create
-from tests.coupled_nets import captured
-from tests.helpers import run, selection
+from fxprune.program.program import Program
+from fxprune.rewrite.facts import Importance, NewMasks
+from fxprune.rewrite.registry import create
+from tests.models.coupled_nets import captured
+from tests.tools.helpers import run, selection
 
 
 def masks(p: Program, *names: str, **limits: Any) -> dict[str, torch.Tensor]:

@@ -10,16 +10,18 @@ import torch.nn.utils.prune as torch_prune
 from torch import nn
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import MissingParameterError, NotPrunedError
-from fxprune.passes.finalize import fold_mask
-from fxprune.pattern import Refusal
-from fxprune.program import Program
-from fxprune.registry import create
-from fxprune.rewriter import Rewriter
+from fxprune.passes.fold_masks import fold_mask
+from fxprune.program.program import Program
+from fxprune.rewrite.pattern import Refusal
+from fxprune.rewrite.registry import create
+from fxprune.rewrite.rewriter import Rewriter
+from fxprune.testing.assert_pass import program_text as text
+from fxprune.testing.assert_pass import snapshot
 from fxprune.testing.comparing import difference, is_same
 from tests.conftest import Golden
-from tests.helpers import both_texts, inputs, model, program, run, snapshot, text
+from tests.tools.helpers import both_texts, inputs, model, program, run
 
 # A masked parameter of each model, and the edits that fold its mask: one of the tree, and four of
 # each graph that reads it (the read renamed, its users, the product and the mask's read erased).

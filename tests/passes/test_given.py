@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import FormatError, MissingParameterError, PassError, PassTypeError, ShapeError
-from fxprune.facts import GivenMasks, NewMasks
-from fxprune.masks import read_masks
-from fxprune.program import Program
-from fxprune.registry import create
+from fxprune.files.masks import read_masks
+from fxprune.program.program import Program
+from fxprune.rewrite.facts import GivenMasks, NewMasks
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
 from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
-from tests.helpers import both_texts, facts_text, program, run, selection, text
+from tests.tools.helpers import both_texts, facts_text, program, run, selection
 
 MASK = torch.tensor([[1.0, 0.0, 1.0], [0.5, 1.0, 0.0]])
 

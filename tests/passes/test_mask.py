@@ -9,18 +9,20 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-import fxprune.functional as prune
-from fxprune import tensors
+from fxprune import functional as prune
 from fxprune.errors import PassError, ShapeError
-from fxprune.facts import NewMasks
 from fxprune.passes.mask import insert_mask
-from fxprune.pattern import Refusal
-from fxprune.program import Program
-from fxprune.registry import create
-from fxprune.rewriter import Rewriter
+from fxprune.program import parameters
+from fxprune.program.program import Program
+from fxprune.rewrite.facts import NewMasks
+from fxprune.rewrite.pattern import Refusal
+from fxprune.rewrite.registry import create
+from fxprune.rewrite.rewriter import Rewriter
+from fxprune.testing.assert_pass import program_text as text
+from fxprune.testing.assert_pass import snapshot
 from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
-from tests.helpers import both_texts, inputs, model, program, run, snapshot, source_of, text
+from tests.tools.helpers import both_texts, inputs, model, program, run, source_of
 
 # A parameter of each model, and the edits for its mask: one of the tree, and four of each graph
 # that reads it (the read renamed, the mask's read, the product, its users).
@@ -169,6 +171,6 @@ def test_gradients_are_masked():
     p(*inputs("twice")).square().sum().backward()
     gradient = p.parameter("fc.weight").grad
     assert gradient is not None
-    kept = tensors.masks(p)["fc.weight"].bool()
+    kept = parameters.masks(p)["fc.weight"].bool()
     assert gradient[kept].any()
     assert not gradient[~kept].any()

@@ -10,14 +10,15 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import PassError, PassTypeError
-from fxprune.facts import Importance, Methods, NewMasks
-from fxprune.program import Program
-from fxprune.registry import create
+from fxprune.program.program import Program
+from fxprune.rewrite.facts import Importance, Methods, NewMasks
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
 from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
-from tests.helpers import both_texts, facts_text, program, run, selection, source_of, text
+from tests.tools.helpers import both_texts, facts_text, program, run, selection, source_of
 
 HERE = __name__
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import DimError, NormError, PassError, ShapeError
-from fxprune.facts import Importance, Scores
-from fxprune.program import Program
-from fxprune.registry import create
+from fxprune.program.program import Program
+from fxprune.rewrite.facts import Importance, Scores
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
 from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
-from tests.helpers import both_texts, facts_text, program, run, selection, text
+from tests.tools.helpers import both_texts, facts_text, program, run, selection
 
 
 def scores(

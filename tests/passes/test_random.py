@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import fxprune.functional as prune
-from fxprune.draws import Draw, generator_of
+from fxprune import functional as prune
 from fxprune.errors import AmountError, DimError, PassError
-from fxprune.facts import Scores, ScoreSource
-from fxprune.program import Program
-from fxprune.registry import create
+from fxprune.program.program import Program
+from fxprune.ranking.draws import Draw, generator_of
+from fxprune.rewrite.facts import Scores, ScoreSource
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
 from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
-from tests.helpers import both_texts, program, run, selection, text
+from tests.tools.helpers import both_texts, program, run, selection
 
 CPU = torch.device("cpu")
 

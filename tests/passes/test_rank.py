@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fxprune.errors import AmountError, AmountTypeError
-from fxprune.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.registry import create
+from fxprune.rewrite.facts import Cut, Ranking, Scores, ScoreSource
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
 from tests.conftest import Golden
-from tests.helpers import Values, both_texts, facts_text, program, run, selection, source_of, text
+from tests.tools.helpers import Values, both_texts, facts_text, program, run, selection, source_of
 
 
 def ranked(sources: dict[str, ScoreSource], facts: dict[str, Any] | None = None, **options: Any):

@@ -11,13 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.coupling import Coupling, Layer
+from fxprune.channels.coupling import CoupledScores, Coupling, Layer, scores_of_units
 from fxprune.errors import AmountError
-from fxprune.facts import Ranking
-from fxprune.pipeline import Facts
-from fxprune.registry import create
-from fxprune.unit_scores import CoupledScores, scores_of_units
-from tests.helpers import program
+from fxprune.rewrite.facts import Ranking
+from fxprune.rewrite.passes import Facts
+from fxprune.rewrite.registry import create
+from tests.tools.helpers import program
 
 
 def facts(scores: list[list[float]], living: list[list[bool]], widths: Any = (1,)) -> Facts:

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import MissingParameterError, SelectError
-from fxprune.facts import Selection
-from fxprune.recipe import Select
-from fxprune.registry import create
-from fxprune.selecting import Bound
+from fxprune.recipe.select import Select
+from fxprune.recipe.selecting import Bound
+from fxprune.rewrite.facts import Selection
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
+from fxprune.testing.assert_pass import snapshot
 from tests.conftest import Golden
-from tests.helpers import both_texts, facts_text, program, run, snapshot, source_of, text
+from tests.tools.helpers import both_texts, facts_text, program, run, source_of
 
 
 def selected(name: str, *selects: dict[str, Any], **options: Any) -> Selection:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 import fxprune
-from fxprune.coupling import Coupling
+from fxprune.channels.coupling import CoupledScores, Coupling
 from fxprune.errors import PassError, ShapeError
-from fxprune.facts import Importance, Scores
-from fxprune.program import Program
-from fxprune.registry import create
-from fxprune.unit_scores import CoupledScores
-from tests.coupled_nets import captured, coupled
-from tests.helpers import run, selection
+from fxprune.program.program import Program
+from fxprune.rewrite.facts import Importance, Scores
+from fxprune.rewrite.registry import create
+from tests.models.coupled_nets import captured, coupled
+from tests.tools.helpers import run, selection
 
 MAKERS = ("stem.weight", "conv1.weight", "conv2.weight")
 INSIDE = (("conv1.weight", 0), ("bn1.weight", 0), ("bn1.bias", 0), ("conv2.weight", 1))

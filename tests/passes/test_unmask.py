@@ -6,13 +6,15 @@ import pytest
 import torch
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import NotPrunedError
-from fxprune.program import Program
-from fxprune.registry import create
+from fxprune.program.program import Program
+from fxprune.rewrite.registry import create
+from fxprune.testing.assert_pass import program_text as text
+from fxprune.testing.assert_pass import snapshot
 from fxprune.testing.comparing import is_same
 from tests.conftest import Golden
-from tests.helpers import both_texts, inputs, model, program, run, snapshot, source_of, text
+from tests.tools.helpers import both_texts, inputs, model, program, run, source_of
 
 # The edits for all masks: one of the tree for each, and four of each graph that reads it.
 EDITS = [("mlp", 20), ("tied", 5), ("modes", 46)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from tests.capture_helpers import check_forwards, check_same, masked, net, run, written
+from tests.tools.capture_helpers import check_forwards, check_same, masked, net, run, written
 
 GENERATOR = torch.Generator().manual_seed(0)
 

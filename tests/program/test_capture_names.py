@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import CaptureError, FxpruneError
-from tests.capture_helpers import check_forwards, check_same, masked, net, saved
+from tests.tools.capture_helpers import check_forwards, check_same, masked, net, saved
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 FREE = [

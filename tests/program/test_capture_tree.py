@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.graphs import graph_text
-from fxprune.shell import kind_of
-from tests.capture_helpers import captured, check_forwards, check_same, masked, net
-from tests.zoo import ZOO
+from fxprune.program.encoding import graph_text
+from fxprune.program.parameters import kind_of
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import captured, check_forwards, check_same, masked, net
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 

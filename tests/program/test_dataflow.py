@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.dataflow import (
+from fxprune.errors import MissingParameterError, PassError, PassTypeError
+from fxprune.program.dataflow import (
     Vertex,
     alias_groups,
     ancestors,
@@ -20,10 +21,9 @@ from fxprune.dataflow import (
     feeds,
     reachable,
 )
-from fxprune.errors import MissingParameterError, PassError, PassTypeError
-from tests.capture_helpers import program_of
-from tests.profiles import thorough_but
-from tests.zoo import QUICK, ZOO
+from tests.models.zoo import QUICK, ZOO
+from tests.tools.capture_helpers import program_of
+from tests.tools.profiles import thorough_but
 
 RULE = {"select": {"ndim": [2, 3, 4, 5]}, "method": "l1_unstructured", "amount": 0.5}
 

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from fxprune.errors import FormatError
-from fxprune.graphs import copy_graph, decode_graph, encode_graph, fingerprint, graph_text
-from fxprune.ops import canonical_name
-from tests.helpers import program, source_of
+from fxprune.program.encoding import copy_graph, decode_graph, encode_graph, fingerprint, graph_text
+from fxprune.program.ops import canonical_name
+from tests.tools.helpers import program, source_of
 
 aten = torch.ops.aten
 

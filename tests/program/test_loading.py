@@ -12,13 +12,21 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-import fxprune.functional as fx_prune
+from fxprune import functional as fx_prune
 from fxprune.errors import StateError
-from fxprune.program import Program
-from tests.capture_helpers import captured, check_same, masked, oracle_of, run, state_of, written
+from fxprune.program.program import Program
 from tests.models import store
-from tests.profiles import thorough_but
-from tests.zoo import QUICK, ZOO
+from tests.models.zoo import QUICK, ZOO
+from tests.tools.capture_helpers import (
+    captured,
+    check_same,
+    masked,
+    oracle_of,
+    run,
+    state_of,
+    written,
+)
+from tests.tools.profiles import thorough_but
 
 # Models whose masks torch's keys can express.
 MODELS = [name for name in ZOO if name != "tied_embedding"]

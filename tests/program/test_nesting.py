@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from fxprune.nesting import Nesting
+from fxprune.program.inputs import Nesting
 
 
 class Pair(NamedTuple):

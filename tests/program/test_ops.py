@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.fx.node import Node
 
 import fxprune
-from fxprune import ops
-from tests.helpers import source_of
+from fxprune.program import ops
+from tests.tools.helpers import source_of
 
 aten = torch.ops.aten
 NAMES: list[tuple[Any, str]] = [

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import MissingParameterError
-from fxprune.tensors import parameters_of
+from fxprune.program.parameters import parameters_of
 
 
 class Tied(nn.Module):

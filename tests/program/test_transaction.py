@@ -15,13 +15,16 @@ import torch
 import torch.nn.utils.prune as torch_prune
 
 import fxprune
-import fxprune.functional as prune
-from fxprune import running, transaction
+from fxprune import functional as prune
+from fxprune.compiler import run
 from fxprune.errors import AmountError, InvariantError
-from fxprune.program import Program
-from fxprune.rewriter import Rewriter
+from fxprune.program import forks
+from fxprune.program.program import Program
+from fxprune.rewrite.rewriter import Rewriter
+from fxprune.testing.assert_pass import program_text as text
+from fxprune.testing.assert_pass import snapshot
 from fxprune.testing.comparing import difference, is_same
-from tests.helpers import inputs, model, program, snapshot, text
+from tests.tools.helpers import inputs, model, program
 
 Operation = Callable[[Program], Any]
 RECIPE = {"rule": [{"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}]}
@@ -134,7 +137,7 @@ def test_a_broken_invariant_changes_nothing(operation: Operation, monkeypatch: p
     def refuse(program: Program, by: str) -> None:
         raise InvariantError(f"{by} broke it")
 
-    monkeypatch.setattr("fxprune.pipeline.check_invariants", refuse)
+    monkeypatch.setattr("fxprune.compiler.pipeline.check_invariants", refuse)
     with pytest.raises(InvariantError, match="broke it"):
         operation(p)
     assert snapshot(p) == before
@@ -145,7 +148,7 @@ def test_a_broken_promise_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     p = made_for(finalize, "mlp")
     before = snapshot(p)
     observed = iter([[torch.zeros(1)], [torch.ones(1)]])
-    monkeypatch.setattr("fxprune.proving.observe", lambda *_: next(observed))
+    monkeypatch.setattr("fxprune.verification.proof.observe", lambda *_: next(observed))
     with pytest.raises(InvariantError, match="promised equal outputs, but output 0 differs"):
         finalize(p)
     assert snapshot(p) == before
@@ -175,10 +178,10 @@ def interrupted_commit(step: int) -> Generator[None]:
         return on_line
 
     def on_call(frame: FrameType, event: str, arg: Any) -> Any:
-        return on_line if frame.f_code.co_filename == transaction.__file__ else None
+        return on_line if frame.f_code.co_filename == forks.__file__ else None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "commit", traced(running.commit, on_call))
+        patch.setattr(run, "commit", traced(forks.commit, on_call))
         yield
 
 
@@ -227,10 +230,10 @@ def test_an_interrupt_while_the_code_is_compiled_changes_nothing(
 
 def test_a_fork_that_lost_a_module_is_refused():
     p = program("mlp")
-    before, work = snapshot(p), transaction.fork(p)
+    before, work = snapshot(p), forks.fork(p)
     del work._modules["1"]
     with pytest.raises(InvariantError, match="the edited program lost the module '1'"):
-        transaction.commit(p, work)
+        forks.commit(p, work)
     assert snapshot(p) == before
 
 
@@ -239,7 +242,7 @@ def test_a_fork_that_lost_a_module_is_refused():
 
 def test_a_fork_has_its_own_tree_over_the_same_tensors():
     p = fxprune.prune(program("conv"), RECIPE)
-    before, work = snapshot(p), transaction.fork(p)
+    before, work = snapshot(p), forks.fork(p)
     assert work.get_submodule("1") is not p.get_submodule("1")
     assert [id(t) for t in work.state_dict(keep_vars=True).values()] == [
         id(t) for t in p.state_dict(keep_vars=True).values()

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fxprune.errors import AmountError, AmountTypeError
-from fxprune.ranking import check_amount, count_of
+from fxprune.ranking.kth import check_amount, count_of
 
 NAN, INF = math.nan, math.inf
 GOOD: list[Any] = [0, 1, 7, 0.0, 0.5, 1.0, np.int64(3), np.float32(0.25), Fraction(1, 3)]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxprune.bits import same_bits
-from fxprune.bitwise import (
+from fxprune.ranking.magnitudes import (
+    Room,
     bounds_of,
     infinity_of,
     integers_of,
@@ -22,7 +22,7 @@ from fxprune.bitwise import (
     scan_keys,
     zero_bits,
 )
-from fxprune.room import Room
+from fxprune.support.equality import same_bits
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxprune.cutting import pruned_of_group
-from fxprune.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.ranking import cut_group
-from tests.helpers import Values
+from fxprune.ranking.kth import cut_group
+from fxprune.ranking.masks import pruned_of_group
+from fxprune.rewrite.facts import Cut, Ranking, Scores, ScoreSource
+from tests.tools.helpers import Values
 
 NAN, INF = math.nan, math.inf
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import PassTypeError
-from fxprune.tensors import masks
-from tests.ranks_cases import (
+from fxprune.program.parameters import masks
+from tests.tools.ranks_cases import (
     LAYOUTS,
     RECIPES,
     Chain,
@@ -29,7 +29,7 @@ from tests.ranks_cases import (
     rule,
     trained,
 )
-from tests.ranks_worker import DTYPES, cases
+from tests.tools.ranks_worker import DTYPES, cases
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,14 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     def run(mode: str, world: int) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
         out = tmp_path_factory.mktemp(f"{mode}-{world}")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(world), "-m", "tests.ranks_worker", mode, str(out)]
+        command += [
+            "--nproc-per-node",
+            str(world),
+            "-m",
+            "tests.tools.ranks_worker",
+            mode,
+            str(out),
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240

@@ -15,16 +15,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxprune import bracket, magnitude_scan, ranking, scan
-from fxprune.cutting import pruned_of_group
-from fxprune.digits import Search, find_by_digits, keys_of, value_of
 from fxprune.errors import PassError
-from fxprune.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.flat_parts import flat_part, picked
 from fxprune.passes import magnitude
 from fxprune.passes.magnitude import MagnitudeScores
-from fxprune.units import Entries
-from tests.profiles import examples
+from fxprune.ranking import digits, kth, magnitudes
+from fxprune.ranking.digits import Search, find_by_digits, keys_of, value_of
+from fxprune.ranking.masks import pruned_of_group
+from fxprune.rewrite.facts import Cut, Ranking, Scores, ScoreSource
+from fxprune.rewrite.units import Entries, flat_part, picked
+from tests.tools.profiles import examples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 KINDS = ["normal", "few", "equal", "odd", "spread", "mostly zero"]
@@ -109,7 +108,7 @@ class Sizes:
 @contextmanager
 def bits_read(read: bool) -> Generator[None]:
     """Let magnitudes be compared by their bits, or by operators of torch alone."""
-    able = magnitude.can_scan if read else (lambda tensor: False)
+    able = magnitudes.can_scan if read else (lambda tensor: False)
     with patch.object(magnitude, "can_scan", able):
         yield
 
@@ -117,13 +116,13 @@ def bits_read(read: bool) -> Generator[None]:
 @contextmanager
 def sized(sizes: Sizes) -> Generator[None]:
     with (
-        patch.object(ranking, "SMALL", 0),
-        patch.object(scan, "CHUNK", sizes.chunk),
-        patch.object(bracket, "_SAMPLE", sizes.sample),
-        patch.object(bracket, "_MOST_SHARE", 1),
-        patch.object(bracket, "_MOST_INSIDE", sizes.most),
-        patch.object(bracket, "_SLACK", 1),
-        patch.object(magnitude_scan, "_PIECE", sizes.chunk),
+        patch.object(kth, "SMALL", 0),
+        patch.object(digits, "CHUNK", sizes.chunk),
+        patch.object(kth, "_SAMPLE", sizes.sample),
+        patch.object(kth, "_MOST_SHARE", 1),
+        patch.object(kth, "_MOST_INSIDE", sizes.most),
+        patch.object(kth, "_SLACK", 1),
+        patch.object(magnitudes, "_PIECE", sizes.chunk),
         bits_read(sizes.bits),
     ):
         yield
@@ -141,7 +140,7 @@ sizings = st.builds(
 def gone(sources: dict[str, ScoreSource], k: int, ties: str) -> Tensor:
     """Which living entries go, joined in parameter order."""
     names = tuple(sources)
-    cuts = ranking.cut_group(sources, k, all_ties=False)
+    cuts = kth.cut_group(sources, k, all_ties=False)
     made = pruned_of_group(Scores(sources), Ranking(cuts, (names,), ties), names)
     parts = [part for _, chunks in made for _, _, part in chunks]
     return torch.cat([torch.zeros(0, dtype=torch.bool), *parts])
@@ -198,9 +197,9 @@ def test_passes_prune_what_sorting_and_topk_prune(case: Drawn, share: float, siz
 def test_cuts_do_not_depend_on_chunks_samples_or_bits(case: Drawn, share: float, sizes: Sizes):
     sources = case.sources()
     k = round(share * sum(source.alive for source in sources.values()))
-    whole = ranking.cut_group(sources, k, all_ties=False)
+    whole = kth.cut_group(sources, k, all_ties=False)
     with sized(sizes):
-        assert repr(ranking.cut_group(sources, k, all_ties=False)) == repr(whole)
+        assert repr(kth.cut_group(sources, k, all_ties=False)) == repr(whole)
 
 
 @pytest.mark.parametrize("bits", [False, True])
@@ -212,7 +211,7 @@ def test_millions_are_ranked_through_a_bracket(dtype: torch.dtype, bits: bool):
     }
     k = 1_234_567
     with bits_read(bits):
-        assert bracket.find_in_bracket(sources, k, dtype) is not None
+        assert kth.find_in_bracket(sources, k, dtype) is not None
         found = gone(sources, k, "index")
     order = torch.sort(values.abs(), stable=True).indices[:k]
     assert torch.equal(found, marked(order, len(values)))
@@ -265,26 +264,26 @@ def test_too_many_alike_are_not_collected():
     source = MagnitudeScores(Entries(torch.ones(4000), None))
     for bits in (False, True):
         with bits_read(bits):
-            assert scan.scan(source, 1.0, 1.0, torch.float32, 3999) is None
-            assert scan.scan(source, 1.0, 1.0, torch.float32, 4000) is not None
+            assert digits.scan(source, 1.0, 1.0, torch.float32, 3999) is None
+            assert digits.scan(source, 1.0, 1.0, torch.float32, 4000) is not None
 
 
 def test_a_missed_bracket_is_widened():
-    calls: list[bracket.Bracket] = []
+    calls: list[kth.Bracket] = []
 
     class Misleading(MagnitudeScores):  # pyright: ignore[reportUntypedBaseClass]
         def sample(self, step: int) -> Tensor:
             return torch.cat([torch.full((8,), 10.0), torch.linspace(0, 9, 192)])
 
     source = Misleading(Entries(torch.linspace(0, 9, 4001), None))
-    real = bracket.bracket_of
+    real = kth.bracket_of
     with (
-        patch.object(bracket, "_MOST_INSIDE", 1),
-        patch.object(bracket, "_SLACK", 0),
-        patch.object(bracket, "_DEVIATIONS", 0.01),
-        patch.object(bracket, "bracket_of", lambda *a: calls.append(real(*a)) or calls[-1]),
+        patch.object(kth, "_MOST_INSIDE", 1),
+        patch.object(kth, "_SLACK", 0),
+        patch.object(kth, "_DEVIATIONS", 0.01),
+        patch.object(kth, "bracket_of", lambda *a: calls.append(real(*a)) or calls[-1]),
     ):
-        found = bracket.find_in_bracket({"p": source}, 2001, torch.float32)
+        found = kth.find_in_bracket({"p": source}, 2001, torch.float32)
     assert found is not None
     assert float(found[0]) == 4.5
     assert len(calls) > 1
@@ -295,5 +294,5 @@ def test_what_is_on_the_meta_device_has_nothing_to_rank():
         "p": MagnitudeScores(Entries(torch.ones(3, device="meta"), None))
     }
     with pytest.raises(PassError, match="meta device"):
-        ranking.cut_group(sources, 1, all_ties=False)
-    assert ranking.cut_group(sources, 0, all_ties=False) == {"p": Cut(None, 0)}
+        kth.cut_group(sources, 1, all_ties=False)
+    assert kth.cut_group(sources, 0, all_ties=False) == {"p": Cut(None, 0)}

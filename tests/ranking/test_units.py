@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import DimError, PassError, PassTypeError, ShapeError
-from fxprune.facts import Importance, ParamSite
-from fxprune.program import Program
+from fxprune.program.program import Program
+from fxprune.program.records import ParamSite
+from fxprune.rewrite.facts import Importance
+from fxprune.rewrite.units import Entries, check_channels, living_channels, masked_value, raw_value
 from fxprune.testing.comparing import is_same
-from fxprune.units import Entries, check_channels, living_channels, masked_value, raw_value
-from tests.helpers import program, selection
+from tests.tools.helpers import program, selection
 
 Value = Callable[[Program, ParamSite, Importance], torch.Tensor]
 MASKS = st.lists(st.sampled_from([0.0, 1.0, 0.5, -1.0]), min_size=1, max_size=12)

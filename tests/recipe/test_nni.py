@@ -16,8 +16,9 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import RecipeError
-from fxprune.recipe import Recipe, Rule
-from fxprune.selecting import verdicts
+from fxprune.recipe.recipe import Recipe
+from fxprune.recipe.rule import Rule
+from fxprune.recipe.selecting import verdicts
 
 WEIGHTS = {"param": ["weight"]}
 LEVEL = {"method": "l1_unstructured"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import SelectError
-from fxprune.program import Program
+from fxprune.program.program import Program
 
 
 class Net(nn.Module):

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.errors import RecipeError
-from fxprune.recipe import METHODS, Export, Finalize, Recipe, Rule, Select
-from fxprune.recipe_select import DTYPES
+from fxprune.recipe.recipe import Export, Finalize, Recipe
+from fxprune.recipe.rule import METHODS, Rule
+from fxprune.recipe.select import DTYPES, Select
 
 GOOD_TOML = """
 version = 1

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from fxprune.errors import RecipeError
-from fxprune.recipe import Export, Finalize, Recipe, Rule, Select
-from tests.core.test_recipe import GOOD, NAMES, SHARE_OR_COUNT, fault, rule
+from fxprune.recipe.recipe import Export, Finalize, Recipe
+from fxprune.recipe.rule import Rule
+from fxprune.recipe.select import Select
+from tests.recipe.test_recipe import GOOD, NAMES, SHARE_OR_COUNT, fault, rule
 
 RECIPE_FAULTS: list[tuple[Any, str]] = [
     ([], "[] is no recipe; a recipe has [[rule]] tables"),

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.errors import RecipeError
-from fxprune.recipe import Recipe, Rule
-from tests.core.test_recipe import fault, write
+from fxprune.recipe.recipe import Recipe
+from fxprune.recipe.rule import Rule
+from tests.recipe.test_recipe import fault, write
 
 
 def refused(path: Path) -> str:

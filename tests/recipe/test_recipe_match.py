@@ -9,9 +9,10 @@ import pytest
 
 import fxprune
 from fxprune.errors import RecipeError
-from fxprune.recipe import Recipe, Rule
-from fxprune.selecting import Bound, choice_of
-from tests.helpers import source_of
+from fxprune.recipe.recipe import Recipe
+from fxprune.recipe.rule import Rule
+from fxprune.recipe.selecting import Bound, choice_of
+from tests.tools.helpers import source_of
 
 TOML = '''
 [[rule]]

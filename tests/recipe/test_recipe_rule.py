@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fxprune.recipe import METHODS
-from fxprune.recipe_select import DTYPES
-from tests.core.test_recipe import NAMES, SHARE_OR_COUNT, fault, rule
+from fxprune.recipe.rule import METHODS
+from fxprune.recipe.select import DTYPES
+from tests.recipe.test_recipe import NAMES, SHARE_OR_COUNT, fault, rule
 
 NORM = "give a number, 'fro', 'nuc', 'inf' or '-inf'"
 KNOWN_METHODS = ", ".join(f"'{name}'" for name in METHODS) + ', "package.module:Class"'

@@ -12,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 
 import fxprune
 from fxprune.errors import FormatError, RecipeError
-from tests.helpers import program
+from tests.tools.helpers import program
 
 
 class EveryNth(torch_prune.BasePruningMethod):
@@ -66,7 +66,7 @@ def test_a_mask_file_lies_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_class_and_its_arguments_need_leave(tmp_path: Path):
     rule = (
-        'select = "0.weight"\nmethod = "tests.core.test_recipe_to_masks:EveryNth"\n'
+        'select = "0.weight"\nmethod = "tests.recipe.test_recipe_to_masks:EveryNth"\n'
         "args = { n = 3, first = 1 }"
     )
     path = write(tmp_path, rule)

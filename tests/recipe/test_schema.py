@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from fxprune.errors import RecipeError
-from fxprune.recipe import METHODS, Export, Finalize, PassCall, Recipe, Rule, Select
-from fxprune.recipe_ranks import SCORES
-from fxprune.schema import json_schema
-from tests.core.test_recipe import GOOD, recipes
+from fxprune.recipe.recipe import Export, Finalize, PassCall, Recipe
+from fxprune.recipe.rule import METHODS, SCORES, Rule
+from fxprune.recipe.schema import json_schema
+from fxprune.recipe.select import Select
+from tests.recipe.test_recipe import GOOD, recipes
 
 SCHEMA = json_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)

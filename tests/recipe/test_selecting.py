@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import SelectError
-from fxprune.program import Program
-from fxprune.recipe import Rule
-from fxprune.selecting import Verdict, verdicts
-from tests.helpers import program, source_of
+from fxprune.program.program import Program
+from fxprune.recipe.rule import Rule
+from fxprune.recipe.selecting import Verdict, verdicts
+from tests.tools.helpers import program, source_of
 
 W = ("W",)
 

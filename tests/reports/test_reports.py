@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-import fxprune.functional as prune
+from fxprune import functional as prune
 from fxprune.errors import MissingParameterError, PassError, PassTypeError
-from fxprune.reports import Report, report
-from tests.zoo import ZOO
+from fxprune.reports.summary import Report, report
+from tests.models.zoo import ZOO
 
 WEIGHTS = {"op": ["conv2d", "linear"], "param": "weight"}
 RECIPE: dict[str, Any] = {

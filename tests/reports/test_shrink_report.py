@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import fxprune
-from fxprune.channel_picture import channel_graph, draw_channels, to_dot
-from fxprune.cli import app
+from fxprune.cli.app import app
+from fxprune.compiler.picture import channel_graph, draw_channels, to_dot
+from fxprune.compiler.shrinking import shrink
 from fxprune.errors import FormatError
-from fxprune.shrinking import shrink
-from tests.coupled_nets import captured, coupled
+from tests.models.coupled_nets import captured, coupled
 
 
 def shrunk(name: str = "residual"):

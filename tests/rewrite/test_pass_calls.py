@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.catalog import NO_DEFAULT, described, listed
 from fxprune.errors import InvariantError, PassError, RecipeError
-from fxprune.recipe import PassCall, Recipe
-from tests.breaking import FAULTS, Close, Net
-from tests.foreign import installed
-from tests.helpers import snapshot
+from fxprune.recipe.recipe import PassCall, Recipe
+from fxprune.rewrite.registry import NO_DEFAULT, described, listed
+from fxprune.testing.assert_pass import snapshot
+from tests.tools.breaking import FAULTS, Close, Net
+from tests.tools.foreign import installed
 
 RULE = {"name": "weights", "select": "*.weight", "method": "l1_unstructured", "amount": 0.5}
 SCORE: dict[str, Any] = {"select": "*.weight", "granularity": "element", "amount": 0.5}
@@ -140,7 +140,7 @@ CALLS: list[tuple[Any, str]] = [
         "the pass 'unmade' does not take; did you mean 'num",
     ),
     ({"name": "look", "args": {"zzz": 2}}, "which the pass 'look' does not take; it takes none"),
-    ({"name": "gone"}, "the pass 'gone' cannot be imported from tests.foreign:Gone"),
+    ({"name": "gone"}, "the pass 'gone' cannot be imported from tests.tools.foreign:Gone"),
     ({"name": "method"}, "the pass 'method' is a step of rules; write a [[rule]]"),
     ({"name": "given"}, "the pass 'given' is a step of rules; write a [[rule]]"),
     ({"name": "select"}, "the pass 'select' is a step of rules; write a [[rule]]"),

@@ -10,12 +10,13 @@ import torch
 from torch import fx
 from torch.fx.node import Node
 
-import fxprune.functional as prune
-from fxprune import ops
+from fxprune import functional as prune
 from fxprune.errors import RecipeError
-from fxprune.pattern import Anything, Call, Constant, Match, Name, Pattern, Refusal, match, parse
-from fxprune.program import Program
-from tests.helpers import program, source_of
+from fxprune.program import ops
+from fxprune.program.program import Program
+from fxprune.rewrite.matching import match
+from fxprune.rewrite.pattern import Anything, Call, Constant, Match, Name, Pattern, Refusal, parse
+from tests.tools.helpers import program, source_of
 
 PARSED: list[tuple[str, Pattern]] = [
     ("_", Anything()),

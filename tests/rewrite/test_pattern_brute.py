@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import fxprune.functional as prune
-from fxprune.pattern import Match, Refusal, match, matches, parse
-from fxprune.pattern_search import Search
-from fxprune.program import Program
-from tests.brute_force import Bindings, all_bindings, key_of
-from tests.helpers import program
-from tests.pattern_strategies import build_graph, graphs, patterns
+from fxprune import functional as prune
+from fxprune.program.program import Program
+from fxprune.rewrite.matching import Search, match, matches
+from fxprune.rewrite.pattern import Match, Refusal, parse
+from tests.tools.brute_force import Bindings, all_bindings, key_of
+from tests.tools.helpers import program
+from tests.tools.pattern_strategies import build_graph, graphs, patterns
 
 
 @cache

@@ -10,11 +10,11 @@ import torch
 from torch import fx
 from torch.fx.node import Node
 
-import fxprune.functional as prune
-from fxprune.pattern import Match, Refusal, match, matches, parse
-from fxprune.pattern_search import Search
-from fxprune.program import Program
-from tests.helpers import program, source_of
+from fxprune import functional as prune
+from fxprune.program.program import Program
+from fxprune.rewrite.matching import Search, match, matches
+from fxprune.rewrite.pattern import Match, Refusal, parse
+from tests.tools.helpers import program, source_of
 
 aten = torch.ops.aten
 

@@ -8,8 +8,19 @@ import warnings
 import pytest
 
 from fxprune.errors import RecipeError
-from fxprune.pattern import Anything, Call, Constant, Either, Listed, Name, Pattern, parse
-from fxprune.pattern_parts import calls_around, capitals, operators
+from fxprune.rewrite.pattern import (
+    Anything,
+    Call,
+    Constant,
+    Either,
+    Listed,
+    Name,
+    Pattern,
+    calls_around,
+    capitals,
+    operators,
+    parse,
+)
 
 X, W = Name("x"), Name("W")
 RELU = Call("relu", (X,), ())

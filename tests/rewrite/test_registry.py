@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fxprune import registry
 from fxprune.errors import PassError
 from fxprune.passes.rank import Rank
 from fxprune.passes.table import PASSES
+from fxprune.rewrite import registry
 
 
 class Entry:

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.fx.node import Node
 
-from fxprune import tensors
 from fxprune.errors import InvariantError, MissingParameterError, ShapeError
-from fxprune.pattern import Refusal
-from fxprune.program import Program
-from fxprune.rewriter import Rewriter
-from fxprune.rule import RewriteRule, rule
-from tests.helpers import model, program, text
+from fxprune.program import parameters
+from fxprune.program.program import Program
+from fxprune.rewrite.pattern import Refusal
+from fxprune.rewrite.rewriter import Rewriter, RewriteRule, rule
+from fxprune.testing.assert_pass import program_text as text
+from tests.tools.helpers import model, program
 
 aten = torch.ops.aten
 
@@ -282,6 +282,6 @@ def test_adopting_renames_the_stored_parameter():
     rewriter.adopt("0.weight")
     assert rewriter.edits == 1
     assert list(p.captured.first) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    assert tensors.masks(p)["0.weight"].dtype is torch.float32
+    assert parameters.masks(p)["0.weight"].dtype is torch.float32
     rewriter.adopt("0.weight")
     assert rewriter.edits == 1

@@ -18,20 +18,20 @@ import torch
 from torch import nn
 
 import fxprune
-import fxprune.functional as prune
-from fxprune import writing
+from fxprune import functional as prune
 from fxprune.errors import FormatError, FxpruneError
-from fxprune.file_sinks import sink
-from fxprune.files import load_pt2, read_weights
-from fxprune.masks import read_masks
-from fxprune.rewriter import Rewriter
+from fxprune.files.masks import read_masks
+from fxprune.files.pt2 import load_pt2
+from fxprune.files.writers import read_weights
+from fxprune.rewrite.rewriter import Rewriter
+from fxprune.support import writing
+from fxprune.support.writing import replacing_folder, sink
 from fxprune.testing.comparing import is_same
-from fxprune.writing import replacing_folder
 from tests.fuzz import inputs, run
 from tests.fuzz.run import fuzz
 from tests.kills.run import kill_writers
 from tests.kills.writers import WRITERS, Version, Writer, versions
-from tests.profiles import thorough_but
+from tests.tools.profiles import thorough_but
 
 RULE = {"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fxprune.compiler.recheck import read_certificate
 from fxprune.errors import FormatError
-from fxprune.plan_files import parse
-from fxprune.reading import header_size, parse_json
-from fxprune.rechecking import read_certificate
+from fxprune.reports.plans import parse
+from fxprune.support.reading import header_size, parse_json
 
 
 @pytest.mark.parametrize(

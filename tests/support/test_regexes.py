@@ -14,8 +14,8 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import RecipeError, SelectError
-from fxprune.regexes import UnboundedError, check_regex, fits_at_start, found_in
-from tests.capture_helpers import net
+from fxprune.support.regexes import UnboundedError, check_regex, fits_at_start, found_in
+from tests.tools.capture_helpers import net
 
 TEXTS = st.text("abAB01._\n", max_size=8)
 ATOMS = st.sampled_from(

@@ -19,14 +19,15 @@ import torch
 from torch import nn
 
 import fxprune
-import fxprune.functional as prune
-from fxprune.explaining import explain
-from fxprune.files import load_pt2, read_weights
-from fxprune.masks import fit_masks, read_masks, write_masks
-from fxprune.planning import plan
-from fxprune.quiet import quiet_export
+from fxprune import functional as prune
+from fxprune.compiler.dry_run import plan
+from fxprune.compiler.verdicts import explain
+from fxprune.files.masks import fit_masks, read_masks, write_masks
+from fxprune.files.pt2 import load_pt2
+from fxprune.files.writers import read_weights
+from fxprune.support.torch_state import quiet_export
 from fxprune.testing.comparing import is_same
-from tests.zoo import ZOO
+from tests.models.zoo import ZOO
 
 MODELS = ["lenet", "aux_head", "lstm", "tied_embedding", "kwargs_dict", "called_twice"]
 RULES = [

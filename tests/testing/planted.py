@@ -11,29 +11,12 @@ import torch
 from torch.fx.node import Node
 
 from fxprune.errors import PassError
-from fxprune.facts import NewMasks, Scores, ScoreSource, Selection
-from fxprune.ops import canonical_name
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Analysis, Facts, Rewrite
-from fxprune.program import Program
-from fxprune.rewriter import Rewriter
-from fxprune.rule import RewriteRule, rule
-
-__all__ = [
-    "ChangesTensors",
-    "Counts",
-    "CrashesOnNorms",
-    "DrawsAnyway",
-    "DropAny",
-    "EditsFacts",
-    "MasksHalfway",
-    "NotFrozen",
-    "RefusesAll",
-    "ScoreHalf",
-    "ScoreSigned",
-    "Wraps",
-    "WritesAndMasks",
-]
+from fxprune.program.ops import canonical_name
+from fxprune.program.program import Program
+from fxprune.rewrite.facts import NewMasks, Scores, ScoreSource, Selection
+from fxprune.rewrite.passes import Analysis, Facts, Rewrite
+from fxprune.rewrite.pattern import Refusal
+from fxprune.rewrite.rewriter import Rewriter, RewriteRule, rule
 
 KNOWN = ("abs", "ceil", "floor", "relu", "tanh", "gelu")
 

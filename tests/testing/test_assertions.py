@@ -13,28 +13,25 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune import Program
 from fxprune.errors import AmountError, FxpruneError
-from fxprune.passes.finalize import FoldMasks
+from fxprune.passes.fold_masks import FoldMasks, UnmaskParameters
 from fxprune.passes.mask import InsertMasks
-from fxprune.passes.unmask import UnmaskParameters
-from fxprune.pattern import Refusal
-from fxprune.rule import rule
-from fxprune.testing import (
-    Call,
-    DifferenceError,
-    assert_close,
+from fxprune.program.program import Program
+from fxprune.rewrite.pattern import Refusal
+from fxprune.rewrite.rewriter import rule
+from fxprune.testing.assert_pass import (
     assert_frozen,
     assert_idempotent,
-    assert_parity,
     assert_promise,
     assert_pure,
     assert_refuses,
-    assert_same,
     assert_transactional,
 )
-from tests.helpers import inputs, model, program
+from fxprune.testing.calls import Call
+from fxprune.testing.comparing import DifferenceError, assert_close, assert_same
+from fxprune.testing.parity import assert_parity
 from tests.testing import planted
+from tests.tools.helpers import inputs, model, program
 
 HALF = {"rule": [{"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}]}
 
@@ -175,7 +172,7 @@ def test_magnitudes_are_compared_where_ties_are_fxprunes_own(monkeypatch: pytest
         dead, alive = (mask == 0).nonzero()[0], (mask == 1).nonzero()[0]
         mask[tuple(dead)], mask[tuple(alive)] = 1, 0
 
-    monkeypatch.setattr("fxprune.testing.ties.prune", _edited(flip))
+    monkeypatch.setattr("fxprune.testing.oracle.prune", _edited(flip))
     with pytest.raises(
         DifferenceError, match=r"magnitudes pruned of 0\.weight with ties = 'index'"
     ):

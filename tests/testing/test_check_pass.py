@@ -12,17 +12,16 @@ import torch
 from hypothesis import strategies as st
 
 from fxprune.errors import FxpruneError
-from fxprune.passes.finalize import FoldMasks
+from fxprune.passes.fold_masks import FoldMasks, UnmaskParameters
 from fxprune.passes.magnitude import ScoreMagnitude
 from fxprune.passes.random import ScoreRandom
-from fxprune.passes.unmask import UnmaskParameters
-from fxprune.testing import Arch, Checked, DifferenceError, check_pass
-from fxprune.testing.drawn_programs import Drawn
-from fxprune.testing.layers import Activation, Attention, Linear, Norm, Residual
-from fxprune.testing.reducing import simplest
+from fxprune.testing.architecture import Activation, Arch, Attention, Linear, Norm, Residual
+from fxprune.testing.check_pass import Checked, check_pass, simplest
+from fxprune.testing.comparing import DifferenceError
+from fxprune.testing.drawing import Drawn
 from fxprune.testing.searching import simplest_failure
-from tests.profiles import thorough_but
 from tests.testing import planted
+from tests.tools.profiles import thorough_but
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "third_party"
 # One network, so that capture, which takes most of the time, runs once.

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune import Recipe
+from fxprune.recipe.recipe import Recipe
 from fxprune.testing.architecture import Arch, build
+from fxprune.testing.code import network_code, recipe_code, toml_of
 from fxprune.testing.comparing import difference
-from fxprune.testing.drawn_networks import architectures
-from fxprune.testing.writing_code import network_code, recipe_code, toml_of
-from tests.profiles import examples
+from fxprune.testing.drawing import architectures
+from tests.tools.profiles import examples
 
 
 @given(architectures(non_finite=True))

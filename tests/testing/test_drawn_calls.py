@@ -11,14 +11,12 @@ import torch
 from hypothesis import HealthCheck, Phase, find, given, settings
 from torch.nn.utils import prune
 
-from fxprune.testing import layers
-from fxprune.testing.architecture import Arch, build
+from fxprune.testing import architecture
+from fxprune.testing.architecture import Arch, Layer, build
 from fxprune.testing.calls import KINDS, STRUCTURED, Call, methods_of
-from fxprune.testing.drawn_calls import pruning_sequences
-from fxprune.testing.drawn_networks import SHAPES, architectures
-from fxprune.testing.layers import Layer
-from tests.cases import Case, canonical, cases
-from tests.zoo import with_batch
+from fxprune.testing.comparing import with_batch
+from fxprune.testing.drawing import SHAPES, architectures, pruning_sequences
+from tests.models.cases import Case, canonical, cases
 
 # Always the same examples, none of them shrunk.
 SAMPLED = settings(
@@ -63,26 +61,26 @@ ARCHS: dict[str, Callable[[Arch], bool]] = {
     **{shape: (lambda arch, shape=shape: arch.shape == shape) for shape in SHAPES},
     **{
         f"conv on {shape}": (
-            lambda arch, shape=shape: arch.shape == shape and has(layers.Conv)(arch)
+            lambda arch, shape=shape: arch.shape == shape and has(architecture.Conv)(arch)
         )
-        for shape in layers.SPATIAL
+        for shape in architecture.SPATIAL
     },
-    **{f"norm {kind}": has(layers.Norm, kind=kind) for kind in ("batch", "layer", "group")},
-    **{kind: has(layers.Recurrent, kind=kind) for kind in layers.RECURRENT},
+    **{f"norm {kind}": has(architecture.Norm, kind=kind) for kind in ("batch", "layer", "group")},
+    **{kind: has(architecture.Recurrent, kind=kind) for kind in architecture.RECURRENT},
     **{dtype: (lambda arch, d=dtype: arch.dtype == d) for dtype in ("float64", "bfloat16")},
-    "depthwise": has(layers.Conv, depthwise=True, kernel=3),
-    "bidirectional": has(layers.Recurrent, bidirectional=True, layers=2),
-    "attention": has(layers.Attention),
-    "prelu": has(layers.Activation, kind="prelu"),
-    "dropout": has(layers.Dropout),
-    "residual": has(layers.Residual),
+    "depthwise": has(architecture.Conv, depthwise=True, kernel=3),
+    "bidirectional": has(architecture.Recurrent, bidirectional=True, layers=2),
+    "attention": has(architecture.Attention),
+    "prelu": has(architecture.Activation, kind="prelu"),
+    "dropout": has(architecture.Dropout),
+    "residual": has(architecture.Residual),
     "residual attention": lambda arch: any(
-        isinstance(layer, layers.Residual) and isinstance(layer.inner, layers.Attention)
+        isinstance(layer, architecture.Residual) and isinstance(layer.inner, architecture.Attention)
         for layer in arch.layers
     ),
-    "concat": has(layers.Concat),
-    "called twice": has(layers.Shared, names=1),
-    "two names": has(layers.Shared, names=2),
+    "concat": has(architecture.Concat),
+    "called twice": has(architecture.Shared, names=1),
+    "two names": has(architecture.Shared, names=2),
     "tied": lambda arch: arch.tied,
     "keywords": lambda arch: arch.keywords,
     "ties": lambda arch: arch.grid is not None,
@@ -194,7 +192,7 @@ def test_calls_name_parameters_by_their_first_name(case: Case) -> None:
 
 @given(cases())
 def test_a_case_prints_as_what_makes_it(case: Case) -> None:
-    names = {name: getattr(layers, name) for name in layers.__all__}
+    names = dict(vars(architecture))
     names |= {"Case": Case, "Arch": Arch, "Call": Call, "inf": math.inf, "nan": math.nan}
     # as texts, because NaN differs from itself
     assert repr(eval(repr(case), names)) == repr(case)
@@ -202,7 +200,7 @@ def test_a_case_prints_as_what_makes_it(case: Case) -> None:
 
 def test_calls_shrink_to_one_plain_call() -> None:
     arch = find(architectures(), lambda _: True)
-    assert arch == Arch("features", 1, (layers.Linear(1, False),))
+    assert arch == Arch("features", 1, (architecture.Linear(1, False),))
     call = find(
         pruning_sequences(canonical(arch)),
         lambda drawn: any(c.kind == "l1_unstructured" for c in drawn),

@@ -15,26 +15,27 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import fxprune
 import fxprune.testing
-from fxprune import Program, Recipe, Rule
 from fxprune.errors import FxpruneError
-from fxprune.selecting import verdicts
-from fxprune.testing import (
+from fxprune.program.program import Program
+from fxprune.recipe.recipe import Recipe
+from fxprune.recipe.rule import Rule
+from fxprune.recipe.selecting import verdicts
+from fxprune.testing.architecture import Activation, build
+from fxprune.testing.drawing import (
+    DTYPES,
+    METHODS,
+    Drawn,
     architectures,
-    build,
     calibrations,
+    drawn,
     programs,
     pruning_sequences,
     recipes,
     tied_tensors,
 )
-from fxprune.testing.drawn_networks import DTYPES
-from fxprune.testing.drawn_programs import Drawn, drawn
-from fxprune.testing.drawn_recipes import METHODS
-from fxprune.testing.layers import Activation
-from tests.helpers import source_of
-from tests.profiles import captures
+from tests.tools.helpers import source_of
+from tests.tools.profiles import captures
 
 
 def sample(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
@@ -57,7 +58,7 @@ def sample(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
     return found
 
 
-# Architectures: tests/core/test_strategies.py has the rest
+# Architectures: tests/testing/test_drawn_calls.py has the rest
 
 
 @cache

@@ -9,10 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fxprune.pipeline import Facts, Rewrite
-from fxprune.rewriter import Rewriter
-
-__all__ = ["FAULTS", "Breaks", "Close", "Net"]
+from fxprune.rewrite.passes import Facts, Rewrite
+from fxprune.rewrite.rewriter import Rewriter
 
 
 class Net(nn.Module):
@@ -132,7 +130,10 @@ FAULTS: dict[str, tuple[Callable[[Rewriter], object], str]] = {
     ),
     "frozen": (frozen, r"'left.bias' is not trained"),
     "detached": (detached, r"'first.bias' gets no gradient"),
-    "raising": (raising, r"'breaks' of tests.breaking raised ZeroDivisionError: oh no; nothing"),
+    "raising": (
+        raising,
+        r"'breaks' of tests.tools.breaking raised ZeroDivisionError: oh no; nothing",
+    ),
 }
 
 

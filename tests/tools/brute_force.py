@@ -13,9 +13,7 @@ from typing import Any
 
 from torch.fx.node import Node
 
-from fxprune.pattern import Anything, Call, Constant, Either, Listed, Name, Pattern
-
-__all__ = ["Bindings", "all_bindings", "key_of", "parameter_behind"]
+from fxprune.rewrite.pattern import Anything, Call, Constant, Either, Listed, Name, Pattern
 
 Bindings = frozenset[tuple[str, Any]]
 

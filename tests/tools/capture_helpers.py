@@ -13,26 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-from fxprune.program import Program
+from fxprune.program.program import Program
 from fxprune.testing.comparing import difference
 from fxprune.testing.oracle import Oracle
 from tests.models import store
-from tests.zoo import ZOO, Case
-
-__all__ = [
-    "captured",
-    "check_forwards",
-    "check_same",
-    "masked",
-    "net",
-    "oracle_of",
-    "program_of",
-    "redrawn",
-    "run",
-    "saved",
-    "state_of",
-    "written",
-]
+from tests.models.zoo import ZOO, Case
 
 Args = tuple[Any, ...]
 BATCHES = (4, 1, 7)

@@ -11,29 +11,29 @@ import pytest
 import torch
 from torch.fx.node import Node
 
-from fxprune import registry, tensors
 from fxprune.errors import PassError
-from fxprune.facts import Scores, ScoreSource, Selection
 from fxprune.passes.table import PASSES
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Analysis, Facts, Rewrite
-from fxprune.program import Program
-from fxprune.rewriter import Rewriter
-from fxprune.rule import rule
-from fxprune.units import living_channels
+from fxprune.program import parameters
+from fxprune.program.program import Program
+from fxprune.rewrite import registry
+from fxprune.rewrite.facts import Scores, ScoreSource, Selection
+from fxprune.rewrite.passes import Analysis, Facts, Rewrite
+from fxprune.rewrite.pattern import Refusal
+from fxprune.rewrite.rewriter import Rewriter, rule
+from fxprune.rewrite.units import living_channels
 
 TABLE = {
-    "peak": "tests.foreign:ScorePeak",
-    "constant": "tests.foreign:ScoreConstant",
-    "drop-dropout": "tests.foreign:DropDropout",
-    "halve": "tests.foreign:Halve",
-    "look": "tests.foreign:Look",
-    "use": "tests.foreign:Use",
-    "unmade": "tests.foreign:Unmade",
-    "break": "tests.foreign:Break",
-    "gone": "tests.foreign:Gone",
-    "breaks": "tests.breaking:Breaks",
-    "close": "tests.breaking:Close",
+    "peak": "tests.tools.foreign:ScorePeak",
+    "constant": "tests.tools.foreign:ScoreConstant",
+    "drop-dropout": "tests.tools.foreign:DropDropout",
+    "halve": "tests.tools.foreign:Halve",
+    "look": "tests.tools.foreign:Look",
+    "use": "tests.tools.foreign:Use",
+    "unmade": "tests.tools.foreign:Unmade",
+    "break": "tests.tools.foreign:Break",
+    "gone": "tests.tools.foreign:Gone",
+    "breaks": "tests.tools.breaking:Breaks",
+    "close": "tests.tools.breaking:Close",
 }
 
 
@@ -91,9 +91,9 @@ class ScorePeak(Analysis):
     def run(self, program: Program, facts: Facts) -> Scores:
         sources: dict[str, ScoreSource] = {}
         for site in facts[Selection].sites:
-            size = tensors.value(program, site.name).abs() ** self.power
+            size = parameters.value(program, site.name).abs() ** self.power
             others = [d for d in range(size.dim()) if d != self.dim % size.dim()]
-            mask = tensors.masks(program).get(site.name)
+            mask = parameters.masks(program).get(site.name)
             kept = None if mask is None else living_channels(mask, self.dim)
             sources[site.name] = Given(size.amax(dim=others), kept)
         return Scores(sources, dim=self.dim)
@@ -176,7 +176,7 @@ class Look(Analysis):
     gives: ClassVar = (Seen,)
 
     def run(self, program: Program, facts: Facts) -> Seen:
-        return Seen(len(tensors.aliases(program)))
+        return Seen(len(parameters.aliases(program)))
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Use(Rewrite):
     promise: ClassVar[str] = "same"
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
-        if facts[Seen].parameters != len(tensors.aliases(rewriter.program)):
+        if facts[Seen].parameters != len(parameters.aliases(rewriter.program)):
             raise PassError("the count is another")
 
 
@@ -215,5 +215,5 @@ class Break(Rewrite):
     name: ClassVar[str] = "break"
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
-        name = next(n for n in tensors.aliases(rewriter.program) if n.endswith("bias"))
-        rewriter.add_mask(name, torch.ones_like(tensors.parameter(rewriter.program, name)))
+        name = next(n for n in parameters.aliases(rewriter.program) if n.endswith("bias"))
+        rewriter.add_mask(name, torch.ones_like(parameters.parameter(rewriter.program, name)))

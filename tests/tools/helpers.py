@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.facts import (
+from fxprune.compiler.pipeline import Pipeline, Trace
+from fxprune.program.program import Program
+from fxprune.program.uses import sites_of
+from fxprune.rewrite.facts import (
     Cut,
     GivenMasks,
     Importance,
@@ -22,27 +25,8 @@ from fxprune.facts import (
     ScoreSource,
     Selection,
 )
-from fxprune.pipeline import Facts, Pass, Pipeline, Trace
-from fxprune.program import Program
-from fxprune.sites import sites_of
-from fxprune.testing.remembering import program_text as text
-from fxprune.testing.remembering import snapshot
+from fxprune.rewrite.passes import Facts, Pass
 from tests.models import store
-
-__all__ = [
-    "MODELS",
-    "Values",
-    "both_texts",
-    "facts_text",
-    "inputs",
-    "model",
-    "program",
-    "run",
-    "selection",
-    "snapshot",
-    "source_of",
-    "text",
-]
 
 
 class Twice(nn.Module):

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from torch import fx
 from torch.fx.node import Node
 
-from fxprune.pattern import Anything, Call, Constant, Either, Listed, Name, Pattern
-
-__all__ = ["GraphSpec", "build_graph", "graphs", "patterns"]
+from fxprune.rewrite.pattern import Anything, Call, Constant, Either, Listed, Name, Pattern
 
 aten = torch.ops.aten
 UNARY = (aten.relu.default, aten.relu_.default, aten.gelu.default, aten.neg.default)

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-__all__ = ["captures", "examples", "thorough_but", "thorough_unless"]
-
 
 def examples(quick: int, thorough: int, **others: Any) -> Callable[[Any], Any]:
     """Set how many examples hypothesis draws for a test in each of the two profiles.

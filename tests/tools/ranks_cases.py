@@ -12,17 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import (
-    DTensor,
-    Replicate,
-    Shard,
-    distribute_module,
-    distribute_tensor,
-)
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 
 import fxprune
-from fxprune import Program
-from fxprune.tensors import masks, parameter
+from fxprune.program.parameters import masks, parameter
+from fxprune.program.program import Program
 
 X = torch.linspace(-2, 2, 4 * 2 * 6 * 6).view(4, 2, 6, 6)
 

@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn.utils.prune import L1Unstructured
 
 import fxprune
-from fxprune import Program
-from fxprune.tensors import parameter
-from tests.ranks_cases import LAYOUTS, line, local, rule, spread, square
+from fxprune.program.parameters import parameter
+from fxprune.program.program import Program
+from tests.tools.ranks_cases import LAYOUTS, line, local, rule, spread, square
 
 Cut = Callable[[Program, int], Any]
 Attempt = Callable[[Program, int], Any]
@@ -130,7 +130,7 @@ FAULTS: dict[str, tuple[Cut, Attempt]] = {
     "torch's ties": (rows, lambda p, rank: prune(p, GLOBAL | {"ties": "torch"})),
     "own method": (
         rows,
-        lambda p, rank: prune(p, rule("tests.ranks_faults:OwnL1"), allow_imports=True),
+        lambda p, rank: prune(p, rule("tests.tools.ranks_faults:OwnL1"), allow_imports=True),
     ),
     "copy": (fsdp, lambda p, rank: prune(p, inplace=False)),
     "copy, finalize": (fsdp, lambda p, rank: fxprune.finalize(p)),

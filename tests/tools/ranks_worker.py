@@ -1,6 +1,6 @@
 """What test_ranks.py runs in each of several processes, started by torchrun.
 
-    python -m torch.distributed.run --standalone --nproc-per-node N -m tests.ranks_worker MODE OUT
+    python -m torch.distributed.run --standalone --nproc-per-node N -m tests.tools.ranks_worker MODE OUT
 
 Each process writes what it found: `RANK.safetensors` with tensors, `RANK.json` with the rest.
 """
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import fxprune
-from tests import ranks_faults
-from tests.ranks_cases import (
+from tests.tools import ranks_faults
+from tests.tools.ranks_cases import (
     LAYOUTS,
     RECIPES,
     Chain,

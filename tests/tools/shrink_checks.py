@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxprune.compiler import shrink
-from fxprune.program import Program
-from fxprune.shrink_record import ShrinkRecord
-
-__all__ = ["BOUND", "cuts", "gap", "parameters", "record_text", "shrink_and_check"]
+from fxprune.compiler.shrinking import shrink
+from fxprune.program.program import Program
+from fxprune.program.records import ShrinkRecord
 
 # Fewer addends are summed in another order: in float64 that moves the last bits alone.
 BOUND = 1e-9

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fxprune
-from fxprune.program import Program
-from fxprune.saving import load, save
+from fxprune.files.fxp import load, save
+from fxprune.program.program import Program
 from fxprune.testing.comparing import difference
 
 pytestmark = pytest.mark.thorough

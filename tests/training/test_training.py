@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fxprune
 from fxprune.testing.oracle import loss_of
-from tests.capture_helpers import captured, check_same, masked, oracle_of, state_of
 from tests.models import store
-from tests.zoo import ZOO
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import captured, check_same, masked, oracle_of, state_of
 
 Optimizers = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Optimizers] = {

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-import fxprune.functional as prune
-from fxprune.checker import check_invariants, check_same, observe
+from fxprune import functional as prune
 from fxprune.errors import InvariantError
-from fxprune.program import Program
+from fxprune.program.program import Program
+from fxprune.testing.assert_pass import snapshot
 from fxprune.testing.comparing import is_same
-from tests.helpers import inputs, model, program, snapshot
+from fxprune.verification.invariants import check_invariants, check_same, observe
+from tests.tools.helpers import inputs, model, program
 
 # Invariants
 

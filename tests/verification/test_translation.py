@@ -15,28 +15,33 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fxprune
-from fxprune.auditing import Auditor
-from fxprune.build import compile
-from fxprune.certificate import Certificate
-from fxprune.compiler import edit, finalize
-from fxprune.digests import Digests, digest_of, graphs_digest, state_digest
+from fxprune.compiler.build import compile
+from fxprune.compiler.run import edit, finalize
+from fxprune.compiler.shrinking import shrink_certified
 from fxprune.errors import InvariantError
-from fxprune.facts import Cut, Ranking, Scores, ScoreSource, Selection
-from fxprune.pipeline import Facts, Rewrite
-from fxprune.program import Program
-from fxprune.recipe import Rule
-from fxprune.recounting import Masked, recount
-from fxprune.rewriter import Rewriter
-from fxprune.shrinking import shrink_certified
-from fxprune.sites import sites_of
-from fxprune.verify import verify
-from tests.helpers import inputs, model, program
+from fxprune.program.program import Program
+from fxprune.program.uses import sites_of
+from fxprune.recipe.rule import Rule
+from fxprune.rewrite.facts import Cut, Ranking, Scores, ScoreSource, Selection
+from fxprune.rewrite.passes import Facts, Rewrite
+from fxprune.rewrite.rewriter import Rewriter
+from fxprune.verification.certificate import (
+    Certificate,
+    Digests,
+    digest_of,
+    graphs_digest,
+    state_digest,
+)
+from fxprune.verification.comparison import verify
+from fxprune.verification.recount import Masked, recount
+from fxprune.verification.translation import Auditor
+from tests.models.zoo import QUICK, ZOO
 from tests.mutants import coupling, rewriting, selecting
 from tests.mutants.cutting import Coupled, Cutting
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.programs import Modes
-from tests.profiles import thorough_but
-from tests.zoo import QUICK, ZOO
+from tests.tools.helpers import inputs, model, program
+from tests.tools.profiles import thorough_but
 
 RULE: dict[str, Any] = {"select": "*.weight", "method": "l1_unstructured", "amount": 0.5}
 FINAL: dict[str, Any] = {"rule": [RULE], "finalize": {}}
@@ -174,7 +179,9 @@ def test_a_mask_on_another_parameter_is_caught():
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_lost_mode_is_caught(last: bool):
-    mutant = Mutant("lost", "fxprune.rewriter:Rewriter.apply", rewriting.one_graph(last=last))
+    mutant = Mutant(
+        "lost", "fxprune.rewrite.rewriter:Rewriter.apply", rewriting.one_graph(last=last)
+    )
     p = program("modes")
     with planted(mutant), pytest.raises(InvariantError, match="past its mask"):
         compile(p, FINAL)
@@ -201,7 +208,7 @@ def test_a_write_past_torchs_count_is_caught():
 
         return fold
 
-    mutant = Mutant("write", "fxprune.passes.finalize:FoldMasks._folded", write)
+    mutant = Mutant("write", "fxprune.passes.fold_masks:FoldMasks._folded", write)
     with planted(mutant), pytest.raises(InvariantError, match=r"past torch's count|first node"):
         compile(program("mlp"), FINAL)
 
@@ -424,7 +431,7 @@ def test_a_cut_that_does_more_than_it_says_is_refused(change: Any, text: str):
             change(self.program)
         finish(self)
 
-    mutant = Mutant("spoilt", "fxprune.rewriter:Rewriter.finish", lambda _: spoilt)
+    mutant = Mutant("spoilt", "fxprune.rewrite.rewriter:Rewriter.finish", lambda _: spoilt)
     told = pytest.raises(InvariantError, match=f"(?s)shrink (broke its )?promise.*({text})")
     with planted(mutant), told:
         shrink_certified(p, watch=Auditor())

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-from fxprune.certificate import Certificate, Failure
-from fxprune.differences import Holder, largest_gap
 from fxprune.errors import InputError, PassError, PassTypeError
-from fxprune.program import Program
+from fxprune.program.program import Program
 from fxprune.testing.comparing import is_same
-from fxprune.verify import verify
-from tests.capture_helpers import program_of
-from tests.zoo import ZOO
+from fxprune.verification.certificate import Certificate, Failure
+from fxprune.verification.comparison import verify
+from fxprune.verification.differences import Holder, largest_gap
+from tests.models.zoo import ZOO
+from tests.tools.capture_helpers import program_of
 
 MODELS = ["residual_cnn", "stochastic_depth", "aux_head", "transformer_encoder", "kwargs_dict"]
 RECIPE = {"rule": [{"select": {"ndim": [2, 4]}, "method": "l1_unstructured", "amount": 0.5}]}

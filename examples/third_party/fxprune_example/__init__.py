@@ -5,8 +5,6 @@ Names alone: fxprune imports a pass when a recipe uses it.
 
 from __future__ import annotations
 
-__all__ = ["PASSES"]
-
 PASSES: dict[str, str] = {
     "drop-repeats": "fxprune_example.repeats:DropRepeats",
     "relative": "fxprune_example.relative:ScoreRelative",

@@ -11,14 +11,19 @@ from typing import ClassVar
 
 import torch
 
-from fxprune import tensors
-from fxprune.errors import PassError
-from fxprune.facts import Importance, Scores, ScoreSource, Selection
-from fxprune.pipeline import Analysis, Facts
-from fxprune.program import Program
-from fxprune.units import Entries, raw_value
-
-__all__ = ["RelativeScores", "ScoreRelative"]
+from fxprune.rewrite import (
+    Analysis,
+    Entries,
+    Facts,
+    Importance,
+    PassError,
+    Program,
+    Scores,
+    ScoreSource,
+    Selection,
+    parameters_of,
+    raw_value,
+)
 
 
 class RelativeScores(ScoreSource):
@@ -76,9 +81,9 @@ class ScoreRelative(Analysis):
 
     def run(self, program: Program, facts: Facts) -> Scores:
         """Return a source for each parameter."""
-        importance, masks = facts[Importance], tensors.masks(program)
+        importance, held = facts[Importance], parameters_of(program)
         sources: dict[str, ScoreSource] = {}
         for site in facts[Selection].sites:
-            entries = Entries(raw_value(program, site, importance), masks.get(site.name))
+            entries = Entries(raw_value(program, site, importance), held[site.name].mask)
             sources[site.name] = RelativeScores(entries, self.to)
         return Scores(sources)

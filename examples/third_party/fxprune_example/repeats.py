@@ -8,14 +8,16 @@ from typing import Any, ClassVar
 
 from torch.fx.node import Node
 
-from fxprune.errors import PassError
-from fxprune.ops import canonical_name
-from fxprune.pattern import Refusal
-from fxprune.pipeline import Facts, Rewrite
-from fxprune.rewriter import Rewriter
-from fxprune.rule import RewriteRule, rule
-
-__all__ = ["RULES", "DropRepeats"]
+from fxprune.rewrite import (
+    Facts,
+    PassError,
+    Refusal,
+    Rewrite,
+    Rewriter,
+    RewriteRule,
+    canonical_name,
+    rule,
+)
 
 
 def _rule_for(op: str) -> RewriteRule:

@@ -9,17 +9,25 @@ import numpy as np
 import torch
 from torch.fx.node import Node
 
-from fxprune import ops
-from fxprune.atoms import KERNEL
-from fxprune.axes import Flat
-from fxprune.factors import Array, Axis, Factor, Ids, Value
-from fxprune.flow import Flow, transfer
-from fxprune.pattern import Refusal
-from fxprune.regroup import split_factor
-from fxprune.sinks import meet, row_constants
-from fxprune.weights import Weights, nonzero
-
-from .flow_sums import Layer, outputs
+from fxprune.channels import (
+    KERNEL,
+    Array,
+    Axis,
+    Factor,
+    Flat,
+    Flow,
+    Ids,
+    Value,
+    Weights,
+    meet,
+    nonzero,
+    row_constants,
+    split_factor,
+    transfer,
+)
+from fxprune.channels.rules.linear import Layer, outputs
+from fxprune.program import ops
+from fxprune.rewrite import Refusal
 
 _TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
 

@@ -1,4 +1,9 @@
-"""What rules of layers share: inputs meet the weights, outputs get constants."""
+"""Transfer rules of linear, bilinear and embedding layers.
+
+What rules of layers share: inputs meet the weights, outputs get constants.
+
+Transfer rules of recurrent layers: features of the input may go, hidden sizes stay.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,113 @@ import numpy as np
 import torch
 from torch.fx.node import Node
 
-from fxprune.axes import Flat
-from fxprune.factors import Array, Axis, Value
-from fxprune.flow import Flow
-from fxprune.reads import parameter_of
-from fxprune.resizing import bias_name
-from fxprune.sinks import Sink, meet, row_constants, sums_of
-from fxprune.weights import Weights
+from fxprune.channels import (
+    Array,
+    Axis,
+    Factor,
+    Flat,
+    Flow,
+    Sink,
+    Value,
+    Weights,
+    meet,
+    nonzero,
+    opaque,
+    row_constants,
+    sums_of,
+    transfer,
+    unknown,
+)
+from fxprune.program import ops, parameter_of
+from fxprune.rewrite import Refusal, bias_name
 
-__all__ = ["Layer", "numbers", "outputs", "with_numbers"]
+
+@transfer("linear")
+def linear(flow: Flow, node: Node) -> Value | Refusal:
+    """The last axis is summed over; rows of the weight are the outputs."""
+    layer = Layer(flow, node)
+    value, rows = flow.value(node.args[0]), flow.value(layer.weight)
+    weight = flow.concrete(layer.weight)
+    if weight is None or len(rows.axes) != 2 or not value.axes:
+        return Refusal("its weight is computed", node)
+    if flow.tie(value.axes[-1], rows.axes[1], node) is None:
+        return Refusal("its input is made of parts that its weight cannot have", node)
+    entering = flow.flat(value, len(value.axes) - 1, node)
+    const = layer.sum_over(entering, weight, rows.axes[0], absorbs=True)
+    return outputs(value.axes[:-1], layer.with_bias(rows.axes[0]), (), const)
+
+
+@transfer("addmm")
+def addmm(flow: Flow, node: Node) -> Value | Refusal:
+    """A bias and a product with a stored matrix, whose columns are the outputs."""
+    scaled = [flow.argument(node, role) for role in ("beta", "alpha")]
+    layer = Layer(flow, node, weight="mat2", bias="self")
+    value, columns = flow.value(node.args[1]), flow.value(layer.weight)
+    weight = flow.concrete(layer.weight)
+    if weight is None or len(value.axes) != 2 or scaled != [1, 1]:
+        return Refusal("its weight is computed, or its terms are scaled", node)
+    if len(flow.value(layer.bias).axes) != 1:
+        return Refusal("its bias is no vector", node)
+    if flow.tie(value.axes[1], columns.axes[0], node) is None:
+        return Refusal("its input is made of parts that its weight cannot have", node)
+    const = layer.sum_over(flow.flat(value, 1, node), weight.t(), columns.axes[1], absorbs=True)
+    return outputs(value.axes[:1], layer.with_bias(columns.axes[1]), (), const)
+
+
+@transfer("bilinear")
+def bilinear(flow: Flow, node: Node) -> Value | Refusal:
+    """The last axes of two inputs are summed over; rows of the weight are the outputs."""
+    layer = Layer(flow, node)
+    rows, weight = flow.value(layer.weight), flow.concrete(layer.weight)
+    values = [flow.value(arg) for arg in node.args[:2]]
+    if weight is None or any(not value.axes for value in values):
+        return Refusal("its weight is computed", node)
+    zero = False
+    for at, value in enumerate(values, 1):
+        if flow.tie(value.axes[-1], rows.axes[at], node) is None:
+            return Refusal("its input is made of parts that its weight cannot have", node)
+        entering = flow.flat(value, len(value.axes) - 1, node)
+        meet(flow, node, entering, Weights(weight.movedim(at, 1)), rows.axes[0][0].atoms)
+        zero = zero or bool((entering.spread == 0).all())
+    out = layer.with_bias(rows.axes[0])
+    unread = ~nonzero(weight).any(axis=(1, 2))
+    const = layer.plus_bias(np.where(unread | zero, 0.0, np.nan))
+    lead = values[0].axes[:-1]
+    for axis in (*lead, *values[1].axes[:-1]):
+        flow.pin(axis, "a product of two inputs shares it", node)
+    return outputs(lead, out, (), const)
+
+
+@transfer("embedding")
+def embedding(flow: Flow, node: Node) -> Value | Refusal:
+    """Rows are looked up; columns are the outputs."""
+    table, index = flow.value(node.args[0]), flow.value(node.args[1])
+    if len(table.axes) != 2:
+        return Refusal("its table is no matrix", node)
+    flow.pin(table.axes[0], "any row may be looked up", node)
+    weight = flow.concrete(node.args[0])
+    if weight is None:
+        return unknown((*index.axes, table.axes[1]))
+    same = (weight == weight[:1]).cpu().numpy().all(0)
+    const = np.where(same, numbers(weight)[0], np.nan)
+    return outputs(index.axes, table.axes[1], (), const)
+
+
+@transfer("embedding_bag")
+def bag(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
+    """Rows are looked up and joined; columns are the outputs, 0 where all rows are."""
+    table, weight = flow.value(node.args[0]), flow.concrete(node.args[0])
+    shapes = {user.args[1]: flow.shape(user) for user in node.users if len(user.args) > 1}
+    shape = shapes.get(0)
+    if len(table.axes) != 2 or shape is None or len(shape) != 2:
+        return Refusal("its output has no noted shape", node)
+    flow.pin(table.axes[0], "any row may be looked up", node)
+    zero = np.full(1, False) if weight is None else ~nonzero(weight).any(0)
+    const = np.where(zero, 0.0, np.nan)
+    first = outputs(((Factor(shape[0]),),), table.axes[1], (), const)
+    others = [opaque(shapes.get(at) or ()) for at in (1, 2, 3)]
+    return first, *others
+
 
 _MOST = 2**18  # entries of a stored operand that are looked at
 
@@ -125,3 +228,69 @@ def with_numbers(flow: Flow, operand: object, *, floating: bool = False) -> Valu
 def numbers(tensor: torch.Tensor) -> Array:
     """Return a stored tensor in float64."""
     return tensor.detach().to("cpu", torch.float64).numpy()
+
+
+_STAYS = "a recurrent layer keeps its size"
+
+
+@transfer("lstm | gru | rnn_tanh | rnn_relu")
+def recurrent(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
+    """Features of the input meet the first layer's weights."""
+    params = flow.argument(node, "params")
+    value = flow.value(node.args[0])
+    if not isinstance(params, (list, tuple)) or not ops.has_role(node, "input") or not value.axes:
+        return Refusal("it reads a packed sequence", node)
+    for axis in value.axes[:-1]:
+        flow.pin(axis, _STAYS, node)
+    entering = flow.flat(value, len(value.axes) - 1, node)
+    first = _first_layer(node, params)
+    for role, read in ops.roles(node):
+        if role == "input" or read not in flow.values:
+            continue
+        stored = flow.value(read)
+        weight = flow.concrete(read)
+        if role != "weight_ih" or read not in first or weight is None:
+            flow.pin_value(stored, _STAYS, node)
+            continue
+        flow.pin(stored.axes[0], _STAYS, node)
+        flow.tie(value.axes[-1], stored.axes[1], node)
+        meet(flow, node, entering, Weights(weight))
+    if any(flow.concrete(read) is None for read in first):
+        flow.pin(value.axes[-1], "a weight that reads it is computed", node)
+    return _outputs(flow, node)
+
+
+@transfer("lstm_cell | gru_cell | rnn_tanh_cell | rnn_relu_cell")
+def cell(flow: Flow, node: Node) -> tuple[Value, ...] | Value | Refusal:
+    """Features of the input meet the weights; states keep their size."""
+    value, read = flow.value(node.args[0]), flow.argument(node, "w_ih")
+    rows, weight = flow.value(read), flow.concrete(read)
+    if weight is None or len(value.axes) != 2 or len(rows.axes) != 2:
+        return Refusal("its weight is computed", node)
+    if flow.tie(value.axes[1], rows.axes[1], node) is None:
+        return Refusal("its input is made of parts that its weight cannot have", node)
+    for other in node.all_input_nodes:
+        if other not in (node.args[0], read):
+            flow.pin_value(flow.value(other), _STAYS, node)
+    flow.pin(value.axes[0], _STAYS, node)
+    flow.pin(rows.axes[0], _STAYS, node)
+    meet(flow, node, flow.flat(value, 1, node), Weights(weight))
+    shape = flow.shape(node)
+    return _outputs(flow, node) if shape is None else opaque(shape)
+
+
+def _first_layer(node: Node, params: Any) -> list[Node]:
+    """Return the weights that read the input, one a direction."""
+    directions = 2 if ops.argument(node, "bidirectional") else 1
+    period = max(len(params) // (int(ops.argument(node, "num_layers")) * directions), 1)
+    return [params[period * direction] for direction in range(directions)]
+
+
+def _outputs(flow: Flow, node: Node) -> tuple[Value, ...]:
+    """Return values of which nothing can be cut, from the shapes of the parts that are read."""
+    found: dict[int, Value] = {}
+    for user in node.users:
+        shape = flow.shape(user)
+        if ops.canonical_name(user.target) == "getitem" and shape is not None:
+            found[int(user.args[1])] = opaque(shape)  # pyright: ignore[reportArgumentType]
+    return tuple(found.get(at, unknown(())) for at in range(max(found, default=-1) + 1))

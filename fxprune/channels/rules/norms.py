@@ -5,12 +5,19 @@ from __future__ import annotations
 import numpy as np
 from torch.fx.node import Node
 
-from fxprune.factors import Array, Axis, Factor, Value, unknown, with_axis
-from fxprune.flow import Flow, transfer
-from fxprune.pattern import Refusal
-from fxprune.regroup import split_factor
-
-from .flow_sums import numbers
+from fxprune.channels import (
+    Array,
+    Axis,
+    Factor,
+    Flow,
+    Value,
+    split_factor,
+    transfer,
+    unknown,
+    with_axis,
+)
+from fxprune.channels.rules.linear import numbers
+from fxprune.rewrite import Refusal
 
 _COUNTS = "a norm counts all channels"
 

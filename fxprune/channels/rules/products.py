@@ -1,22 +1,34 @@
-"""Transfer rules of products of two tensors."""
+"""Transfer rules of products of two tensors.
+
+Where products of tensors are 0: along what is 0 in one of them, wherever the others are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch.fx.node import Node
 
-from fxprune.axes import Flat
-from fxprune.broadcasting import broadcast
-from fxprune.equations import letters_of
-from fxprune.factors import Axis, Bools, Value, unknown
-from fxprune.flow import Flow, transfer
-from fxprune.pattern import Refusal
-from fxprune.weights import nonzero
-
-from .flow_mixing import mixed, sums_to_one
-from .flow_zeros import zeros_of
+from fxprune.channels import (
+    Array,
+    Axis,
+    Bools,
+    Factor,
+    Flat,
+    Flow,
+    Value,
+    broadcast,
+    letters_of,
+    nonzero,
+    spread,
+    transfer,
+    unknown,
+)
+from fxprune.channels.rules.attention import mixed, sums_to_one
+from fxprune.channels.rules.linear import with_numbers
+from fxprune.rewrite import Refusal
 
 _LIVE = "a live channel is summed over"
 
@@ -142,3 +154,43 @@ def _sum_letter(flow: Flow, node: Node, letter: str, terms: list[tuple[str, Any]
         zero = zero | (part.const == 0) | _unread(flow, read, at - len(flow.value(read).axes))
     for part in parts:
         _meet(flow, node, part, zero)
+
+
+def zeros_of(
+    flow: Flow,
+    axes: Sequence[Axis],
+    operands: Sequence[object],
+    orders: Sequence[Sequence[int | None]],
+) -> Array:
+    """Return 0 where a product is, NaN elsewhere.
+
+    Args:
+        flow: whose nodes they are.
+        axes: those of the product.
+        operands: the nodes that are multiplied.
+        orders: for each of them, which of its axes each of the product's last axes is; None for
+            none of them. Axes that are not named are summed over.
+    """
+    zero = np.zeros((1,) * sum(map(len, axes)), dtype=np.bool_)
+    for operand, order in zip(operands, orders, strict=True):
+        zero = zero | (spread(_collapsed(with_numbers(flow, operand), order), axes) == 0)
+    return np.where(zero, 0.0, np.nan)
+
+
+def _collapsed(value: Value, order: Sequence[int | None]) -> Value:
+    """Return a value with its axes in an order, 0 where it is along all of those that go."""
+    dims = {
+        at: range(value.first_factor(at), value.first_factor(at) + len(axis))
+        for at, axis in enumerate(value.axes)
+    }
+    gone = [dim for at, own in dims.items() if at not in order for dim in own]
+    zero = (value.const == 0).all(axis=tuple(gone), keepdims=True)
+    kept = [dim for at in order if at is not None for dim in dims[at]]
+    sizes = [
+        size
+        for at in order
+        for size in ([1] if at is None else [zero.shape[dim] for dim in dims[at]])
+    ]
+    axes = tuple((Factor(1),) if at is None else value.axes[at] for at in order)
+    ordered = zero.transpose([*kept, *gone]).reshape(sizes)
+    return Value(axes, np.where(ordered, 0.0, np.nan))

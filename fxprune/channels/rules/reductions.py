@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 from torch.fx.node import Node
 
-from fxprune import ops
-from fxprune.broadcasting import broadcast
-from fxprune.factors import Array, Axis, Factor, Value, unknown
-from fxprune.flow import Flow, transfer
-from fxprune.pattern import Refusal
-
-from .flow_pointwise import binary
+from fxprune.channels import Array, Axis, Factor, Flow, Value, broadcast, transfer, unknown
+from fxprune.channels.rules.pointwise import binary
+from fxprune.program import ops
+from fxprune.rewrite import Refusal
 
 
 @transfer(

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.program import Program
+from fxprune.program.program import Program
 from tests.conftest import Golden
-from tests.profiles import thorough_but
-from tests.shrink_checks import BOUND, gap, record_text, shrink_and_check
-from tests.shrink_nets import Drawn, Net
-from tests.shrink_steps import STEPS
+from tests.models.shrink_nets import Drawn, Net
+from tests.models.shrink_steps import STEPS
+from tests.tools.profiles import thorough_but
+from tests.tools.shrink_checks import BOUND, gap, record_text, shrink_and_check
 
 # Whole groups must be dead where groups go; else the same places of both halves are.
 _LAST_HALF = {"pixel_shuffle", "group_norm", "attention"}

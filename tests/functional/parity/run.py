@@ -1,6 +1,6 @@
 """Hold fxprune to torch.nn.utils.prune over many random sequences of pruning calls.
 
-    python -m tests.parity.run --count 2000 --seed 0 --processes 2
+    python -m tests.functional.parity.run --count 2000 --seed 0 --processes 2
 
 Prints the first sequence that differs, as code; exits with 1 if any does.
 """
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fxprune.testing.comparing import DifferenceError
 from fxprune.testing.parity import check_sequence
-from tests.cases import Case, sequences
+from tests.models.cases import Case, sequences
 
 # Sequences on one architecture: they share its capture, which takes longer than they do.
 SHARED = 5

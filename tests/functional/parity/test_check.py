@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-import fxprune.functional as fx_prune
-from fxprune import Program
-from fxprune.testing.architecture import Arch
+from fxprune import functional as fx_prune
+from fxprune.program.program import Program
+from fxprune.testing.architecture import Activation, Arch, Dropout, Linear, Norm
 from fxprune.testing.calls import Call
 from fxprune.testing.comparing import DifferenceError
-from fxprune.testing.layers import Activation, Dropout, Linear, Norm
 from fxprune.testing.parity import check_sequence
-from tests.cases import Case
-from tests.parity.run import failure_of, main
+from tests.functional.parity.run import failure_of, main
+from tests.models.cases import Case
 
 ARCH = Arch("features", 4, (Linear(6), Activation("relu"), Norm("batch"), Dropout(0.2), Linear(2)))
 FIRST, LAST = "layers.0.weight", "layers.4.weight"
@@ -149,7 +148,7 @@ def test_a_crash_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failure_of(case) is None
     monkeypatch.setattr(fx_prune, "l1_unstructured", lambda *_, **__: None)
     assert "masks" in str(failure_of(case)) or "structures" in str(failure_of(case))
-    monkeypatch.setattr("tests.parity.run.check_sequence", lambda *_: 1 / 0)
+    monkeypatch.setattr("tests.functional.parity.run.check_sequence", lambda *_: 1 / 0)
     assert "ZeroDivisionError" in str(failure_of(case))
 
 
@@ -168,6 +167,6 @@ def test_the_command_counts_and_fails(
     code: int,
     last: str,
 ) -> None:
-    monkeypatch.setattr("tests.parity.run.results_of", lambda *_: iter(results))
+    monkeypatch.setattr("tests.functional.parity.run.results_of", lambda *_: iter(results))
     assert main(["--count", "2"]) == code
     assert capsys.readouterr().out.splitlines()[-1] == last

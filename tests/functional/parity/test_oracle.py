@@ -14,8 +14,8 @@ from fxprune.testing.architecture import build
 from fxprune.testing.calls import Call
 from fxprune.testing.comparing import is_same
 from fxprune.testing.oracle import Oracle, kept_buffers
-from tests.cases import Case, cases
-from tests.zoo import ZOO
+from tests.models.cases import Case, cases
+from tests.models.zoo import ZOO
 
 
 def prunings(oracle: Oracle, *, skip: str = "") -> list[Call]:

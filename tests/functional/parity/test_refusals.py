@@ -15,7 +15,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 import fxprune
-import fxprune.functional as fx_prune
+from fxprune import functional as fx_prune
 from fxprune.testing.comparing import difference
 
 At = Callable[[str], tuple[Any, str]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 
 from fxprune.testing.parity import check_sequence
-from tests.cases import Case, cases
-from tests.profiles import examples
+from tests.models.cases import Case, cases
+from tests.tools.profiles import examples
 
 
 @examples(10, 100)

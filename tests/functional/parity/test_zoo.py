@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 import fxprune
 from fxprune.testing.calls import Call
-from fxprune.testing.drawn_calls import pruning_sequences
+from fxprune.testing.drawing import pruning_sequences
 from fxprune.testing.oracle import Oracle
 from fxprune.testing.parity import assert_parity
 from tests.models import store
-from tests.profiles import examples, thorough_but
-from tests.zoo import QUICK, ZOO
+from tests.models.zoo import QUICK, ZOO
+from tests.tools.profiles import examples, thorough_but
 
 
 def every_method(oracle: Oracle) -> tuple[Call, ...]:

@@ -1,0 +1,56 @@
+"""How channels flow through a graph: which go together, which are dead, what a cut changes.
+
+- `after`: Carry an optimizer's state over a shrink: the same momenta, for the channels that
+  stayed.
+- `atoms`: Atoms: one for each channel of each axis; what ties them, and what pins them.
+- `axes`: Axes joined with each other, and axes taken as one list of channels.
+- `cost`: What a forward costs: floating-point operations and activations, from the shapes in the
+  graph.
+- `coupling`: Coupled channels: those that can only be cut together, in layers of channels that
+  are alike.
+- `flow`: How channels flow through a graph: a value for each node, by a rule per operator.
+- `meeting`: Operands that meet index by index: their axes are tied, their constants spread.
+- `removal`: Which atoms go: those of components that nothing pins, but never a whole axis.
+- `surgery`: The cut itself: tensors lose channels, and operators whose arguments count them are
+  told.
+- `values`: Axes as products of factors, and what may be cut of each: the values that channels
+  flow through.
+- `weights`: Stored weights as channels see them: which rows are not 0, and which channels are
+  read at all.
+- `rules/`: the transfer rules, a file a family of operators.
+"""
+
+# pyright: reportUnusedImport=false
+from __future__ import annotations
+
+from fxprune.channels.after import transplant
+from fxprune.channels.atoms import KERNEL, Atoms
+from fxprune.channels.axes import Choice, Flat, letters_of, loosened, reshape, split_factor
+from fxprune.channels.cost import Latency, costs_of, footprint_of, latency_of
+from fxprune.channels.coupling import (
+    CoupledScores,
+    Coupling,
+    Layer,
+    Place,
+    living_units,
+    places_of,
+    scores_of_units,
+)
+from fxprune.channels.flow import COUNTS, Flow, StoredValues, parts_of, transfer
+from fxprune.channels.meeting import Sink, broadcast, meet, row_constants, spread, sums_of
+from fxprune.channels.removal import Removal, removal_of
+from fxprune.channels.surgery import Surgery, record_of_cut, shift_note, train_notes
+from fxprune.channels.values import (
+    OPEN,
+    Array,
+    Axis,
+    Bools,
+    Factor,
+    Ids,
+    Value,
+    opaque,
+    sizes_of,
+    unknown,
+    with_axis,
+)
+from fxprune.channels.weights import Weights, nonzero

@@ -1,0 +1,27 @@
+"""The ways out and back in: .fxp, .pt2, .onnx, .py, safetensors, and masks of other tools.
+
+- `formats`: Programs as files: torch.export's .pt2, ONNX, safetensors weights, and fxprune's own
+  .fxp.
+- `fxp`: All of a Program in one safetensors file, which is read without running anything in it.
+- `fxp_document`: What the metadata of a .fxp says, checked key by key: the types, the limits,
+  nothing unknown.
+- `fxp_graph`: Graphs of a .fxp: nodes as plain data, and checks of all that ends up in generated
+  code.
+- `fxp_values`: Constants of graphs as JSON and back: what is plain stays plain, the rest has a
+  tag.
+- `masks`: Masks in files, of other tools too: read without running anything, matched by name,
+  written.
+- `pt2`: torch.export's .pt2 files, read without running what is in them.
+- `source`: A Program as readable Python source that needs torch alone, and its weights beside it.
+- `writers`: Programs and weights as files: written whole or not at all, read without running
+  anything.
+"""
+
+# pyright: reportUnusedImport=false
+from __future__ import annotations
+
+from fxprune.files.formats import check_format
+from fxprune.files.fxp import load, save
+from fxprune.files.masks import fit_masks, read_masks
+from fxprune.files.pt2 import load_pt2
+from fxprune.files.writers import check_writable, export, read_weights

@@ -1,0 +1,22 @@
+"""The ways in: a model becomes a Program.
+
+- `adopting`: What a reader must know of a model that came with torch.nn.utils.prune's masks.
+- `batch`: Which dimensions of the example inputs are the batch, and how export is told.
+- `dispatch`: The ways into a Program: which front end takes a model.
+- `exported`: What torch.export gave, as a Program: its graph, its names, its sizes.
+- `importing`: From a graph of torch.export to a graph of a Program: flat, plain meta, one read a
+  tensor.
+- `merging`: Put captured regions into one RegionalProgram: their graphs read one tree by full
+  names.
+- `modes`: Live training flags: one graph for both modes where possible, else one each.
+- `module`: Capture: from an nn.Module to a Program, through torch.export.
+- `regions`: Find the largest submodules that torch.export takes, where it does not take the whole
+  model.
+- `traced`: Graphs of torch.fx.symbolic_trace as Programs, without an example.
+"""
+
+# pyright: reportUnusedImport=false
+from __future__ import annotations
+
+from fxprune.frontends.adopting import adoption_notes, joined_masks
+from fxprune.frontends.dispatch import enter

@@ -1,0 +1,165 @@
+"""The Program: a captured model as graphs over its tensors, and the ways to ask about it.
+
+- `calls`: Regions of another grad mode or of autocast: kept flat in a graph, and left behind by
+  errors.
+- `captured`: What a Program knows beside its tensors and graphs.
+- `copying`: The private copy of a model that capture works on; the caller's model is never
+  changed.
+- `dataflow`: Dataflow: a Program's graph as a networkx view, and what feeds what in it.
+- `encoding`: Graphs as plain data: nodes to tuples and back, for pickling, comparing and
+  printing.
+- `forks`: All or nothing: edits are made on a fork, which a Program then becomes by swapping
+  references.
+- `inputs`: What a Program takes: names, shapes with symbolic dimensions, dtypes, ranges of
+  integers.
+- `ops`: Canonical operator names and argument roles, derived from the schemas of torch's
+  operators.
+- `parameters`: The parameters and masks of a Program by name.
+- `placing`: Which entries of a DTensor this process holds, and DTensors made of such parts.
+- `program`: The Program: a model as one torch.fx graph, or one a mode, over a tree of named
+  tensors.
+- `records`: What rules and passes did, kept for reports, plans and files; pydantic writes it as
+  JSON.
+- `regional`: The RegionalProgram: a model whose own Python code runs between regions captured as
+  graphs.
+- `spread`: Parameters that are spread over processes (DTensor), for code that knows no processes.
+- `uses`: How a Program's graphs read its parameters: the read itself, or its product with the
+  mask.
+"""
+
+# pyright: reportUnusedImport=false
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fxprune.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fxprune.program.calls import (
+        PATH,
+        VALUE,
+        count_batch,
+        enter_autocast,
+        exit_autocast,
+        flat_regions,
+    )
+    from fxprune.program.captured import Captured
+    from fxprune.program.copying import HookedMask, copy_model, training_flags, unhook, with_flags
+    from fxprune.program.dataflow import Aliases, alias_groups, detaches, written
+    from fxprune.program.encoding import FAST, copy_graph, fingerprint, graph_text
+    from fxprune.program.forks import commit, copied, fork
+    from fxprune.program.inputs import Input, InputSpec, Nesting, OpenSpec
+    from fxprune.program.ops import canonical_name, commutes, operand
+    from fxprune.program.parameters import (
+        Handle,
+        Shell,
+        kind_of,
+        mask_of,
+        masks,
+        parameter,
+        parameters_of,
+        quoted,
+        raw_parameter,
+        shell_of,
+        submodule,
+    )
+    from fxprune.program.program import (
+        BOTH,
+        EVAL,
+        RESERVED,
+        TRAIN,
+        Program,
+        check_names,
+        check_program,
+        example_of,
+        mode_of,
+        own_dtype,
+    )
+    from fxprune.program.records import (
+        STRICT,
+        AxisMap,
+        Blocked,
+        Count,
+        Footprint,
+        Number,
+        ParamRecord,
+        ParamSite,
+        PassRecord,
+        RuleRecord,
+        ShrinkRecord,
+        Stay,
+        Text,
+        joined_record,
+    )
+    from fxprune.program.regional import (
+        Arguments,
+        Obstacle,
+        Region,
+        RegionalCaptured,
+        RegionalProgram,
+        RowSpec,
+        can_be_part,
+        check_whole,
+        forward_of,
+        make_part,
+        masking_everywhere,
+        normal,
+        obstacle_of,
+        twins,
+    )
+    from fxprune.program.spread import (
+        check_root_alone,
+        check_takes_masks,
+        count_of,
+        distributed,
+        is_spread,
+        is_wrapped,
+        like,
+        part,
+        refuse_sharded,
+        refuse_spread_source,
+        reshard,
+    )
+    from fxprune.program.uses import (
+        is_product,
+        mask_read_of,
+        parameter_of,
+        parameter_read,
+        sites_of,
+        source_line,
+    )
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "calls": "PATH VALUE count_batch enter_autocast exit_autocast flat_regions",
+        "captured": "Captured",
+        "copying": "HookedMask copy_model training_flags unhook with_flags",
+        "dataflow": "Aliases alias_groups detaches written",
+        "encoding": "FAST copy_graph fingerprint graph_text",
+        "forks": "commit copied fork",
+        "inputs": "Input InputSpec Nesting OpenSpec",
+        "ops": "canonical_name commutes operand",
+        "parameters": (
+            "Handle Shell kind_of mask_of masks parameter parameters_of quoted raw_parameter "
+            "shell_of submodule"
+        ),
+        "program": (
+            "BOTH EVAL Program RESERVED TRAIN check_names check_program example_of mode_of "
+            "own_dtype"
+        ),
+        "records": (
+            "AxisMap Blocked Count Footprint Number ParamRecord ParamSite PassRecord RuleRecord "
+            "STRICT ShrinkRecord Stay Text joined_record"
+        ),
+        "regional": (
+            "Arguments Obstacle Region RegionalCaptured RegionalProgram RowSpec can_be_part "
+            "check_whole forward_of make_part masking_everywhere normal obstacle_of twins"
+        ),
+        "spread": (
+            "check_root_alone check_takes_masks count_of distributed is_spread is_wrapped like "
+            "part refuse_sharded refuse_spread_source reshard"
+        ),
+        "uses": "is_product mask_read_of parameter_of parameter_read sites_of source_line",
+    },
+)

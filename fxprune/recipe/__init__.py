@@ -1,0 +1,51 @@
+"""Recipes: rules as data, read strictly, and the parameters that they select.
+
+- `faults`: What is wrong with a recipe, in words: one line a fault, that says where and what to
+  do.
+- `nni`: NNI's config_list as a recipe: what `Recipe.from_nni` does.
+- `recipe`: Recipes: what to prune and what to do after, as data from TOML, JSON, a dict or
+  Python.
+- `rule`: `Rule`: what to prune, how, and how much of it.
+- `schema`: Recipes as a JSON Schema, for editors and for programs that write recipes.
+- `select`: The base of a recipe's tables, and `Select`: which parameters a rule takes.
+- `selecting`: Which parameters a rule takes, by `select` or by `match`, and why not the others.
+"""
+
+# pyright: reportUnusedImport=false
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fxprune.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fxprune.recipe.recipe import Finalize, PassCall, Recipe
+    from fxprune.recipe.rule import LIMITS, Rule, is_foreign
+    from fxprune.recipe.schema import json_schema
+    from fxprune.recipe.select import Select
+    from fxprune.recipe.selecting import (
+        Choice,
+        Reading,
+        Verdict,
+        choice_of,
+        hold_to,
+        readers_of,
+        select_any,
+        tell_nothing,
+        verdicts,
+        verdicts_of,
+    )
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "recipe": "Finalize PassCall Recipe",
+        "rule": "LIMITS Rule is_foreign",
+        "schema": "json_schema",
+        "select": "Select",
+        "selecting": (
+            "Choice Reading Verdict choice_of hold_to readers_of select_any tell_nothing verdicts "
+            "verdicts_of"
+        ),
+    },
+)

@@ -1,0 +1,105 @@
+"""Patterns, rules, the Rewriter, passes and facts: all that an author of passes imports.
+
+- `facts`: Facts: what analyses find out about a Program. Frozen, and never as large as its
+  parameters.
+- `matching`: The search that fits a pattern to a node, over the orders and alternatives it leaves
+  open.
+- `passes`: What a pass is: a frozen dataclass that needs and gives facts, an Analysis or a
+  Rewrite.
+- `pattern`: Patterns over a Program's nodes, written as expressions over canonical operator
+  names.
+- `registry`: Passes by name, found through the entry-point group `fxprune.passes`; imported when
+  used.
+- `rewriter`: The only code that edits a Program: its graphs and its tree. It counts and stamps
+  the edits.
+- `units`: The units of a parameter that a score reads, entries or channels, and which of them are
+  alive.
+"""
+
+# pyright: reportUnusedImport=false
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fxprune.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fxprune.errors import PassError
+    from fxprune.program import ParamSite, Program, canonical_name, parameters_of
+    from fxprune.rewrite.facts import (
+        Cut,
+        GivenMasks,
+        Importance,
+        Methods,
+        NewMasks,
+        Ranking,
+        Scores,
+        ScoreSource,
+        Selection,
+        indices_of,
+        starts_of,
+    )
+    from fxprune.rewrite.matching import Search, candidates
+    from fxprune.rewrite.passes import BOUND, Analysis, Facts, Pass, Rewrite
+    from fxprune.rewrite.pattern import (
+        Call,
+        Match,
+        Name,
+        Pattern,
+        Refusal,
+        calls_around,
+        capitals,
+        inner_parts,
+        operators,
+        parse,
+        parts_of,
+    )
+    from fxprune.rewrite.registry import (
+        NO_DEFAULT,
+        Listed,
+        call_fault,
+        create,
+        described,
+        find,
+        listed,
+        names,
+        pass_fault,
+        score_fault,
+    )
+    from fxprune.rewrite.rewriter import Rewriter, RewriteRule, bias_name, rule
+    from fxprune.rewrite.units import (
+        Entries,
+        check_channels,
+        entries_of,
+        flat_part,
+        living_channels,
+        masked_value,
+        picked,
+        raw_value,
+    )
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "facts": (
+            "Cut GivenMasks Importance Methods NewMasks Ranking ScoreSource Scores Selection "
+            "indices_of starts_of"
+        ),
+        "fxprune.errors": "PassError",
+        "fxprune.program": "ParamSite Program canonical_name parameters_of",
+        "matching": "Search candidates",
+        "passes": "Analysis BOUND Facts Pass Rewrite",
+        "pattern": (
+            "Call Match Name Pattern Refusal calls_around capitals inner_parts operators parse "
+            "parts_of"
+        ),
+        "registry": (
+            "Listed NO_DEFAULT call_fault create described find listed names pass_fault score_fault"
+        ),
+        "rewriter": "RewriteRule Rewriter bias_name rule",
+        "units": (
+            "Entries check_channels entries_of flat_part living_channels masked_value picked "
+            "raw_value"
+        ),
+    },
+)
