@@ -23,7 +23,7 @@
 # pyright: reportUnusedImport=false
 from __future__ import annotations
 
-from fxprune.channels.after import transplant
+from fxprune.channels.after import apply_delta, shape_delta, transplant
 from fxprune.channels.atoms import KERNEL, Atoms
 from fxprune.channels.axes import Choice, Flat, letters_of, loosened, reshape, split_factor
 from fxprune.channels.cost import Latency, costs_of, footprint_of, latency_of

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fxprune.support.lazy import lazy_names
+from fxprune.support import lazy_names
 
 if TYPE_CHECKING:
     from fxprune.cli.app import main

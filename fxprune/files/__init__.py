@@ -22,6 +22,6 @@ from __future__ import annotations
 
 from fxprune.files.formats import check_format
 from fxprune.files.fxp import load, save
-from fxprune.files.masks import fit_masks, read_masks
+from fxprune.files.masks import fit_masks, read_masks, write_masks
 from fxprune.files.pt2 import load_pt2
 from fxprune.files.writers import check_writable, export, read_weights

@@ -11,7 +11,7 @@ import torch
 import fxprune
 from tests.functional.test_deviations import DEVIATIONS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -12,7 +12,7 @@ from examples import compile_time, fine_tuning, pruning_tutorial, sentence_encod
 
 pytestmark = pytest.mark.thorough  # each is a whole program
 
-FOLDER = Path(__file__).parent.parent / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 
 
 def test_every_section_of_the_tutorial_agrees_with_torch(capsys: pytest.CaptureFixture[str]):

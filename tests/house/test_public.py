@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -58,12 +60,30 @@ def describes_arguments(function: Any) -> bool:
     return described == set(parameters) or (len(parameters) <= 1 and not described)
 
 
-def test_what_a_module_lists_it_has():
+def test_what_a_door_lists_it_has():
     found = pkgutil.walk_packages(fxprune.__path__, "fxprune.")
     names = [module.name for module in found if module.name != "fxprune.__main__"]
-    modules = map(importlib.import_module, names)
-    listed = [(m, name) for m in modules for name in getattr(m, "__all__", ())]
-    assert [f"{m.__name__}.{name}" for m, name in listed if not hasattr(m, name)] == []
+    doors = [fxprune, *(m for m in map(importlib.import_module, names) if hasattr(m, "__path__"))]
+    listed = [(door, name) for door in doors for name in dir(door)]
+    assert [f"{door.__name__}.{name}" for door, name in listed if not hasattr(door, name)] == []
+
+
+def test_a_lazy_door_gives_what_type_checkers_see():
+    package = Path(fxprune.__path__[0])
+    for path in package.rglob("__init__.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if not (calls := [n for n in tree.body if isinstance(n, ast.Assign) and _is_table(n)]):
+            continue
+        table = ast.literal_eval(cast("ast.Call", calls[0].value).args[1])
+        typed = next(node for node in tree.body if isinstance(node, ast.If))
+        seen = {a.name for n in ast.walk(typed) if isinstance(n, ast.ImportFrom) for a in n.names}
+        assert {name for names in table.values() for name in names.split()} == seen, path
+        door = importlib.import_module(".".join(path.parent.relative_to(package.parent).parts))
+        assert seen <= set(dir(door))
+
+
+def _is_table(node: ast.Assign) -> bool:
+    return ast.unparse(node.value).startswith("lazy_names(")
 
 
 def test_importing_fxprune_is_quiet_and_imports_no_pass():
@@ -80,8 +100,9 @@ def test_importing_fxprune_is_quiet_and_imports_no_pass():
 
 def test_errors_derive_from_one_base_and_from_what_torch_raises():
     errors = importlib.import_module("fxprune.errors")
-    for name in errors.__all__:
-        kind = getattr(errors, name)
+    kinds = [kind for name, kind in vars(errors).items() if name.endswith("Error")]
+    assert fxprune.FxpruneError in kinds
+    for kind in kinds:
         assert issubclass(kind, fxprune.FxpruneError)
         if kind is not fxprune.FxpruneError:
             assert issubclass(kind, (ValueError, TypeError, RuntimeError, ImportError))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough  # builds it
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "fxprune", "passes")
 PROBE = """
 import importlib.metadata, json
 import fxprune, fxprune.passes
-
-pytestmark = pytest.mark.thorough  # builds it
 entries = importlib.metadata.entry_points(group="fxprune.passes")
 print(json.dumps({
     "fxprune": fxprune.__file__,

@@ -1,6 +1,7 @@
 """What test_ranks.py runs in each of several processes, started by torchrun.
 
-    python -m torch.distributed.run --standalone --nproc-per-node N -m tests.tools.ranks_worker MODE OUT
+    python -m torch.distributed.run --standalone --nproc-per-node N \
+        -m tests.tools.ranks_worker MODE OUT
 
 Each process writes what it found: `RANK.safetensors` with tensors, `RANK.json` with the rest.
 """
