@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import PassTypeError
 from fxprune.program.parameters import masks
+from tests.tools.profiles import thorough_but
 from tests.tools.ranks_cases import (
     LAYOUTS,
     RECIPES,
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 Launch = Any
 
-each_world = pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.thorough)])
+each_world = pytest.mark.parametrize("world", thorough_but([2], [1, 2, 4]))
 spread_worlds = pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.thorough)])
 
 
@@ -127,7 +128,7 @@ def test_a_million_scores_are_ranked_within_64_kib(world: int, launch: Launch):
 
 
 @spread_worlds
-@pytest.mark.parametrize("order", ["first", "last"])
+@pytest.mark.parametrize("order", thorough_but(["last"], ["first", "last"]))
 def test_fully_sharded_programs_train_as_one_process_does(order: str, world: int, launch: Launch):
     """Bit for bit: FSDP2 gathers whole parameters, and means of 2 or 4 equal gradients are exact.
 

@@ -198,6 +198,7 @@ def test_a_case_prints_as_what_makes_it(case: Case) -> None:
     assert repr(eval(repr(case), names)) == repr(case)
 
 
+@pytest.mark.thorough  # a minute of drawing
 def test_calls_shrink_to_one_plain_call() -> None:
     arch = find(architectures(), lambda _: True)
     assert arch == Arch("features", 1, (architecture.Linear(1, False),))
