@@ -136,7 +136,10 @@ def _damage(error: Exception) -> str:
 
 def _loaded(source: Path) -> Program:
     with source.open("rb") as file:
-        header_size(file)
+        try:
+            header_size(file)
+        except FormatError as error:
+            raise FormatError(_damage(error)) from error
     with safe_open(source, framework="pt") as file:
         metadata: dict[str, str] = file.metadata() or {}
         if _KEY not in metadata:

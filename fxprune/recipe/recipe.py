@@ -357,8 +357,8 @@ class Recipe(Table):
         A mask that Python handed over is no data: `from_dict` asks for its file.
 
         Example:
-            >>> rule = Rule(select=Select(op="linear"), method="l1_unstructured", amount=0.2)
-            >>> Recipe(rules=[rule]).to_dict()
+            >>> rule = {"select": {"op": ["linear"]}, "method": "l1_unstructured", "amount": 0.2}
+            >>> Recipe.from_dict({"rule": [rule]}).to_dict()
             {'rule': [{'select': {'op': ['linear']}, 'method': 'l1_unstructured', 'amount': 0.2}]}
         """
         data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)

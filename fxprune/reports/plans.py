@@ -523,7 +523,7 @@ def parse(text: str, where: str, *, allow_imports: bool) -> tuple[PlanFile, Reci
     except ValidationError as error:
         raise FormatError(f"{where}: {_fault(error)}; {_AGAIN}") from None
     except FormatError as error:
-        raise FormatError(f"{where}: {plain(str(error))}; {_AGAIN}") from None
+        raise FormatError(f"{where}: this is no plan: {plain(str(error))}; {_AGAIN}") from None
     try:
         recipe = Recipe.from_dict(file.recipe, allow_imports=True, gives_masks=True, where=where)
     except RecipeError as error:

@@ -27,8 +27,8 @@ from fxprune.testing.assert_pass import (
 )
 from fxprune.testing.assert_scores import assert_scores
 from fxprune.testing.calls import Call
-from fxprune.testing.check_model import check_model
-from fxprune.testing.check_pass import Checked, check_pass
+from fxprune.testing.model_checks import check_model
+from fxprune.testing.pass_checks import Checked, check_pass
 from fxprune.testing.code import network_code
 from fxprune.testing.comparing import DifferenceError, assert_close, assert_same
 from fxprune.testing.drawing import (

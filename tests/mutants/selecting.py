@@ -157,7 +157,7 @@ def all_alive(original: Any) -> Any:
     return count
 
 
-RANK, CUT = "fxprune.ranking:", "fxprune.passes.cut:"
+RANK, CUT = "fxprune.ranking.kth:", "fxprune.passes.cut:"
 RANK_PASS = "fxprune.passes.rank:Rank.run"
 SCORES = "fxprune.passes.magnitude:MagnitudeScores.chunk"
 

@@ -16,8 +16,8 @@ import fxprune
 from fxprune.errors import FxpruneError, PassError
 from fxprune.program.program import Program
 from fxprune.recipe.recipe import Recipe
-from fxprune.testing.check_model import CHECKS, COUPLED, EXPORTS, check_model
-from fxprune.testing.check_pass import Tally
+from fxprune.testing.model_checks import CHECKS, COUPLED, EXPORTS, check_model
+from fxprune.testing.pass_checks import Tally
 from fxprune.testing.comparing import DifferenceError
 from tests.frontends.test_hugging_face import MODELS as HUGGING_FACE
 from tests.models.regional_nets import RootBranch
@@ -124,12 +124,12 @@ def forget(program: Program) -> None:
 
 FAULTS: dict[str, tuple[str, Edit, str]] = {
     "parity": ("fxprune.testing.parity.prune", forget, "masks"),
-    "finalize": ("fxprune.testing.check_model.finalize", louder, "'2.bias', entry (0,)"),
-    "save": ("fxprune.testing.check_model.load", louder, "'2.bias', entry (0,)"),
-    "shrink": ("fxprune.testing.check_model.shrink", louder, "differs by up to"),
-    "export": ("fxprune.testing.check_model.export", lambda path: path.unlink(), "No such file"),
+    "finalize": ("fxprune.testing.model_checks.finalize", louder, "'2.bias', entry (0,)"),
+    "save": ("fxprune.testing.model_checks.load", louder, "'2.bias', entry (0,)"),
+    "shrink": ("fxprune.testing.model_checks.shrink", louder, "differs by up to"),
+    "export": ("fxprune.testing.model_checks.export", lambda path: path.unlink(), "No such file"),
     "weights": (
-        "fxprune.testing.check_model.read_weights",
+        "fxprune.testing.model_checks.read_weights",
         lambda weights: weights["0.weight"].add_(1),
         "'0.weight'",
     ),
@@ -165,7 +165,7 @@ def test_a_fault_of_fxprunes_is_told_with_the_simplest_recipe(
 
 def test_a_capture_that_differs_is_told(monkeypatch: pytest.MonkeyPatch):
     capture = fxprune.capture
-    monkeypatch.setattr("fxprune.testing.check_model.capture", after(capture, louder))
+    monkeypatch.setattr("fxprune.testing.model_checks.capture", after(capture, louder))
     with pytest.raises(DifferenceError, match=r"the first parameter that differs is '2\.bias'"):
         check_model(model("mlp"), inputs("mlp"))
 
@@ -189,7 +189,7 @@ def test_a_model_that_the_checks_change_is_told(monkeypatch: pytest.MonkeyPatch)
         with torch.no_grad():
             source.head.bias.add_(1)
 
-    monkeypatch.setattr("fxprune.testing.check_model._check_drawn", change)
+    monkeypatch.setattr("fxprune.testing.model_checks._check_drawn", change)
     with pytest.raises(DifferenceError, match=r"changed the model: 'head\.bias', entry \(0,\)"):
         check_model(source, torch.randn(4, 3))
 
@@ -202,10 +202,10 @@ def test_a_crash_is_a_failure_and_a_refusal_is_not(monkeypatch: pytest.MonkeyPat
     def refuse(*_: Any, **__: Any) -> None:
         raise PassError("it is not made for that\nmore")
 
-    monkeypatch.setattr("fxprune.testing.check_model.save", refuse)
+    monkeypatch.setattr("fxprune.testing.model_checks.save", refuse)
     found = check_model(model("linear"), inputs("linear"), max_examples=1)
     assert found.refused["save: it is not made for that"] >= 1
     assert Tally("x").checked().cases == 0
-    monkeypatch.setattr("fxprune.testing.check_model.save", crash)
+    monkeypatch.setattr("fxprune.testing.model_checks.save", crash)
     with pytest.raises(DifferenceError, match="check 'save': ZeroDivisionError: by accident"):
         check_model(model("linear"), inputs("linear"), max_examples=1)

@@ -16,7 +16,7 @@ from fxprune.passes.fold_masks import FoldMasks, UnmaskParameters
 from fxprune.passes.magnitude import ScoreMagnitude
 from fxprune.passes.random import ScoreRandom
 from fxprune.testing.architecture import Activation, Arch, Attention, Linear, Norm, Residual
-from fxprune.testing.check_pass import Checked, check_pass, simplest
+from fxprune.testing.pass_checks import Checked, check_pass, simplest
 from fxprune.testing.comparing import DifferenceError
 from fxprune.testing.drawing import Drawn
 from fxprune.testing.searching import simplest_failure
