@@ -27,8 +27,6 @@ from fxprune.testing.assert_pass import (
 )
 from fxprune.testing.assert_scores import assert_scores
 from fxprune.testing.calls import Call
-from fxprune.testing.model_checks import check_model
-from fxprune.testing.pass_checks import Checked, check_pass
 from fxprune.testing.code import network_code
 from fxprune.testing.comparing import DifferenceError, assert_close, assert_same
 from fxprune.testing.drawing import (
@@ -39,7 +37,9 @@ from fxprune.testing.drawing import (
     recipes,
     tied_tensors,
 )
+from fxprune.testing.model_checks import check_model
 from fxprune.testing.parity import assert_parity
+from fxprune.testing.pass_checks import Checked, check_pass
 
 __all__ = [
     "Arch",

@@ -26,11 +26,11 @@ from fxprune.program import Program, copied
 from fxprune.recipe import Recipe
 from fxprune.testing.assert_pass import Memory, assert_idempotent, assert_transactional
 from fxprune.testing.calls import Call
-from fxprune.testing.pass_checks import Checked, Tally
 from fxprune.testing.code import recipe_code, toml_of
 from fxprune.testing.comparing import DifferenceError, assert_close, assert_same
 from fxprune.testing.drawing import METHODS, prunable, pruning_sequences, recipes
 from fxprune.testing.parity import assert_parity
+from fxprune.testing.pass_checks import Checked, Tally
 from fxprune.testing.searching import Found, simplest_failure
 
 

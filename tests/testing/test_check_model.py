@@ -16,9 +16,9 @@ import fxprune
 from fxprune.errors import FxpruneError, PassError
 from fxprune.program.program import Program
 from fxprune.recipe.recipe import Recipe
+from fxprune.testing.comparing import DifferenceError
 from fxprune.testing.model_checks import CHECKS, COUPLED, EXPORTS, check_model
 from fxprune.testing.pass_checks import Tally
-from fxprune.testing.comparing import DifferenceError
 from tests.frontends.test_hugging_face import MODELS as HUGGING_FACE
 from tests.models.regional_nets import RootBranch
 from tests.tools.helpers import Modes, inputs, model

@@ -16,9 +16,9 @@ from fxprune.passes.fold_masks import FoldMasks, UnmaskParameters
 from fxprune.passes.magnitude import ScoreMagnitude
 from fxprune.passes.random import ScoreRandom
 from fxprune.testing.architecture import Activation, Arch, Attention, Linear, Norm, Residual
-from fxprune.testing.pass_checks import Checked, check_pass, simplest
 from fxprune.testing.comparing import DifferenceError
 from fxprune.testing.drawing import Drawn
+from fxprune.testing.pass_checks import Checked, check_pass, simplest
 from fxprune.testing.searching import simplest_failure
 from tests.testing import planted
 from tests.tools.profiles import thorough_but
