@@ -1,14 +1,14 @@
 """How channels flow through a graph: which go together, which are dead, what a cut changes.
 
-- `after`: Carry an optimizer's state over a shrink: the same momenta, for the channels that
-  stayed.
+- `after`: After a shrink: `transplant` carries an optimizer's state over, `shape_delta` names the
+  new shapes.
 - `atoms`: Atoms: one for each channel of each axis; what ties them, and what pins them.
 - `axes`: Axes joined with each other, and axes taken as one list of channels.
-- `cost`: What a forward costs: floating-point operations and activations, from the shapes in the
-  graph.
+- `cost`: What a forward costs: FLOPs of each operator (convolution, LSTM, attention),
+  activations, latency.
 - `coupling`: Coupled channels: those that can only be cut together, in layers of channels that
   are alike.
-- `flow`: How channels flow through a graph: a value for each node, by a rule per operator.
+- `flow`: A value for each node, by a transfer rule per operator; what no rule knows is pinned.
 - `meeting`: Operands that meet index by index: their axes are tied, their constants spread.
 - `removal`: Which atoms go: those of components that nothing pins, but never a whole axis.
 - `surgery`: The cut itself: tensors lose channels, and operators whose arguments count them are

@@ -5,8 +5,8 @@
 - `rules`: The rules of a recipe on a checkpoint: each adds factors to the masks of the tensors it
   takes.
 - `scores`: Scores of a checkpoint's tensors, read from the file when they are asked for.
-- `source`: Checkpoints on disk: a safetensors file, or an index and its shards (Hugging Face's
-  layout).
+- `source`: Checkpoints on disk: a safetensors file, or an index and its shards, with their
+  headers checked.
 - `target`: Where a pruned checkpoint goes: all files are written aside and moved when they are
   complete.
 - `weights`: A tensor of a checkpoint, read chunk by chunk, and what rules have made of its mask.

@@ -1,11 +1,11 @@
 """The command line.
 
-- `app`: The command line: compile and demo; the other commands are in files of their own.
-- `certificates`: The command verify: hold a model to another one.
-- `demo`: `fxprune demo`: a small CNN on scikit-learn's digits, pruned, finalized and checked.
+- `app`: The commands compile, checkpoint, passes, schema and demo; the other commands have files
+  of their own.
+- `certificates`: The command verify: hold a model to another one, or files to their certificate.
+- `demo`: `fxprune demo` and its text: a small CNN on digits, pruned, finalized and checked.
 - `inspect`: The command inspect: what fxprune sees of a model.
-- `models`: `MODEL` and `--weights`: a model from a factory, its weights from a file, and whether
-  it runs.
+- `models`: How MODEL, `--weights`, `--input` and `--batch` are written, and what they give.
 - `output`: What commands print: results to stdout, progress and errors to stderr.
 - `plans`: The commands plan and explain: what a recipe would do, and why.
 """

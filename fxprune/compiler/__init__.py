@@ -1,6 +1,6 @@
 """One run of a recipe: prune, finalize, shrink, compile, plan, explain.
 
-- `build`: Compile: all that a recipe declares, from the model to certified files.
+- `build`: `compile`: all that a recipe declares, from the model to certified files.
 - `dry_run`: `plan`: the dry run of a recipe. Nothing is changed.
 - `listening`: Watching a run of rules: what each one does, figure by figure, as the rows of a
   plan.
@@ -10,9 +10,9 @@
   runs.
 - `recheck`: Checks a certificate again, later and elsewhere: what compile wrote against the model
   it took.
-- `run`: The facade: capture, prune, finalize, unmask. Each copies the Program unless
+- `run`: The facade `prune`, `capture`, `finalize`, `unmask`: each copies the Program unless
   `inplace=True`.
-- `shrinking`: Shrink: cut dead channels out of a Program, and hold what is left to what there
+- `shrinking`: `shrink`: cut dead channels out of a Program, and hold what is left to what there
   was.
 - `verdicts`: `explain`: for each parameter, which rules take it, and what keeps the others from
   it.

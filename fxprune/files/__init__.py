@@ -1,7 +1,7 @@
 """The ways out and back in: .fxp, .pt2, .onnx, .py, safetensors, and masks of other tools.
 
-- `formats`: Programs as files: torch.export's .pt2, ONNX, safetensors weights, and fxprune's own
-  .fxp.
+- `formats`: A writer for each format of export: .pt2, .onnx, .safetensors, .py. A new format
+  starts here.
 - `fxp`: All of a Program in one safetensors file, which is read without running anything in it.
 - `fxp_document`: What the metadata of a .fxp says, checked key by key: the types, the limits,
   nothing unknown.
@@ -13,8 +13,7 @@
   written.
 - `pt2`: torch.export's .pt2 files, read without running what is in them.
 - `source`: A Program as readable Python source that needs torch alone, and its weights beside it.
-- `writers`: Programs and weights as files: written whole or not at all, read without running
-  anything.
+- `writers`: `export`, chosen by suffix, and weights read back: whole or not at all, nothing run.
 """
 
 # pyright: reportUnusedImport=false

@@ -1,14 +1,16 @@
 """The ways in: a model becomes a Program.
 
 - `adopting`: What a reader must know of a model that came with torch.nn.utils.prune's masks.
-- `batch`: Which dimensions of the example inputs are the batch, and how export is told.
+- `batch`: Which dimensions of the example are the batch, how export is told, and whether a batch
+  of one is right.
 - `dispatch`: The ways into a Program: which front end takes a model.
 - `exported`: What torch.export gave, as a Program: its graph, its names, its sizes.
 - `importing`: From a graph of torch.export to a graph of a Program: flat, plain meta, one read a
   tensor.
 - `merging`: Put captured regions into one RegionalProgram: their graphs read one tree by full
   names.
-- `modes`: Live training flags: one graph for both modes where possible, else one each.
+- `modes`: Live training flags (batch norm's, dropout's): one graph for both modes where possible,
+  else one each.
 - `module`: Capture: from an nn.Module to a Program, through torch.export.
 - `regions`: Find the largest submodules that torch.export takes, where it does not take the whole
   model.

@@ -12,8 +12,7 @@
   references.
 - `inputs`: What a Program takes: names, shapes with symbolic dimensions, dtypes, ranges of
   integers.
-- `ops`: Canonical operator names and argument roles, derived from the schemas of torch's
-  operators.
+- `ops`: Canonical operator names and argument roles, from the schemas of torch's operators.
 - `parameters`: The parameters and masks of a Program by name.
 - `placing`: Which entries of a DTensor this process holds, and DTensors made of such parts.
 - `program`: The Program: a model as one torch.fx graph, or one a mode, over a tree of named

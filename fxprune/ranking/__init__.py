@@ -4,11 +4,13 @@
   bits.
 - `draws`: Uniform random numbers that are drawn again when they are read, and scores made of
   them.
-- `kth`: Exact selection of the k smallest scores over many tensors, as cuts.
+- `kth`: Exact selection of the k smallest scores over many tensors, and the tie rule: equal ones
+  go by index.
 - `magnitudes`: Magnitudes compared and cut as integers: numpy does both several times faster than
   torch.
 - `masks`: Rankings as masks: which of a parameter's units go, a chunk at a time.
-- `processes`: Rankings of parameters that are spread over the processes of a group.
+- `processes`: Rankings of parameters spread over the processes of a group: who counts what, what
+  a rank sends.
 - `spread_masks`: Masks of parameters that are spread over processes: spread alike, or whole under
   FSDP2.
 - `units`: Units of a parameter as the passes rank them: channels with their norms, and masks that

@@ -1,7 +1,7 @@
 """Recipes: rules as data, read strictly, and the parameters that they select.
 
-- `faults`: What is wrong with a recipe, in words: one line a fault, that says where and what to
-  do.
+- `faults`: Messages for faults of a recipe: where it is, a misspelt key with the nearest one,
+  what to do.
 - `nni`: NNI's config_list as a recipe: what `Recipe.from_nni` does.
 - `recipe`: Recipes: what to prune and what to do after, as data from TOML, JSON, a dict or
   Python.

@@ -1,12 +1,13 @@
 """What was pruned, as records, tables, text and pictures.
 
 - `explanation`: `Explanation`: what each rule does to each parameter, as a table and as JSON.
-- `plans`: `Plan`: what a recipe would do to a model, as a table, as JSON and to hold a run to.
+- `plans`: `Plan`: what a recipe would do to a model, as a table and JSON, its `diff`, and its
+  file.
 - `rows`: The rows of reports and plans: what is left of each parameter, and which rules made it
   so.
 - `shrink`: What shrinks did, for people and as JSON: sizes, costs, widths, and what stayed and
   why.
-- `summary`: Reports: what is zero in a Program, which rule made it so, and how the rules went.
+- `summary`: `Report`: what is zero in a Program, which rule made it so, and how the rules went.
 """
 
 # pyright: reportUnusedImport=false

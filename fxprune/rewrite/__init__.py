@@ -6,8 +6,8 @@
   open.
 - `passes`: What a pass is: a frozen dataclass that needs and gives facts, an Analysis or a
   Rewrite.
-- `pattern`: Patterns over a Program's nodes, written as expressions over canonical operator
-  names.
+- `pattern`: Patterns over nodes, as expressions over canonical operator names: syntax, parser,
+  parts.
 - `registry`: Passes by name, found through the entry-point group `fxprune.passes`; imported when
   used.
 - `rewriter`: The only code that edits a Program: its graphs and its tree. It counts and stamps

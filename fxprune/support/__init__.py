@@ -1,11 +1,14 @@
 """Strict reading, whole-or-nothing writing, torch's process-wide state: nothing of pruning.
 
 - `equality`: Bit equality of tensors: NaN equals NaN, and -0.0 differs from 0.0.
-- `reading`: One strict reader for files from any source, of every format.
+- `lazy`: Doors whose names are imported when first read, so that what needs no torch loads none.
+- `reading`: One strict reader for files from any source: JSON, headers, archives, pickles of
+  tensors.
 - `regexes`: Regular expressions of users' on names, in bounded time, whoever wrote them.
-- `torch_state`: torch's exporters one at a time, without what they print, log and warn of by
-  themselves.
-- `writing`: Files and folders that are written whole or not at all.
+- `torch_state`: torch's process-wide state: one exporter at a time, generators put back, warnings
+  kept quiet.
+- `writing`: Files and folders written whole or not at all: to a temporary name, then moved into
+  place.
 """
 
 # pyright: reportUnusedImport=false

@@ -2,6 +2,21 @@
 
 `check_pass` and `check_model` run everything there is and shrink what fails; the strategies and the
 assertions are for tests of your own.
+
+- `architecture`: Networks as data (`Arch` and its layers), and the modules that are built from
+  them.
+- `assert_pass`: What every pass must hold: promise, purity, idempotence, refusals, all or
+  nothing.
+- `assert_scores`: Scores held to their plain form.
+- `calls`: Calls of torch.nn.utils.prune's functions as data.
+- `code`: A failing network as a script.
+- `comparing`: Models compared, bit for bit or closely.
+- `drawing`: Hypothesis strategies: networks, Programs, recipes, tensors, calls.
+- `model_checks`: `check_model`: everything there is, on a model of your own.
+- `oracle`: What torch.nn.utils.prune means, on a model that reads every weight masked; ties.
+- `parity`: A sequence of calls held to torch.nn.utils.prune.
+- `pass_checks`: `check_pass`: everything there is, on a pass of your own.
+- `searching`: The smallest failure among drawn ones.
 """
 
 from __future__ import annotations

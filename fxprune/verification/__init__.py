@@ -1,6 +1,6 @@
 """Two models held to each other, a pass held to its effect, certificates.
 
-- `certificate`: Certificates: what a comparison of two models found.
+- `certificate`: `Certificate`: what was compared, what was found, digests, and its JSON.
 - `comparison`: Hold two models to each other, on given and on drawn inputs, in train and in eval
   mode.
 - `differences`: How two values differ: in kind, in bits, or by how much.
