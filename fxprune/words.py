@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-_LONGEST = 60
+LONGEST_SHOWN = 60
 _HINTS = {
     "": "write each rule under its own [[rule]]",
     "amount": "give a share between 0.0 and 1.0 or a count of 0 or more",
@@ -62,7 +62,7 @@ def show(value: object) -> str:
         return f"a number of {value.bit_length()} bits"
     if not isinstance(value, str | int | float):
         return f"<{type(value).__name__}>"
-    return _cut(repr(value[: _LONGEST + 1]) if isinstance(value, str) else repr(value))
+    return shorten(repr(value[: LONGEST_SHOWN + 1]) if isinstance(value, str) else repr(value))
 
 
 def plain(text: str) -> str:
@@ -94,8 +94,9 @@ def hint(key: str) -> str:
     return _HINTS.get(key, "give a name or a list of names")
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+def shorten(text: str) -> str:
+    """Return a text of at most 60 characters, cut at its end."""
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -21,10 +21,10 @@ from fxprune.cli.models import (
     prepare_model,
 )
 from fxprune.cli.output import Page, Progress, reported
-from fxprune.compiler import capture, draw_channels, prune
+from fxprune.compiler import capture, find_coupling, prune
 from fxprune.program import BOTH, Program, alias_groups, parameters, sites_of
 from fxprune.recipe import Recipe
-from fxprune.reports import report
+from fxprune.reports import draw_channels, report
 from fxprune.words import dtype_name
 
 
@@ -59,7 +59,8 @@ def inspect_command(
                 masked = prune(program, rules, allow_imports=allow_imports, on_pass=progress)
             if picture is not None:
                 progress("picture")
-                draw_channels(masked or program, picture)
+                drawn = masked or program
+                draw_channels(drawn, find_coupling(drawn), picture)
     if as_json:
         page.json(_as_json(program, masked))
         return

@@ -4,8 +4,6 @@
 - `dry_run`: `plan`: the dry run of a recipe. Nothing is changed.
 - `listening`: Watching a run of rules: what each one does, figure by figure, as the rows of a
   plan.
-- `picture`: A picture of channel groups: which parameters make channels, which others they run
-  through.
 - `pipeline`: Pipelines: passes that declare what they need and give, checked before any of them
   runs.
 - `recheck`: Checks a certificate again, later and elsewhere: what compile wrote against the model
@@ -23,8 +21,7 @@ from __future__ import annotations
 
 from fxprune.compiler.build import Result, compile
 from fxprune.compiler.dry_run import plan
-from fxprune.compiler.picture import draw_channels
-from fxprune.compiler.pipeline import Pipeline, Stage, Trace, stage_of, stages_of
+from fxprune.compiler.pipeline import Pipeline, Stage, Trace, find_coupling, stage_of, stages_of
 from fxprune.compiler.recheck import Basis, read_certificate
 from fxprune.compiler.run import (
     RecipeLike,

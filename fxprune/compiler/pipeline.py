@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fxprune.channels import Coupling
 from fxprune.errors import InvariantError, PassError
-from fxprune.program import Program
+from fxprune.program import Program, sites_of
 from fxprune.recipe import LIMITS, PassCall, Recipe, Rule, choice_of, is_foreign
-from fxprune.rewrite import Analysis, Facts, Pass, Refusal, Rewrite, Rewriter, create
+from fxprune.rewrite import Analysis, Facts, Pass, Refusal, Rewrite, Rewriter, Selection, create
 from fxprune.verification import EFFECTS, PROMISES, PromiseCheck, Watch, check_invariants
 
 
@@ -259,3 +260,10 @@ def _score_options(rule: Rule) -> Mapping[str, Any]:
     if rule.score_name == "random":
         return {"amount": rule.amount, "scope": rule.scope, "seed": rule.seed, **dim}
     return {**rule.args, **dim}
+
+
+def find_coupling(program: Program) -> Coupling:
+    """Return the coupled channels of all parameters of a Program, which is not changed."""
+    facts = Facts([Selection(sites_of(program))])
+    Pipeline((create("couple", optional=True),)).run(program, facts)
+    return facts[Coupling]

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import networkx as nx
 from torch import fx
 from torch._ops import OpOverload
 from torch.fx.node import Node
@@ -20,6 +19,9 @@ from fxprune.program import ops, parameters
 from fxprune.program.program import BOTH, EVAL, TRAIN, Program, check_program, mode_of
 from fxprune.program.uses import is_product, parameter_of
 from fxprune.words import nearest
+
+if TYPE_CHECKING:  # it takes a quarter of a second to import
+    import networkx as nx
 
 
 class Vertex(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fxprune.words import _LONGEST, _cut, choices, hint, nearest, plain, show
+from fxprune.words import LONGEST_SHOWN, choices, hint, nearest, plain, shorten, show
 
 _MOST_FAULTS = 50
 _MOST_ITEMS = 4 * _MOST_FAULTS  # of pydantic's; some come to the same fault
@@ -107,7 +107,8 @@ def label(at: int, name: str) -> str:
         >>> label(2, "filters")
         '[[rule]] 2 "filters": '
     """
-    return f'[[rule]] {at} "{_cut(plain(name[: _LONGEST + 1]))}": ' if name else f"[[rule]] {at}: "
+    shown = shorten(plain(name[: LONGEST_SHOWN + 1])) if name else ""
+    return f'[[rule]] {at} "{shown}": ' if name else f"[[rule]] {at}: "
 
 
 def _faults(

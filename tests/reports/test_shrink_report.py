@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 import fxprune
 from fxprune.cli.app import app
-from fxprune.compiler.picture import channel_graph, draw_channels, to_dot
+from fxprune.compiler import find_coupling
 from fxprune.compiler.shrinking import shrink
 from fxprune.errors import FormatError
+from fxprune.reports.picture import channel_graph, draw_channels, to_dot
 from tests.models.coupled_nets import captured, coupled
 
 
@@ -91,7 +92,7 @@ def test_it_is_json():
 
 
 def test_the_graph_leads_from_makers_to_layers_to_readers():
-    graph = channel_graph(captured("residual"))
+    graph = channel_graph(captured("residual"), find_coupling(captured("residual")))
     assert set(graph.predecessors("layer stem.weight")) == {"stem.weight", "conv2.weight"}
     assert set(graph.successors("layer conv1.weight")) == {
         "bn1.weight",
@@ -102,8 +103,9 @@ def test_the_graph_leads_from_makers_to_layers_to_readers():
 
 
 def test_dot_text_is_stable():
-    text = to_dot(channel_graph(captured("dense")))
-    assert text == to_dot(channel_graph(captured("dense")))
+    program = captured("dense")
+    text = to_dot(channel_graph(program, find_coupling(program)))
+    assert text == to_dot(channel_graph(program, find_coupling(program)))
     assert text.startswith("digraph channels {\n")
     assert '  "layer a.weight" -> "norm.weight" [label="dim 0"];\n' in text
 
@@ -111,18 +113,20 @@ def test_dot_text_is_stable():
 def test_pictures_are_written_by_suffix(tmp_path: Path):
     pytest.importorskip("matplotlib")
     program = captured("residual")
-    draw_channels(program, tmp_path / "net.dot")
-    draw_channels(program, tmp_path / "net.svg")
-    assert (tmp_path / "net.dot").read_text() == to_dot(channel_graph(program))
+    coupling = find_coupling(program)
+    draw_channels(program, coupling, tmp_path / "net.dot")
+    draw_channels(program, coupling, tmp_path / "net.svg")
+    assert (tmp_path / "net.dot").read_text() == to_dot(channel_graph(program, coupling))
     assert "<svg" in (tmp_path / "net.svg").read_text()
     with pytest.raises(FormatError, match=r"\.dot or an \.svg"):
-        draw_channels(program, tmp_path / "net.png")
+        draw_channels(program, coupling, tmp_path / "net.png")
 
 
 def test_a_missing_matplotlib_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    program = captured("residual")
     with pytest.raises(FormatError, match="needs matplotlib; install"):
-        draw_channels(captured("residual"), tmp_path / "net.svg")
+        draw_channels(program, find_coupling(program), tmp_path / "net.svg")
     assert not list(tmp_path.iterdir())
 
 

@@ -6,16 +6,15 @@ import importlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from fxprune.channels import Coupling
-from fxprune.compiler.pipeline import Pipeline
 from fxprune.errors import FormatError
 from fxprune.program import Program, sites_of
-from fxprune.rewrite import Facts, Selection, create
 from fxprune.support import write_text
+
+if TYPE_CHECKING:  # it takes a quarter of a second to import
+    import networkx as nx
 
 _MISSING = (
     "drawing an .svg needs matplotlib; install fxprune[pictures], or write a .dot file, which "
@@ -23,7 +22,7 @@ _MISSING = (
 )
 
 
-def channel_graph(program: Program) -> nx.DiGraph[str]:
+def channel_graph(program: Program, coupling: Coupling) -> nx.DiGraph[str]:
     """Return layers of coupled channels and parameters as a graph.
 
     Nodes have `kind`, "layer" or "parameter", and `text`. An edge leads from a parameter to the
@@ -32,22 +31,21 @@ def channel_graph(program: Program) -> nx.DiGraph[str]:
 
     Args:
         program: not changed.
+        coupling: of all its parameters, as the pass `couple` finds it.
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from fxprune.compiler.run import capture
+        >>> from fxprune.compiler import capture, find_coupling
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> graph = channel_graph(capture(model, (torch.zeros(2, 3),)))
+        >>> program = capture(model, (torch.zeros(2, 3),))
+        >>> graph = channel_graph(program, find_coupling(program))
         >>> sorted(graph.edges)
         [('0.weight', 'layer 0.weight'), ('layer 0.weight', '0.bias'), \
 ('layer 0.weight', '2.weight')]
     """
     import networkx as nx
 
-    facts = Facts([Selection(sites_of(program))])
-    Pipeline((create("couple", optional=True),)).run(program, facts)
-    coupling = facts[Coupling]
     graph: Any = nx.DiGraph()
     for layer in coupling.layers:
         text = f"{layer.units} channels"
@@ -106,11 +104,12 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def draw_channels(program: Program, path: str | Path) -> None:
+def draw_channels(program: Program, coupling: Coupling, path: str | Path) -> None:
     """Write a picture of channel groups.
 
     Args:
         program: not changed.
+        coupling: see `channel_graph`.
         path: a .dot file, text for graphviz; or an .svg file, which needs matplotlib.
 
     Raises:
@@ -119,7 +118,7 @@ def draw_channels(program: Program, path: str | Path) -> None:
     file = Path(path)
     if file.suffix not in (".dot", ".svg"):
         raise FormatError(f"{file}: a picture of channels is a .dot or an .svg file")
-    graph = channel_graph(program)
+    graph = channel_graph(program, coupling)
     write_text(file, to_dot(graph) if file.suffix == ".dot" else _svg(graph))
 
 
