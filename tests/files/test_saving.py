@@ -434,11 +434,10 @@ def test_a_class_that_is_not_registered_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.thorough
 def test_a_program_of_a_hugging_face_model_loads_where_nothing_was_imported(tmp_path: Path) -> None:
     path = save(_bert(), tmp_path / "net.fxp")
     code = (
-        "import sys, torch; from fxprune.saving import load; "
+        "import sys, torch; from fxprune import load; "
         f"program = load({str(path)!r}); assert 'transformers.models.bert' not in sys.modules; "
         "ids = torch.ones(3, 5, dtype=torch.int64); found = program(input_ids=ids); "
         "sys.stdout.write(f'{type(found).__name__} {tuple(found.pooler_output.shape)}')"

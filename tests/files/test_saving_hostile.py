@@ -724,7 +724,7 @@ def test_a_large_hostile_document_takes_bounded_memory(good: bytes, tmp_path: Pa
     code = (
         "import resource, sys\n"
         "from fxprune.errors import FormatError\n"
-        "from fxprune.saving import load\n"
+        "from fxprune import load\n"
         "try:\n    load(sys.argv[1])\nexcept FormatError as error:\n"
         "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "    sys.stdout.write(f'{peak} {len(str(error))}')\n"
