@@ -174,7 +174,7 @@ def test_a_capture_that_differs_is_told(monkeypatch: pytest.MonkeyPatch):
 def test_a_wrong_functional_call_is_told_with_the_calls(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fxprune.functional.identity", lambda module, name: module)
     for checks in ("CHECKS", "COUPLED", "EXPORTS"):
-        monkeypatch.setattr(f"fxprune.testing.check_models.{checks}", ())
+        monkeypatch.setattr(f"fxprune.testing.model_checks.{checks}", ())
     with pytest.raises(DifferenceError) as caught:
         check_model(model("linear"), inputs("linear"), max_examples=140)
     message = str(caught.value)
