@@ -19,8 +19,9 @@ from fxprune.program.encoding import graph_text
 from fxprune.program.program import Program
 from fxprune.testing.architecture import Arch, build
 from fxprune.testing.drawing import architectures
-from tests.models.zoo import ZOO
+from tests.models.zoo import QUICK, ZOO
 from tests.tools.capture_helpers import check_forwards, net
+from tests.tools.profiles import thorough_but
 
 ROWS = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -84,7 +85,7 @@ def check_equal(exports: Exports, model: nn.Module, args: Any, kwargs: Any = Non
     return count
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", thorough_but({*QUICK[::2], *TWO_EXPORTS}, ZOO))
 def test_named_models(name: str, exports: Exports) -> None:
     assert check_equal(exports, *ZOO[name]()) == (2 if name in TWO_EXPORTS else 1)
 

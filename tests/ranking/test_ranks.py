@@ -111,6 +111,7 @@ def test_the_recipes_end_in_the_midst_of_ties():
     assert [row.name for row in cut if 0 < row.quota < row.tied] != []
 
 
+@pytest.mark.thorough
 @spread_worlds
 def test_a_million_scores_are_ranked_within_64_kib(world: int, launch: Launch):
     torch.manual_seed(0)

@@ -435,6 +435,7 @@ def test_broken_inputs_of_every_kind_raise_errors_of_this_library_alone() -> Non
     assert outcome.grown < 500
 
 
+@pytest.mark.thorough
 def test_the_fuzzer_sees_crashes_hangs_and_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(seeds: Any, chance: Any) -> None:
         raise ZeroDivisionError

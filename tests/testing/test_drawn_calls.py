@@ -91,6 +91,7 @@ ARCHS: dict[str, Callable[[Arch], bool]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("region", ARCHS)
 def test_each_kind_of_architecture_is_reached(region: str) -> None:
     assert any(ARCHS[region](case.arch) for case in sample())
@@ -156,6 +157,7 @@ CASES: dict[str, Callable[[Case], bool]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("region", CASES)
 def test_each_kind_of_sequence_is_reached(region: str) -> None:
     assert any(map(CASES[region], sample()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import pytest
@@ -36,22 +37,25 @@ REFUSED = {
 
 
 @cache
+def captured(kind: str, head: str) -> Program:
+    net = Net(Drawn(((kind, 3),), head=head, stem=8)).double()
+    return fxprune.capture(net, (torch.randn(2, 3, 6, 6, dtype=torch.float64),)).eval()
+
+
 def program_with(kind: str, head: str = "mean", *, bias: bool = False) -> Program:
-    """Capture an operator behind a convolution of which half the channels are dead.
+    """Return an operator behind a convolution of which half the channels are dead.
 
     Args:
         kind: of the step.
         head: what follows.
         bias: whether the dead channels have a bias that is alive.
     """
-    net = Net(Drawn(((kind, 3),), head=head, stem=8)).double()
+    program = copy.deepcopy(captured(kind, head))
     dead = [4, 5, 6, 7] if kind in _LAST_HALF else [1, 3, 5, 7]
     with torch.no_grad():
-        net.stem.weight[dead] = 0
-        if not bias:
-            assert net.stem.bias is not None
-            net.stem.bias[dead] = 0
-    return fxprune.capture(net, (torch.randn(2, 3, 6, 6, dtype=torch.float64),)).eval()
+        for name in ("stem.weight",) if bias else ("stem.weight", "stem.bias"):
+            program.parameter(name)[dead] = 0
+    return program
 
 
 @each_kind
@@ -61,7 +65,7 @@ def test_what_is_cut_behind_an_operator(kind: str, golden: Golden):
 
 
 @each_kind
-@pytest.mark.parametrize("head", thorough_but(["flat"], ["mean", "flat", "images"]))
+@pytest.mark.parametrize("head", thorough_but(["mean"], ["mean", "flat", "images"]))
 def test_the_function_is_kept(kind: str, head: str):
     program = program_with(kind, head, bias=True)
     small, _ = shrink_and_check(program)
