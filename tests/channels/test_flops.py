@@ -20,7 +20,7 @@ from fxprune.program.program import Program
 from tests.bench.models_vision import mobilenet_v2, resnet18
 from tests.models import store
 from tests.models.coupled_nets import NETS, captured
-from tests.tools.profiles import examples
+from tests.tools.profiles import examples, thorough_but
 
 NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
@@ -48,7 +48,7 @@ def counted_by_torch(program: Program, *inputs: Tensor) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("build", [resnet18, mobilenet_v2])
+@pytest.mark.parametrize("build", thorough_but([resnet18], [resnet18, mobilenet_v2]))
 def test_whole_models_agree_with_torch(build: Callable[[], nn.Module]):
     program = store.capture(build(), (torch.randn(2, 3, 64, 64),)).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

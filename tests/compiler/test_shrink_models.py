@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fxprune.functional
 from fxprune.program.program import Program
 from tests.models.zoo import QUICK, ZOO
+from tests.tools.capture_helpers import program_of
 from tests.tools.profiles import thorough_but
 from tests.tools.shrink_checks import BOUND, gap, parameters, shrink_and_check
 
@@ -173,8 +174,7 @@ def test_dead_parts_go_and_the_function_stays(name: str, finalized: bool):
 
 @pytest.mark.parametrize("name", thorough_but(QUICK, ZOO))
 def test_the_zoo_with_half_its_rows_masked(name: str):
-    model, args, kwargs = ZOO[name]()
-    program = fxprune.capture(model, args, kwargs)
+    program = program_of(name)
     for parameter in program.aliases:
         if parameter not in program.captured.refused:
             rows(program, parameter, program.parameter(parameter).shape[0] // 2)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fxprune
 from fxprune.program.program import Program
+from tests.models import store
 
 
 class Residual(nn.Module):
@@ -126,7 +126,7 @@ def captured(name: str, *, seed: int = 0) -> Program:
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point() and tensor.dim() == 1:
                 tensor.uniform_(0.5, 1.5)
-    return fxprune.capture(model, (torch.randn(4, *shape, dtype=torch.float64),)).eval()
+    return store.capture(model, (torch.randn(4, *shape, dtype=torch.float64),)).eval()
 
 
 def coupled(amount: Any = 0.5, **keys: Any) -> dict[str, Any]:

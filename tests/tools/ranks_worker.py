@@ -52,7 +52,9 @@ FEW = ("various", "fully_shard")
 def cases(world: int) -> list[tuple[str, str]]:
     """Return pairs of a layout and a recipe: two processes try all recipes on few layouts."""
     if world == 2:
-        return [(layout, r) for layout in LAYOUTS for r in RECIPES if r in SOME[:2] or layout in FEW]
+        return [
+            (layout, r) for layout in LAYOUTS for r in RECIPES if r in SOME[:2] or layout in FEW
+        ]
     return [(layout, recipe) for layout in LAYOUTS for recipe in SOME]
 
 
