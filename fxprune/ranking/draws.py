@@ -20,12 +20,7 @@ from fxprune.rewrite import Scores, ScoreSource
 class Draw:
     """A vector of uniform random numbers that is drawn again when it is read, not stored.
 
-    The generator advances once, when the draw is made.
-
-    Args:
-        count: how many numbers.
-        dtype: their dtype.
-        generator: where they come from; its device is theirs.
+    The generator advances once, when the draw is made; its device is that of the numbers.
     """
 
     def __init__(self, count: int, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -65,11 +60,7 @@ class Draw:
 
 
 def generator_of(device: torch.device, seed: int | None) -> torch.Generator:
-    """Return a generator with a seed, or torch's own one of the device.
-
-    Raises:
-        PassError: torch has none there.
-    """
+    """Return a generator with a seed, or torch's own one of a device; PassError if it has none."""
     if seed is not None:
         return torch.Generator(device).manual_seed(seed)
     if device.type == "cpu":
@@ -96,13 +87,9 @@ class _Units(Protocol):
 
 
 class RandomScores(ScoreSource):
-    """Random scores of the living units.
+    """Random scores of the living units, all 0 without a draw: then nothing will be pruned.
 
-    Args:
-        of: the units.
-        draw: where the numbers come from; None where nothing will be pruned.
-        offset: where in the draw the numbers of these units begin.
-        largest: whether the largest numbers are pruned, instead of the smallest.
+    The numbers begin at `offset` in the draw; `largest` prunes the largest of them first.
     """
 
     def __init__(self, of: _Units, draw: Draw | None, offset: int, *, largest: bool) -> None:
@@ -151,15 +138,9 @@ def random_scores(
 ) -> Scores:
     """Draw scores as torch.nn.utils.prune does.
 
-    Args:
-        parts: the units by parameter name, in parameter order.
-        amount: what will be pruned: nothing is drawn where that is no unit.
-        scope: "local" draws for each parameter, "global" once for the entries of all.
-        dim: the dimension of the channels; None where the units are entries.
-        generator_on: returns a device's generator; asked once for each device.
-
-    Raises:
-        AmountError: the amount is more than is alive.
+    "global" draws once for the entries of all parameters, "local" for each; `dim` None scores
+    entries. `generator_on` is asked once for each device, and nothing is drawn where the amount is
+    no unit; AmountError where it is more than is alive.
     """
     generator_on = cache(generator_on)
     largest, what = dim is None, "entries" if dim is None else "channels"

@@ -1,9 +1,7 @@
 """Exact selection of the k smallest scores over many tensors, as cuts.
 
-The order is that of torch.topk: NaN counts as largest. Ties at the threshold go by
-`ties="index"`, lower (parameter order, flat index) first, or by torch.topk's own choice.
-
-The k-th smallest of many scores in one pass: a sampled bracket, counted and collected.
+The order is that of torch.topk: NaN counts as largest. Ties at the threshold go by `ties="index"`,
+lower (parameter order, flat index) first, or by torch.topk's own choice.
 
 A sample says between which two scores the k-th one must lie. One pass over all scores counts those
 under the bracket and collects the few inside; if the k-th is among them it is exact, and if not the
@@ -40,14 +38,9 @@ SMALL = 300_000  # living scores up to which joining all of them is faster than 
 
 
 def check_amount(amount: float | int) -> None:
-    """Check an amount on its own, as torch.nn.utils.prune does.
+    """Check an amount as torch.nn.utils.prune does: a share in [0, 1], or a count of 0 or more.
 
-    Args:
-        amount: share in [0, 1] (float) or count of 0 or more (int).
-
-    Raises:
-        AmountTypeError: it is no number.
-        AmountError: it is out of range.
+    Raises AmountTypeError for what is no number, AmountError for one out of range.
     """
     if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
         raise AmountTypeError(f"amount={amount!r} must be a float (share) or an int (count)")
@@ -62,13 +55,7 @@ def check_amount(amount: float | int) -> None:
 def count_of(amount: float | int, alive: int, what: str) -> int:
     """Return how many of the living units an amount means (banker's rounding, as torch).
 
-    Args:
-        amount: share (float) or count (int).
-        alive: number of living units.
-        what: what is counted, for the message.
-
-    Raises:
-        AmountError: more than is alive.
+    Raises AmountError, which calls the units `what`, where that is more than is alive.
 
     Example:
         >>> count_of(0.5, 5, "entries"), count_of(0.5, 7, "entries")
@@ -85,11 +72,7 @@ def count_of(amount: float | int, alive: int, what: str) -> int:
 
 @contextmanager
 def counting(names: Sequence[str]) -> Generator[None]:
-    """Let an AmountError say what was counted, where that is one parameter alone.
-
-    Args:
-        names: of the parameters.
-    """
+    """Let an AmountError say what was counted, where that is one parameter alone."""
     try:
         yield
     except AmountError as error:
@@ -99,16 +82,10 @@ def counting(names: Sequence[str]) -> Generator[None]:
 
 
 def rank_scores(scores: Scores, amount: float | int, scope: str, ties: str) -> Ranking:
-    """Find the cuts that prune the smallest scores.
+    """Find the cuts that prune an amount of the smallest scores, of sources that are all here.
 
-    Args:
-        scores: sources whose units are all here.
-        amount: share of the living units (float) or count (int).
-        scope: "local": of each source; "global": of all sources together.
-        ties: "index" or "torch", see `fxprune.rewrite.facts.Ranking`.
-
-    Raises:
-        AmountError: the amount is out of range, or more than is alive.
+    For `scope` and `ties` see `fxprune.rewrite.facts.Ranking`; AmountError where more than is
+    alive.
     """
     check_amount(amount)
     groups, cuts = grouped(scores, scope), dict[str, Cut]()
@@ -129,15 +106,10 @@ def grouped(scores: Scores, scope: str) -> tuple[tuple[str, ...], ...]:
 
 
 def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> dict[str, Cut]:
-    """Find the cuts that prune the k smallest of all living scores.
+    """Find the cuts that prune the k smallest of all living scores; k is at most their number.
 
-    Args:
-        sources: score sources by name, in parameter order.
-        k: how many units to prune, at most the living ones.
-        all_ties: prune every unit at the threshold, though they may be more than k.
-
-    Returns:
-        A cut for each name. With ties, quotas go to the parameters in order.
+    Quotas of ties go to the parameters in order; `all_ties` prunes every unit at the threshold,
+    though they may be more than k.
     """
     if k == 0:
         return {name: Cut(threshold=None, count=0) for name in sources}
@@ -153,11 +125,7 @@ def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> 
 
 
 def check_values(sources: Mapping[str, ScoreSource]) -> None:
-    """Check that the scores have values.
-
-    Raises:
-        PassError: they are on the meta device.
-    """
+    """Raise a PassError where the scores are on the meta device and have no values."""
     if any(source.chunk(0, 0).is_meta for source in sources.values()):
         raise PassError("the parameters are on the meta device and have no values to rank")
 
@@ -190,27 +158,17 @@ _MOST_INSIDE = 16  # one score in so many may be inside: what is collected stays
 
 @dataclass(frozen=True)
 class Bracket:
-    """Scores between which the k-th smallest should be.
-
-    Args:
-        low: the least score inside; None where there is no bound.
-        high: the largest score inside; None where there is no bound, so that NaN is inside.
-    """
+    """Scores between which the k-th smallest should be, both inside; None is no bound."""
 
     low: float | None
     high: float | None
 
 
 def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
-    """Return a bracket about the quantile of a sample.
+    """Return a bracket about the quantile `share`, from 0 to 1, of a sample in any order.
 
-    The rank of the quantile in a sample of S scores has a standard deviation of
-    sqrt(S q (1 - q)), that of a binomial count.
-
-    Args:
-        sample: scores, in any order.
-        share: the quantile q, from 0 to 1.
-        width: half the bracket's width, as a multiple of the usual one.
+    The rank of the quantile in a sample of S scores has a standard deviation of sqrt(S q (1 - q)),
+    that of a binomial count; `width` widens the bracket.
 
     Example:
         >>> bracket_of(torch.arange(1000.0), 0.5, 1.0)
@@ -231,16 +189,9 @@ def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
 def find_in_bracket(
     sources: Mapping[str, ScoreSource], k: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, dict[str, tuple[int, int]]] | None:
-    """Find the k-th smallest living score and, for each source, what is under it and at it.
+    """Find the k-th smallest living score and, for each source, (count under it, count at it).
 
-    Args:
-        sources: score sources by name.
-        k: from 1 to the number of living scores.
-        dtype: in which scores are compared.
-
-    Returns:
-        The score, and (count under it, count at it) by name; None where too many scores are alike
-        to be collected, or no bracket held.
+    None where too many scores are alike to be collected, or no bracket held.
     """
     alive = sum(source.alive for source in sources.values())
     wanted = max(min(_SAMPLE, alive // _MOST_SHARE), min(alive // _SHARE, _MOST_SAMPLE), 1)

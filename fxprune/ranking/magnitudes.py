@@ -2,10 +2,6 @@
 
 The magnitude of a floating-point number is its bits without the sign, its key. Keys are ordered as
 the magnitudes are, NaN last, so each comparison is one of integers, whatever the dtype.
-
-The pass over magnitudes on the CPU, by their bits: counted and collected by several threads.
-
-Buffers that are used again: fresh memory costs more than a pass over it.
 """
 
 from __future__ import annotations
@@ -62,9 +58,7 @@ def most_key(bound: float, dtype: torch.dtype) -> int:
 def bounds_of(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
     """Return the largest key under a threshold, and the largest one that is not over it.
 
-    Args:
-        threshold: a magnitude of any dtype; NaN is over all others and equals itself.
-        dtype: of the keys.
+    A threshold of NaN is over all others and equals itself.
 
     Example:
         >>> under, upto = bounds_of(1.0, torch.float32)
@@ -83,17 +77,7 @@ def keys_into(bits: Any, room: Room) -> Any:
 
 
 def scan_keys(keys: Any, low: int, high: int, living: Any, room: Room) -> tuple[int, Any]:
-    """Count the keys under a bracket and collect those inside, in order.
-
-    Args:
-        keys: as integers.
-        low: the least key inside.
-        high: the largest key inside.
-        living: which of them count, an array of bool; None for all.
-        room: buffers.
-
-    Returns:
-        (count under, the keys inside).
+    """Count the keys under [low, high] and list those inside; only where `living`, if given.
 
     Example:
         >>> scan_keys(np.array([5, 9, 7, 3], np.int32), 5, 7, None, Room())
@@ -111,13 +95,9 @@ def scan_keys(keys: Any, low: int, high: int, living: Any, room: Room) -> tuple[
 
 
 def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
-    """Zero the finite numbers whose keys are under a level, as a product with a mask would.
+    """Zero finite numbers whose keys are under a level (0 or more), as a masked product would.
 
-    Args:
-        bits: numbers as integers, changed in place.
-        keys: their keys; overwritten.
-        level: of 0 or more.
-        clean: whether zeros lose their sign.
+    `bits` change in place and `keys` are overwritten; with `clean`, zeros lose their sign.
 
     Example:
         >>> values = torch.tensor([0.5, -2.0, 1.0, -0.25])
@@ -136,19 +116,13 @@ def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
 
 
 class Room(threading.local):
-    """The buffers of each thread, kept for its next use of them."""
+    """Scratch buffers of each thread, used again: fresh memory costs more than a pass over it."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Any] = {}
 
     def array(self, use: str, size: int, dtype: Any) -> Any:
-        """Return an array whose contents do not matter.
-
-        Args:
-            use: two arrays at a time have two uses.
-            size: how many entries.
-            dtype: numpy's dtype of the entries.
-        """
+        """Return an array of any contents; arrays that are needed at once have different uses."""
         count = size * np.dtype(dtype).itemsize
         found = self._arrays.get(use)
         if found is None or found.size < count:
@@ -173,17 +147,10 @@ def scan_magnitudes(
     high: float | None,
     most: int,
 ) -> tuple[int, torch.Tensor | None]:
-    """Count the magnitudes under a bracket and collect those inside, in flat order.
+    """Count the magnitudes under a bracket and list those inside, in flat order, by threads.
 
-    Args:
-        tensor: one that can be scanned.
-        living: which of the entries start..stop count; None: all.
-        low: the least magnitude inside; None for no bound.
-        high: the largest magnitude inside; None for no bound, so that NaN is inside.
-        most: how many may be inside.
-
-    Returns:
-        (count under, those inside); no tensor where more are inside.
+    `living` gives which of the entries start..stop count. Bounds are inside; None is no bound, and
+    without an upper one NaN is inside. No tensor is returned where more than `most` are inside.
 
     Example:
         >>> scan_magnitudes(

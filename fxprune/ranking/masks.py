@@ -16,15 +16,9 @@ Pruned = Iterator[tuple[int, int, torch.Tensor]]
 def pruned_of_group(
     scores: Scores, ranking: Ranking, group: Sequence[str]
 ) -> Iterator[tuple[str, Pruned]]:
-    """Yield, for each parameter of a group, which of its living units the ranking prunes.
+    """Yield (name, chunks in unit order) of which living units the ranking prunes.
 
-    Args:
-        scores: what the ranking was made of.
-        ranking: cuts and the rule for ties.
-        group: names that were ranked together.
-
-    Yields:
-        (name, chunks in unit order), to be read before the next is asked for.
+    The chunks of one parameter are to be read before the next is asked for.
     """
     if ranking.is_replayed(tuple(group)) and not scores.prune_all_ties:
         yield from _replayed(scores, ranking, group)

@@ -4,12 +4,8 @@ The processes add up histograms of their scores' bit patterns until the threshol
 the one parameter in whose midst the quota of ties ends, histograms of the ties' indices in the
 whole tensor. So every process finds the cuts that one process with all scores would have found.
 
-What a group of processes holds of some parameters: each entry is counted by one of them.
-
-The processes of a torch.distributed group that prune one Program together.
-
-Before every exchange they meet: each tells whether it has failed and which step it is at. So one
-that raises tells the others, who raise as well, instead of waiting for it.
+Before every exchange they meet: each says whether it has failed and which step it is at. So one
+that raises is heard by the others, who raise as well, instead of waiting for it.
 """
 
 from __future__ import annotations
@@ -54,16 +50,10 @@ _ODD = -7046029254386353131  # 2**64 over the golden ratio, as a signed number
 
 @dataclass(frozen=True)
 class Tally:
-    """What the processes hold.
+    """What the processes hold of some parameters: each entry is counted by one of them."""
 
-    Args:
-        counted: names of the parameters whose part in this process is counted in this process.
-        units: how many units each parameter has, over all processes.
-        alive: how many of these are alive.
-    """
-
-    counted: frozenset[str]
-    units: Mapping[str, int]
+    counted: frozenset[str]  # names whose part in this process is counted in this process
+    units: Mapping[str, int]  # of each parameter, over all processes
     alive: Mapping[str, int]
 
 
@@ -77,11 +67,7 @@ def layouts(program: Program) -> str:
 
 
 def check_parts(program: Program) -> None:
-    """Check that it can be told which entries of each parameter this process holds.
-
-    Raises:
-        PassError: a parameter is a pending sum, or no part of one is a box.
-    """
+    """Raise a PassError where a parameter is a pending sum, or this process's part is no box."""
     for name, held in parameters_of(program).items():
         if held.is_spread:
             spread.distributed().coordinates(held.stored, name)
@@ -92,12 +78,9 @@ def _layout(tensor: torch.Tensor) -> str:
 
 
 def tally(peers: Peers, program: Program, sources: Mapping[str, ScoreSource]) -> Tally:
-    """Find out who counts what, and check that what several processes hold is the same.
+    """Find out who counts what, and raise a PeerError where no process, or different ones, hold it.
 
     Sends 48 bytes a parameter.
-
-    Raises:
-        PeerError: entries of a parameter are held by none of the processes, or replicas differ.
     """
     held = {n: parameters_of(program)[n].stored for n, source in sources.items() if source.part}
     units = {n: held[n].numel() if n in held else source.units for n, source in sources.items()}
@@ -149,12 +132,9 @@ def _has_replicas(peers: Peers, tensor: Any) -> bool:
 
 
 def _check(name: str, size: int, total: torch.Tensor) -> None:
-    """Check what the processes hold and count of one parameter.
+    """Raise a PeerError where what the processes hold of a parameter of `size` units differs.
 
-    Args:
-        name: the parameter.
-        size: how many units it has.
-        total: the sums of (units held, checksums, units counted, units alive, checksums counted).
+    `total` sums units held, checksums, units counted, units alive and checksums counted.
     """
     held, sums, counted, _, once = total.tolist()
     if counted != size or (size and held % size):
@@ -206,17 +186,7 @@ _MESSAGE = 512  # bytes of a failed process's message that the others learn
 class Peers:
     """A process group, and what this process exchanges with it.
 
-    Args:
-        group: a torch.distributed process group that this process is in.
-        whole_masks: whether masks are whole on each process though parameters are not (FSDP2).
-
-    Attributes:
-        rank: of this process in the group.
-        size: how many processes there are.
-        bytes: how many bytes of tensors this process has given to exchanges.
-
-    Raises:
-        PassTypeError: `group` is no process group, or this process is not in it.
+    PassTypeError where `group` is no process group that this process is in.
     """
 
     def __init__(self, group: Any, *, whole_masks: bool = False) -> None:
@@ -230,7 +200,7 @@ class Peers:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         kind = _DEVICES.get(dist.get_backend(group))
         self.device = torch.device("cpu" if kind is None else kind)
-        self.bytes = 0
+        self.bytes = 0  # of tensors given to exchanges
 
     # Exchanges
 
@@ -265,15 +235,7 @@ class Peers:
         return other
 
     def agree(self, step: str, **things: str) -> None:
-        """Check that every process was given the same.
-
-        Args:
-            step: what is done, for messages.
-            things: what must be alike, as text, by what it is called in a message.
-
-        Raises:
-            PeerError: names what is not.
-        """
+        """Raise a PeerError that names what the processes were given different texts for."""
         codes = torch.tensor([_code(text) for text in things.values()], dtype=torch.int64)
         found = self.least(torch.cat([codes, -codes]), step)
         least, most = found[: len(codes)], -found[len(codes) :]
@@ -285,11 +247,7 @@ class Peers:
                 )
 
     def meet(self, step: str) -> None:
-        """Wait until every process is at this step.
-
-        Raises:
-            PeerError: one has failed, is at another step, or does not answer.
-        """
+        """Wait until every process is at this step; PeerError if one failed or is silent."""
         code = _code(step)
         found = self._all(torch.tensor([0, code, -code]), dist.ReduceOp.MAX, step).tolist()
         if found[0]:
@@ -302,11 +260,7 @@ class Peers:
 
     @contextmanager
     def together(self, step: str) -> Generator[None]:
-        """Tell the others of an exception in here; at the end, wait until none has failed.
-
-        Raises:
-            PeerError: another process failed.
-        """
+        """Tell the others of an exception in here; at the end, wait until none has failed."""
         try:
             yield
         except PeerError:
@@ -374,11 +328,7 @@ Chunks = Callable[[], Iterator[torch.Tensor]]
 
 @contextmanager
 def together(group: Any) -> Generator[Peers | None]:
-    """Work with the processes of a group, if there is one; if one of them fails, all do.
-
-    Args:
-        group: a torch.distributed process group; None for this process alone.
-    """
+    """Work with the processes of a group, if there is one; if one of them fails, all do."""
     if group is None:
         yield None
         return
@@ -390,15 +340,8 @@ def together(group: Any) -> Generator[Peers | None]:
 def ready(peers: Peers, program: Program, rules: str, given: Mapping[str, torch.Tensor]) -> Peers:
     """Check that the processes can prune a Program together, and return them as a fact.
 
-    Args:
-        peers: the processes.
-        program: the Program.
-        rules: what it is to be pruned by, as text.
-        given: what the caller gives beside, by any names.
-
-    Raises:
-        PassError: it is wrapped by FSDP2 in a way that masks do not fit.
-        PeerError: the processes were given different Programs or rules.
+    `rules` is what it is pruned by, as text, and `given` what the caller gives beside. PassError
+    where FSDP2 wraps it in a way that masks do not fit, PeerError where the processes differ.
     """
     check_root_alone(program)
     check_takes_masks(program)
@@ -423,20 +366,10 @@ def rank_over(
     scope: str,
     ties: str,
 ) -> Ranking:
-    """Find the cuts that prune the smallest scores of all processes.
+    """Find the cuts that prune the smallest scores of all processes; sources are this process's.
 
-    Args:
-        peers: the processes.
-        program: whose parameters were scored.
-        scores: sources of this process; of whole parameters, or of its part of one.
-        amount: share of the living units (float) or count (int).
-        scope: "local" or "global".
-        ties: "index" or "torch", see `fxprune.rewrite.facts.Ranking`.
-
-    Raises:
-        AmountError: the amount is more than is alive.
-        PassError: torch's choice among ties would need all scores in one place.
-        PeerError: the processes do not hold what they should.
+    AmountError where the amount is more than is alive, PassError where torch's choice among ties
+    would need all scores in one place, PeerError where the processes do not hold what they should.
     """
     check_amount(amount)
     check_values(scores.sources)

@@ -11,13 +11,9 @@ from fxprune.ranking.processes import Peers
 
 
 def pruned_mask(peers: Peers, held: Handle, gone: torch.Tensor, *, part: bool) -> torch.Tensor:
-    """Return a spread parameter's mask, once some of its entries have gone.
+    """Return a spread parameter's mask once the entries in `gone` (bool) have gone.
 
-    Args:
-        peers: the processes.
-        held: the parameter.
-        gone: bool; of this process's part, in flat order, or of the parameter's shape.
-        part: which of these.
+    With `part` these are this process's part in flat order, else they have the parameter's shape.
     """
     parameter = held.stored
     if not peers.whole_masks:
@@ -42,13 +38,7 @@ def _old(held: Handle) -> torch.Tensor:
 
 
 def given_mask(peers: Peers, held: Handle, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return a spread parameter's mask times one that the caller gives.
-
-    Args:
-        peers: the processes.
-        held: the parameter.
-        mask: whole, or spread; None for ones.
-    """
+    """Return a spread parameter's mask times a caller's, whole or spread; None stands for ones."""
     if not peers.whole_masks:
         new = _old(held)
         new = new if mask is None else new * spread.part_like(mask, held.stored).to(new)
@@ -65,7 +55,7 @@ def whole_ones(peers: Peers, mask: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def whole(peers: Peers, tensor: Any, name: str) -> torch.Tensor:
-    """Return a tensor that is or is not spread as one whole; its name is for messages."""
+    """Return a tensor, spread or not, as one whole; its name is for messages."""
     if not spread.is_sharded(tensor):
         return tensor
     return peers.gather(tensor, f"gathering {name!r}")
