@@ -19,8 +19,8 @@ from fxprune.ranking import (
     Peers,
     check_amount,
     count_of,
-    counting,
     cut_group,
+    name_in_errors,
     rank_over,
     rank_scores,
 )
@@ -105,7 +105,7 @@ class RankUnits(Analysis):
         return Ranking(cuts, tuple((layer.name,) for layer in layers), "index")
 
     def _count(self, layer: Layer, source: ScoreSource) -> int:
-        with counting([layer.name]):
+        with name_in_errors([layer.name]):
             return count_of(self.amount, source.alive, "channels")
 
     def _most(self, layer: Layer, source: ScoreSource) -> int:

@@ -21,10 +21,10 @@
 from __future__ import annotations
 
 from fxprune.ranking.draws import generator_of, random_scores
-from fxprune.ranking.kth import check_amount, count_of, counting, cut_group, rank_scores
+from fxprune.ranking.kth import check_amount, count_of, cut_group, name_in_errors, rank_scores
 from fxprune.ranking.magnitudes import (
     INTEGERS,
-    Room,
+    Scratch,
     bounds_of,
     can_scan,
     infinity_of,
@@ -36,7 +36,7 @@ from fxprune.ranking.magnitudes import (
     scan_magnitudes,
     zero_bits,
 )
-from fxprune.ranking.masks import Pruned, pruned_of_group
-from fxprune.ranking.processes import Peers, rank_over, ready, together
+from fxprune.ranking.masks import PrunedChunks, pruned_of_group
+from fxprune.ranking.processes import Peers, prepare_peers, rank_over, together
 from fxprune.ranking.spread_masks import given_mask, pruned_mask, whole, whole_ones
 from fxprune.ranking.units import ChannelScores, channel_norms, combined_mask, slice_sums

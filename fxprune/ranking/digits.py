@@ -8,7 +8,6 @@ The counts of several processes add up, so a sum over processes gives all of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -34,7 +33,7 @@ def keys_of(values: torch.Tensor) -> torch.Tensor:
     return keys.masked_fill_(values.isnan(), most)
 
 
-def sortable(scores: torch.Tensor) -> torch.Tensor:
+def ordered_keys(scores: torch.Tensor) -> torch.Tensor:
     """Return integers in the order of scores of any dtype that can be ordered."""
     if scores.dtype.is_floating_point and scores.element_size() in INTEGERS:
         return keys_of(scores)
@@ -58,12 +57,12 @@ def value_of(key: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(bits, dtype=kind).view(dtype)
 
 
-class Search:
+class DigitSearch:
     """A search for the k-th smallest (k from 1) of many keys of `bits` bits, a digit a round.
 
     Example:
-        >>> search = Search(2, bits=16)
-        >>> while not search.done:
+        >>> search = DigitSearch(2, bits=16)
+        >>> while not search.finished:
         ...     search.take(search.count([torch.tensor([7, -3]), torch.tensor([5])]))
         >>> search.key
         5
@@ -74,7 +73,7 @@ class Search:
         self._prefix = self._known = 0
 
     @property
-    def done(self) -> bool:
+    def finished(self) -> bool:
         """Whether all digits are known."""
         return self._known == self._bits
 
@@ -121,8 +120,8 @@ class Search:
 def find_by_digits(sources: Iterable[ScoreSource], k: int, dtype: torch.dtype) -> torch.Tensor:
     """Return the k-th smallest living score, compared in a floating dtype, on the CPU."""
     sources = tuple(sources)
-    search = Search(k, dtype.itemsize * 8)
-    while not search.done:
+    search = DigitSearch(k, dtype.itemsize * 8)
+    while not search.finished:
         search.take(
             search.count(
                 keys_of(source.chunk(start, stop).to(dtype))
@@ -136,14 +135,6 @@ def find_by_digits(sources: Iterable[ScoreSource], k: int, dtype: torch.dtype) -
 CHUNK = 2**18  # units: chunk and temporaries stay in the cache
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What a pass over one source found."""
-
-    under: int  # living scores under the bracket
-    inside: torch.Tensor  # a vector in unit order
-
-
 def chunks_of(source: ScoreSource) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of each chunk of a source's units."""
     for start in range(0, source.units, CHUNK):
@@ -152,14 +143,14 @@ def chunks_of(source: ScoreSource) -> Iterator[tuple[int, int]]:
 
 def scan(
     source: ScoreSource, low: float | None, high: float | None, dtype: torch.dtype, most: int
-) -> Scan | None:
+) -> tuple[int, torch.Tensor] | None:
     """Count the scores under a bracket and list those inside; None if these are more than `most`.
 
     Bounds are inside; None is no bound, and without an upper one NaN is inside.
     """
     own = source.scan(low, high, dtype, most)
     if own is not None:
-        return None if own[1] is None else Scan(own[0], own[1])
+        return None if own[1] is None else (own[0], own[1])
     under, inside, count = 0, list[torch.Tensor](), 0
     for start, stop in chunks_of(source):
         values = source.chunk(start, stop).to(dtype)
@@ -173,18 +164,18 @@ def scan(
         if count > most:
             return None
         inside.append(found)
-    return Scan(under, torch.cat(inside) if inside else source.chunk(0, 0).to(dtype))
+    return under, torch.cat(inside) if inside else source.chunk(0, 0).to(dtype)
 
 
-def joined_dtype(sources: Iterable[ScoreSource]) -> torch.dtype:
+def common_dtype(sources: Iterable[ScoreSource]) -> torch.dtype:
     """Return the dtype that torch.cat would promote the scores to."""
     return reduce(torch.promote_types, (source.dtype for source in sources), torch.bool)
 
 
-def joined(sources: Iterable[ScoreSource]) -> torch.Tensor:
+def concatenate(sources: Iterable[ScoreSource]) -> torch.Tensor:
     """Return the living scores of several sources as one vector."""
     sources = tuple(sources)
-    dtype = joined_dtype(sources)
+    dtype = common_dtype(sources)
     return torch.cat([source.chunk(0, source.units).to(dtype) for source in sources])
 
 

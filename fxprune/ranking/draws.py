@@ -13,7 +13,7 @@ import torch
 
 from fxprune.errors import PassError
 from fxprune.ranking.digits import CHUNK
-from fxprune.ranking.kth import count_of, counting
+from fxprune.ranking.kth import count_of, name_in_errors
 from fxprune.rewrite import Scores, ScoreSource
 
 
@@ -72,7 +72,7 @@ def generator_of(device: torch.device, seed: int | None) -> torch.Generator:
     return generators[device.index or 0]
 
 
-class _Units(Protocol):
+class _LivingUnits(Protocol):
     """Units, some of which are alive, with the dtype and the device to draw for; as Entries."""
 
     @property
@@ -92,10 +92,10 @@ class RandomScores(ScoreSource):
     The numbers begin at `offset` in the draw; `largest` prunes the largest of them first.
     """
 
-    def __init__(self, of: _Units, draw: Draw | None, offset: int, *, largest: bool) -> None:
+    def __init__(self, of: _LivingUnits, draw: Draw | None, offset: int, *, largest: bool) -> None:
         self._of, self._draw, self._offset, self._largest = of, draw, offset, largest
         self.units, self.alive = of.units, of.alive
-        self._counted = (0, 0)  # units, and the living ones among them
+        self._position = (0, 0)  # units, and the living ones among them
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,17 +120,17 @@ class RandomScores(ScoreSource):
 
     def _living_before(self, unit: int) -> int:
         """Count the living units before one, on from the last count."""
-        units, alive = self._counted if self._counted[0] <= unit else (0, 0)
+        units, alive = self._position if self._position[0] <= unit else (0, 0)
         for start in range(units, unit, CHUNK):
             stop = min(start + CHUNK, unit)
             living = self.living(start, stop)
             alive += stop - start if living is None else int(living.count_nonzero())
-        self._counted = (unit, alive)
+        self._position = (unit, alive)
         return alive
 
 
 def random_scores(
-    parts: Mapping[str, _Units],
+    parts: Mapping[str, _LivingUnits],
     amount: float | int,
     scope: str,
     dim: int | None,
@@ -146,11 +146,11 @@ def random_scores(
     largest, what = dim is None, "entries" if dim is None else "channels"
     sources: dict[str, RandomScores] = {}
 
-    def add(group: Mapping[str, _Units]) -> None:
+    def add(group: Mapping[str, _LivingUnits]) -> None:
         alive, offset = sum(part.alive for part in group.values()), 0
         dtype = reduce(torch.promote_types, (part.dtype for part in group.values()))
         generator = generator_on(next(iter(group.values())).device)
-        with counting(tuple(group)):
+        with name_in_errors(tuple(group)):
             count = count_of(amount, alive, what)
         draw = Draw(alive, dtype, generator) if count else None
         for name, part in group.items():

@@ -14,19 +14,17 @@ import math
 import numbers
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
 from fxprune.errors import AmountError, AmountTypeError, PassError
 from fxprune.ranking.digits import (
     CHUNK,
-    Scan,
+    common_dtype,
+    concatenate,
     find_by_digits,
     is_at,
     is_under,
-    joined,
-    joined_dtype,
     keys_of,
     scan,
     sides_of,
@@ -71,7 +69,7 @@ def count_of(amount: float | int, alive: int, what: str) -> int:
 
 
 @contextmanager
-def counting(names: Sequence[str]) -> Generator[None]:
+def name_in_errors(names: Sequence[str]) -> Generator[None]:
     """Let an AmountError say what was counted, where that is one parameter alone."""
     try:
         yield
@@ -88,17 +86,17 @@ def rank_scores(scores: Scores, amount: float | int, scope: str, ties: str) -> R
     alive.
     """
     check_amount(amount)
-    groups, cuts = grouped(scores, scope), dict[str, Cut]()
+    groups, cuts = groups_of(scores, scope), dict[str, Cut]()
     for group in groups:
         sources = {name: scores.sources[name] for name in group}
         alive = sum(source.alive for source in sources.values())
-        with counting(group):
+        with name_in_errors(group):
             k = count_of(amount, alive, scores.units)
         cuts |= cut_group(sources, k, all_ties=scores.prune_all_ties and ties == "torch")
     return Ranking(cuts, groups, ties)
 
 
-def grouped(scores: Scores, scope: str) -> tuple[tuple[str, ...], ...]:
+def groups_of(scores: Scores, scope: str) -> tuple[tuple[str, ...], ...]:
     """Return the names that are ranked together: each alone, or with scope "global" all."""
     if scope == "global" and scores.sources:
         return (tuple(scores.sources),)
@@ -114,7 +112,14 @@ def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> 
     if k == 0:
         return {name: Cut(threshold=None, count=0) for name in sources}
     check_values(sources)
-    threshold, sides = _find(sources, k, joined_dtype(sources.values()))
+    threshold, sides = _find(sources, k, common_dtype(sources.values()))
+    return share_ties(sides, k, threshold, all_ties=all_ties)
+
+
+def share_ties(
+    sides: Mapping[str, Sequence[int]], k: int, threshold: torch.Tensor, *, all_ties: bool = False
+) -> dict[str, Cut]:
+    """Return the cuts of the k smallest, with what is (under, at) the threshold by name."""
     left = k - sum(under for under, _ in sides.values())
     cuts: dict[str, Cut] = {}
     for name, (under, tied) in sides.items():
@@ -141,7 +146,7 @@ def _find(
             return found
         threshold = find_by_digits(sources.values(), k, dtype)
     else:
-        threshold = torch.kthvalue(joined(sources.values()), k).values
+        threshold = torch.kthvalue(concatenate(sources.values()), k).values
     return threshold, {name: sides_of(source, threshold) for name, source in sources.items()}
 
 
@@ -156,12 +161,8 @@ _TRIES = 3
 _MOST_INSIDE = 16  # one score in so many may be inside: what is collected stays under a byte each
 
 
-@dataclass(frozen=True)
-class Bracket:
-    """Scores between which the k-th smallest should be, both inside; None is no bound."""
-
-    low: float | None
-    high: float | None
+# The scores between which the k-th smallest should be, both inside; None is no bound.
+Bracket = tuple[float | None, float | None]
 
 
 def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
@@ -172,7 +173,7 @@ def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
 
     Example:
         >>> bracket_of(torch.arange(1000.0), 0.5, 1.0)
-        Bracket(low=372.0, high=628.0)
+        (372.0, 628.0)
     """
     count = len(sample)
     spread = _DEVIATIONS * math.sqrt(count * share * (1 - share)) + _SLACK
@@ -180,7 +181,7 @@ def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
     last = math.ceil(share * count + width * spread)
     low = float(_kth([sample], first + 1)) if first >= 0 else None
     high = float(_kth([sample], last + 1)) if last < count else None
-    return Bracket(
+    return (
         None if low is None or math.isnan(low) else low,
         None if high is None or math.isnan(high) else high,
     )
@@ -196,41 +197,36 @@ def find_in_bracket(
     alive = sum(source.alive for source in sources.values())
     wanted = max(min(_SAMPLE, alive // _MOST_SHARE), min(alive // _SHARE, _MOST_SAMPLE), 1)
     step = max(alive // wanted, 1)
-    drawn = [source.sample(step).to(dtype) for source in sources.values()]
-    sample = torch.cat(drawn)
+    sample = torch.cat([source.sample(step).to(dtype) for source in sources.values()])
     for attempt in range(_TRIES):
         bracket = bracket_of(sample, k / alive, float(_WIDER**attempt))
-        scans = _scans(sources, bracket, dtype, alive // _MOST_INSIDE)
+        scans = _scan_all(sources, bracket, dtype, alive // _MOST_INSIDE)
         if scans is None:
             return None
-        under = sum(found.under for found in scans.values())
-        if under < k <= under + sum(len(found.inside) for found in scans.values()):
-            return _exact(scans, k - under)
+        below = sum(under for under, _ in scans.values())
+        if below < k <= below + sum(len(inside) for _, inside in scans.values()):
+            threshold = _kth([inside for _, inside in scans.values()], k - below)
+            return threshold, {
+                name: (
+                    under + int(is_under(inside, threshold).count_nonzero()),
+                    int(is_at(inside, threshold).count_nonzero()),
+                )
+                for name, (under, inside) in scans.items()
+            }
     return None
 
 
-def _scans(
+def _scan_all(
     sources: Mapping[str, ScoreSource], bracket: Bracket, dtype: torch.dtype, most: int
-) -> dict[str, Scan] | None:
-    scans: dict[str, Scan] = {}
+) -> dict[str, tuple[int, torch.Tensor]] | None:
+    scans: dict[str, tuple[int, torch.Tensor]] = {}
     for name, source in sources.items():
-        found = scan(source, bracket.low, bracket.high, dtype, most)
+        found = scan(source, *bracket, dtype, most)
         if found is None:
             return None
-        most -= len(found.inside)
+        most -= len(found[1])
         scans[name] = found
     return scans
-
-
-def _exact(scans: Mapping[str, Scan], k: int) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
-    threshold = _kth([found.inside for found in scans.values()], k)
-    return threshold, {
-        name: (
-            found.under + int(is_under(found.inside, threshold).count_nonzero()),
-            int(is_at(found.inside, threshold).count_nonzero()),
-        )
-        for name, found in scans.items()
-    }
 
 
 def _kth(parts: list[torch.Tensor], k: int) -> torch.Tensor:

@@ -70,22 +70,22 @@ def bounds_of(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
     return least_key(threshold, dtype) - 1, most_key(threshold, dtype)
 
 
-def keys_into(bits: Any, room: Room) -> Any:
+def keys_into(bits: Any, scratch: Scratch) -> Any:
     """Return the keys of numbers given as integers, in a buffer."""
-    keys = room.array("keys", bits.size, bits.dtype)
+    keys = scratch.array("keys", bits.size, bits.dtype)
     return np.bitwise_and(bits, np.iinfo(bits.dtype).max, out=keys)
 
 
-def scan_keys(keys: Any, low: int, high: int, living: Any, room: Room) -> tuple[int, Any]:
+def scan_keys(keys: Any, low: int, high: int, living: Any, scratch: Scratch) -> tuple[int, Any]:
     """Count the keys under [low, high] and list those inside; only where `living`, if given.
 
     Example:
-        >>> scan_keys(np.array([5, 9, 7, 3], np.int32), 5, 7, None, Room())
+        >>> scan_keys(np.array([5, 9, 7, 3], np.int32), 5, 7, None, Scratch())
         (1, array([5, 7], dtype=int32))
     """
     number = keys.dtype.type
-    below = np.less(keys, number(low), out=room.array("below", keys.size, np.bool_))
-    inside = np.less_equal(keys, number(high), out=room.array("inside", keys.size, np.bool_))
+    below = np.less(keys, number(low), out=scratch.array("below", keys.size, np.bool_))
+    inside = np.less_equal(keys, number(high), out=scratch.array("inside", keys.size, np.bool_))
     np.not_equal(below, inside, out=inside)
     if living is not None:
         np.logical_and(below, living, out=below)
@@ -102,7 +102,7 @@ def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
     Example:
         >>> values = torch.tensor([0.5, -2.0, 1.0, -0.25])
         >>> bits = values.view(torch.int32).numpy()
-        >>> zero_bits(bits, keys_into(bits, Room()), least_key(1.0, torch.float32), clean=False)
+        >>> zero_bits(bits, keys_into(bits, Scratch()), least_key(1.0, torch.float32), clean=False)
         >>> values
         tensor([ 0., -2.,  1., -0.])
     """
@@ -115,7 +115,7 @@ def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
     np.bitwise_and(bits, kept, out=bits)
 
 
-class Room(threading.local):
+class Scratch(threading.local):
     """Scratch buffers of each thread, used again: fresh memory costs more than a pass over it."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class Room(threading.local):
 
 
 _PIECE = 2**18  # entries: a piece and its buffers stay in the cache
-_ROOM = Room()
+_SCRATCH = Scratch()
 
 
 def can_scan(tensor: torch.Tensor) -> bool:
@@ -171,21 +171,21 @@ def scan_magnitudes(
             return 0, nothing
         stop = min(start + _PIECE, size)
         alive = living(start, stop)
-        keys = keys_into(flat_part(values, start, stop).view(whole).numpy(), _ROOM)
+        keys = keys_into(flat_part(values, start, stop).view(whole).numpy(), _SCRATCH)
         kept = None if alive is None else alive.numpy()
-        under, inside = scan_keys(keys, first, last, kept, _ROOM)
+        under, inside = scan_keys(keys, first, last, kept, _SCRATCH)
         with lock:
             count += inside.size
         return under, inside
 
-    parts = _mapped(piece, range(0, size, _PIECE))
+    parts = _map_in_threads(piece, range(0, size, _PIECE))
     if count > most:
         return 0, None
     inside = np.concatenate([nothing, *(inside for _, inside in parts)])
     return sum(under for under, _ in parts), torch.from_numpy(inside).view(kind)
 
 
-def _mapped(work: Callable[[int], tuple[int, Any]], jobs: range) -> list[tuple[int, Any]]:
+def _map_in_threads(work: Callable[[int], tuple[int, Any]], jobs: range) -> list[tuple[int, Any]]:
     threads = min(torch.get_num_threads(), len(jobs))
     if threads <= 1:
         return [work(job) for job in jobs]

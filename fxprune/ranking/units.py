@@ -72,15 +72,15 @@ def combined_mask(method: Any, value: torch.Tensor, mask: torch.Tensor | None) -
     value = value.detach()
     if mask is None:
         ones = torch.ones(value.shape, dtype=value.dtype, device=value.device)
-        return _computed(method, value, ones)
+        return _call_method(method, value, ones)
     new = mask.detach().to(value.dtype).clone(memory_format=torch.contiguous_format)
-    alive = _alive(method, value, new)
-    part = _computed(method, value[alive], new[alive])
+    alive = _living_index(method, value, new)
+    part = _call_method(method, value[alive], new[alive])
     new[alive] = part.to(new.dtype)
     return new
 
 
-def _alive(method: Any, value: torch.Tensor, mask: torch.Tensor) -> Any:
+def _living_index(method: Any, value: torch.Tensor, mask: torch.Tensor) -> Any:
     kind = method.PRUNING_TYPE
     if kind == "unstructured":
         return mask == 1
@@ -101,7 +101,7 @@ def _alive(method: Any, value: torch.Tensor, mask: torch.Tensor) -> Any:
     return tuple(index)
 
 
-def _computed(method: Any, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _call_method(method: Any, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         found = method.compute_mask(value, default_mask=mask)
     if not isinstance(found, torch.Tensor):
@@ -137,7 +137,7 @@ def slice_sums(tensor: torch.Tensor, dims: Sequence[int], order: float) -> dict[
         # Dimension 0 and the columns of all others; the inner ones are small, and come last.
         for dim in dims:
             part = found[dim][first : first + len(block)] if dim == 0 else found[dim]
-            join(part, _joined(join, powers, dim), out=part)
+            join(part, _reduce_others(join, powers, dim), out=part)
     return found
 
 
@@ -163,7 +163,7 @@ def _powers(block: Numbers, order: float) -> Numbers:
         return np.power(sizes, order)
 
 
-def _joined(join: np.ufunc, powers: Numbers, dim: int) -> Numbers:
+def _reduce_others(join: np.ufunc, powers: Numbers, dim: int) -> Numbers:
     """Join all dimensions but one, the outermost first: that is where whole rows are added."""
     if dim == 0:
         return join.reduce(powers.reshape(len(powers), -1), axis=1)
