@@ -471,7 +471,7 @@ def _parameters(program: Program, facts: Facts) -> Iterator[ParamRecord]:
 
 def _alive(program: Program, name: str, dim: int | None) -> int:
     mask = parameters.masks(program)[name]
-    return spread.count_of(mask == 1 if dim is None else living_channels(mask, dim))
+    return spread.count_true(mask == 1 if dim is None else living_channels(mask, dim))
 
 
 def _layers(facts: Facts) -> Iterator[ParamRecord]:

@@ -18,7 +18,7 @@ def pruned_mask(peers: Peers, held: Handle, gone: torch.Tensor, *, part: bool) -
     parameter = held.stored
     if not peers.whole_masks:
         here = gone if part else spread.distributed().piece(gone, parameter)
-        return spread.distributed().placed(_zero_out(_mask_part(held), here), parameter)
+        return spread.distributed().place(_zero_out(_mask_part(held), here), parameter)
     if part:
         gone = _gather_ones(peers, gone, parameter, held.name)
     return _zero_out(held.copy_mask(), gone)
@@ -42,7 +42,7 @@ def given_mask(peers: Peers, held: Handle, mask: torch.Tensor | None) -> torch.T
     if not peers.whole_masks:
         new = _mask_part(held)
         new = new if mask is None else new * spread.part_like(mask, held.stored).to(new)
-        return spread.distributed().placed(new.contiguous().clone(), held.stored)
+        return spread.distributed().place(new.contiguous().clone(), held.stored)
     new = held.copy_mask()
     return new if mask is None else new * whole(peers, mask.detach(), held.name).to(new)
 
@@ -63,4 +63,4 @@ def whole(peers: Peers, tensor: Any, name: str) -> torch.Tensor:
 
 def _gather_ones(peers: Peers, bits: torch.Tensor, like: Any, name: str) -> torch.Tensor:
     step = f"gathering the mask of {name!r}"
-    return spread.distributed().gathered_bits(bits, like, lambda packed: peers.gather(packed, step))
+    return spread.distributed().gather_bits(bits, like, lambda packed: peers.gather(packed, step))
