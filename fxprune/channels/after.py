@@ -1,10 +1,7 @@
-"""Carry an optimizer's state over a shrink: the same momenta, for the channels that stayed.
+"""After a shrink: an optimizer's state carried over, and the new shapes as data.
 
-The shapes of a shrunk Program as data, so that its weights load into the source's class.
-
-delta = shape_delta(small)             # JSON can hold it
-model = apply_delta(Net(), delta)      # an instance of the source's class, resized
-model.load_state_dict(small.state_dict())
+delta = shape_delta(small)             # JSON can hold it model = apply_delta(Net(), delta)      #
+an instance of the source's class, resized model.load_state_dict(small.state_dict())
 """
 
 from __future__ import annotations
@@ -105,12 +102,7 @@ def _check_types(optimizer: Any, program: Any) -> None:
 
 
 class _Plan:
-    """Which parameter becomes which, and which of its channels stay.
-
-    Args:
-        program: the shrunk Program.
-        before: what held the optimizer's parameters.
-    """
+    """Which parameter becomes which, and which of its channels stay."""
 
     def __init__(self, program: Program, before: nn.Module) -> None:
         self.records = _records(program, before)
@@ -122,11 +114,7 @@ class _Plan:
                 self._kept.setdefault(found.tensor, []).append((found.axis, found.kept))
 
     def name(self, parameter: torch.Tensor) -> str:
-        """Return a parameter's name.
-
-        Raises:
-            PassError: it is none that is known.
-        """
+        """Return a parameter's name; PassError where it is none that is known."""
         if id(parameter) not in self.before:
             raise PassError(
                 f"a parameter of shape {tuple(parameter.shape)} in the optimizer is not one of "
@@ -159,11 +147,7 @@ class _Plan:
                 group["param_names"].append(name)
 
     def cut(self, name: str, key: str, part: Any) -> Any:
-        """Return one entry of a parameter's state, cut as the parameter is.
-
-        Raises:
-            PassError: it is tied to the parameter in a way that is not known.
-        """
+        """Return one entry of a parameter's state, cut as it is, or raise a PassError."""
         if not _holds_tensors(part):
             return copy.deepcopy(part)
         if isinstance(part, torch.Tensor) and part.dim() == 0:

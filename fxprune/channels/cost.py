@@ -1,11 +1,9 @@
-"""What a forward costs: floating-point operations and activations, from the shapes in the graph.
+"""What a Program costs: operations and activations, from the shapes in the graph, and seconds.
 
 Two operations are counted for each multiply-add of products: convolutions, linear and bilinear
 layers, matrix products, einsum, attention, and recurrent layers, at every step, layer and
 direction. Norms count as two for each entry that they scale and shift, and as five more where they
 also take its mean and variance. All else (activations, pooling, sums, softmax) is not counted.
-
-How large a Program is and what it costs, and how long it takes beside another one.
 """
 
 from __future__ import annotations
@@ -47,36 +45,22 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one operator costs.
+    """What one operator costs."""
 
-    Args:
-        node: its name in the graph.
-        op: its canonical name.
-        flops: floating-point operations.
-        activations: entries of its output; 0 for norms.
-        parameters: first names of the parameters that it reads.
-    """
-
-    node: str
-    op: str
+    node: str  # its name in the graph
+    op: str  # its canonical name
     flops: int
-    activations: int
-    parameters: tuple[str, ...]
+    activations: int  # entries of its output; 0 for norms
+    parameters: tuple[str, ...]  # first names of those that it reads
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one forward costs.
+    """What one forward costs."""
 
-    Args:
-        batch: the size of every symbolic dimension.
-        rows: one for each operator that is counted, in graph order.
-        unknown: nodes that would be counted, but whose shapes are not noted.
-    """
-
-    batch: int
-    rows: tuple[Cost, ...]
-    unknown: tuple[str, ...] = ()
+    batch: int  # the size of every symbolic dimension
+    rows: tuple[Cost, ...]  # the operators that are counted, in graph order
+    unknown: tuple[str, ...] = ()  # nodes that would be counted, but whose shapes are not noted
 
     @property
     def flops(self) -> int:
@@ -99,22 +83,13 @@ class Costs:
 
 
 class Shapes:
-    """The shapes of a Program's nodes, for one size of all symbolic dimensions.
-
-    Args:
-        program: the Program.
-        batch: the size.
-    """
+    """The shapes of a Program's nodes where all symbolic dimensions have one size."""
 
     def __init__(self, program: Program, batch: int) -> None:
         self.program, self.batch = program, batch
 
     def __call__(self, node: Any) -> tuple[int, ...]:
-        """Return a node's shape.
-
-        Raises:
-            LookupError: it is not known.
-        """
+        """Return a node's shape; LookupError where it is not known."""
         if not isinstance(node, Node):
             raise LookupError("it is no tensor of the graph")
         name = parameter_of(self.program, node)
@@ -130,10 +105,7 @@ class Shapes:
 
 
 def size_at(size: int | str, batch: int) -> int:
-    """Return a noted size where every symbol has one size.
-
-    Raises:
-        LookupError: it is no arithmetic.
+    """Return a noted size where every symbol has one size; LookupError if it is no arithmetic.
 
     Example:
         >>> size_at("3*s77 + 1", 4)
@@ -162,11 +134,7 @@ def _value(part: ast.expr, batch: int) -> int:
 
 
 def costs_of(program: Program, *, batch: int = 1) -> Costs:
-    """Count what a forward in eval mode costs.
-
-    Args:
-        program: not changed.
-        batch: the size of every symbolic dimension.
+    """Count what a forward in eval mode costs, every symbolic dimension of size `batch`.
 
     Example:
         >>> import torch
@@ -337,9 +305,6 @@ class Latency:
 
 def footprint_of(program: Program) -> Footprint:
     """Count parameters, operations and activations.
-
-    Args:
-        program: not changed.
 
     Example:
         >>> from fxprune.compiler import capture

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.channels.atoms import LIVE, Atoms, Pin, Read
+from fxprune.channels.atoms import LIVE, Atoms, Pin, WeightRead
 from fxprune.channels.values import Bools, Factor, Ids, Value
 
 _LAST = "one channel at least must be left"
@@ -15,21 +15,13 @@ _LAST = "one channel at least must be left"
 
 @dataclass(frozen=True)
 class Removal:
-    """Which atoms go.
+    """Which atoms go."""
 
-    Args:
-        labels: the component of each atom, named by its least atom.
-        gone: for each atom, whether it goes.
-        pins: why atoms stay, in the order in which that was found.
-        first: for each atom, the first of the pins that its component has; -1 for none.
-        again: whether more may go when the channels are found once more after the cut.
-    """
-
-    labels: Ids
-    gone: Bools
-    pins: tuple[Pin, ...]
-    first: Ids
-    again: bool = False
+    labels: Ids  # the component of each atom, named by its least atom
+    gone: Bools  # of each atom
+    pins: tuple[Pin, ...]  # in the order in which they were found
+    first: Ids  # for each atom, the first pin of its component; -1 for none
+    again: bool = False  # whether more may go when the channels are found once more after the cut
     _looks: dict[int, tuple[Ids, Bools, bool]] = field(
         default_factory=dict[int, tuple[Ids, Bools, bool]], init=False, repr=False, compare=False
     )
@@ -67,14 +59,9 @@ class Removal:
 def removal_of(
     atoms: Atoms, stored: Iterable[Value], computed: Iterable[Value], *, round_to: int = 1
 ) -> Removal:
-    """Decide which atoms go.
+    """Decide which atoms go; no factor of any value loses all channels.
 
-    Args:
-        atoms: with all ties and pins.
-        stored: values of the tensors that are cut.
-        computed: all other values; no factor of any value loses all channels.
-        round_to: what is left of a stored axis that loses channels is a multiple of this, if it
-            can be.
+    What is left of a stored axis that loses channels is a multiple of `round_to`, if it can be.
     """
     labels = atoms.components()
     stays = np.zeros(atoms.count, dtype=np.bool_)
@@ -115,7 +102,7 @@ def _let_readers_keep(atoms: Atoms, labels: Ids, stays: Bools) -> None:
                 again = True
 
 
-def _is_read(read: Read, labels: Ids, stays: Bools) -> Bools:
+def _is_read(read: WeightRead, labels: Ids, stays: Bools) -> Bools:
     if read.rows is None:
         return read.harmful & read.weights.read
     return read.harmful & read.weights.read_by(stays[labels[read.rows]])

@@ -1,7 +1,4 @@
-"""The cut itself: tensors lose channels, and operators whose arguments count them are told.
-
-What a shrink is going to do, as a record: index maps, and why channels stay.
-"""
+"""The cut itself: tensors lose channels, arguments that count them change, and a record says it."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from fxprune.channels.atoms import KERNEL
 from fxprune.channels.flow import Flow
 from fxprune.channels.meeting import Sink
 from fxprune.channels.removal import Removal
-from fxprune.channels.values import Axis, Factor, Ids, Value, sizes_of
+from fxprune.channels.values import Axis, Factor, Ids, Value, axis_size
 from fxprune.program import (
     VALUE,
     AxisMap,
@@ -36,21 +33,12 @@ _SELECT = torch.ops.aten.index_select.default
 
 
 class Surgery:
-    """Cuts channels out of one Program.
-
-    Args:
-        rewriter: makes all edits.
-        removal: which atoms go.
-
-    Attributes:
-        absorbed: biases that took over constants, by name.
-        added: those of them that were made for it.
-    """
+    """Cuts channels out of one Program by the edits of a Rewriter."""
 
     def __init__(self, rewriter: Rewriter, removal: Removal) -> None:
         self.rewriter, self.removal = rewriter, removal
-        self.absorbed: dict[str, None] = {}
-        self.added: dict[str, None] = {}
+        self.absorbed: dict[str, None] = {}  # names of biases that took over constants
+        self.added: dict[str, None] = {}  # those of them that were made for it
 
     def run(self, stored: Iterable[tuple[str, Value]], flows: Iterable[Flow]) -> None:
         """Change the graphs' arguments, then the tensors that they read."""
@@ -140,13 +128,7 @@ class Surgery:
             self.set_role(node, role, int(self.removal.kept(atoms).sum()))
 
     def set_sizes(self, node: Node, role: str, axes: Iterable[Axis]) -> None:
-        """Change the sizes that a view or an expansion names.
-
-        Args:
-            node: the operator.
-            role: the name of its argument.
-            axes: the axes of the result that its entries stand for.
-        """
+        """Change the sizes that an argument names of axes of the result, as a view's."""
         given = list(ops.argument(node, role))
         changed = [
             self._renamed(node, size, axis) if self.is_cut(axis) else size
@@ -225,7 +207,7 @@ class Surgery:
         taken = self.rewriter.call(_SELECT, (node, 0, read), before=node.next)
         self.rewriter.note_all(taken, node)
         if VALUE in node.meta:  # it goes on making all of them
-            self.rewriter.note(node, VALUE, ((sizes_of(axis),), node.meta[VALUE][1]))
+            self.rewriter.note(node, VALUE, ((axis_size(axis),), node.meta[VALUE][1]))
         self.rewriter.replace_uses(node, taken)
 
     def set_squeeze(self, node: Node, dims: list[int], axes: Iterable[Axis]) -> None:
@@ -279,14 +261,7 @@ def record_of_cut(
     flows: Iterable[Flow],
     removal: Removal,
 ) -> ShrinkRecord:
-    """Return what will be cut and what stays, before it is done.
-
-    Args:
-        program: what is cut.
-        stored: the tensors that graphs read, as channels see them, by name.
-        flows: one a graph.
-        removal: which channels go.
-    """
+    """Return what will be cut and what stays, before it is done."""
     masks = {f"{name}_mask" for name in parameters.masks(program)}
     own = [(name, value) for name, value in stored if name not in masks]
     maps = [
