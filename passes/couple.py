@@ -218,7 +218,7 @@ class _Finder:
         others = [n for n, made in self.made.items() if np.isin(own, made).any()]
         others = [n for n in others if n not in selected]
         return Refusal(
-            f"its channels are also those of {parameters.quoted(others)}; select all of them", None
+            f"its channels are also those of {parameters.quote(others)}; select all of them", None
         )
 
     def _stay(self, roots: Ids) -> Refusal | None:

@@ -13,7 +13,7 @@ import math
 import operator
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,6 @@ class Costs:
     def activations(self) -> int:
         """Entries of the outputs of all products."""
         return sum(row.activations for row in self.rows)
-
-    def of(self, *names: str) -> int:
-        """Return the operations of operators of some names.
-
-        Example:
-            >>> Costs(1, (Cost("fc", "linear", 12, 2, ("fc.weight",)),)).of("linear")
-            12
-        """
-        return sum(row.flops for row in self.rows if row.op in names)
 
 
 class Shapes:
@@ -149,18 +140,14 @@ def costs_of(program: Program, *, batch: int = 1) -> Costs:
         rule = _RULES.get(ops.canonical_name(node.target)) if node.op == "call_function" else None
         if rule is None:
             continue
+        name = ops.canonical_name(node.target)
+        own = tuple(dict.fromkeys(_parameters(program, node)))
         try:
-            rows.append(_cost(program, node, rule, shapes))
+            active = 0 if name in _NORMS else math.prod(_output_shape(node, shapes))
+            rows.append(Cost(node.name, name, rule(node, shapes), active, own))
         except LookupError:
             unknown.append(node.name)
     return Costs(batch, tuple(rows), tuple(unknown))
-
-
-def _cost(program: Program, node: Node, rule: Rule, shapes: Shapes) -> Cost:
-    name = ops.canonical_name(node.target)
-    flops = rule(node, shapes)
-    active = 0 if name in _NORMS else math.prod(_output(node, shapes))
-    return Cost(node.name, name, flops, active, tuple(dict.fromkeys(_parameters(program, node))))
 
 
 def _parameters(program: Program, node: Node) -> Iterator[str]:
@@ -173,7 +160,7 @@ def _parameters(program: Program, node: Node) -> Iterator[str]:
             yield from _parameters(program, read)
 
 
-def _output(node: Node, shapes: Shapes) -> tuple[int, ...]:
+def _output_shape(node: Node, shapes: Shapes) -> tuple[int, ...]:
     """Return the shape of a node's output; of several outputs, the first one's."""
     if VALUE in node.meta:
         return shapes(node)
@@ -185,26 +172,23 @@ def _output(node: Node, shapes: Shapes) -> tuple[int, ...]:
 
 # How operators are counted
 
-Rule = Callable[[Node, Shapes], int]
+FlopRule = Callable[[Node, Shapes], int]
 
 
 def _convolution(node: Node, shapes: Shapes) -> int:
     weight = shapes(ops.argument(node, "weight"))
     name = ops.canonical_name(node.target)
-    backwards = "transpose" in name
-    if name == "convolution":
-        backwards = bool(ops.argument(node, "transposed"))
+    transposed = "transpose" in name or (
+        name == "convolution" and bool(ops.argument(node, "transposed"))
+    )
     # Each entry of the output is a sum over a filter; transposed, each of the input is spread.
-    entries = math.prod(shapes(node.args[0]) if backwards else shapes(node))
+    entries = math.prod(shapes(node.args[0]) if transposed else shapes(node))
     return 2 * entries * math.prod(weight[1:])
 
 
 def _product(node: Node, shapes: Shapes) -> int:
-    return 2 * math.prod(shapes(node)) * shapes(node.args[0])[-1]
-
-
-def _product_and_sum(node: Node, shapes: Shapes) -> int:
-    return 2 * math.prod(shapes(node)) * shapes(node.args[1])[-1]
+    added = ops.canonical_name(node.target) in ("addmm", "baddbmm")  # then a sum's term comes first
+    return 2 * math.prod(shapes(node)) * shapes(node.args[int(added)])[-1]
 
 
 def _bilinear(node: Node, shapes: Shapes) -> int:
@@ -237,38 +221,27 @@ def _recurrent(node: Node, shapes: Shapes) -> int:
     return 2 * steps * sum(math.prod(shapes(read)) for read in weights)
 
 
-def _scaled(node: Node, shapes: Shapes) -> int:
-    return 2 * math.prod(shapes(node.args[0]))
+def _norm(node: Node, shapes: Shapes) -> int:
+    each = _NORMS[ops.canonical_name(node.target)]
+    return each * math.prod(shapes(node.args[0]))
 
 
-def _normed(node: Node, shapes: Shapes) -> int:
-    return 7 * math.prod(shapes(node.args[0]))
-
-
-_NORMS: Mapping[str, Rule] = {
-    "batch_norm": _scaled,
-    "instance_norm": _normed,
-    "group_norm": _normed,
-    "layer_norm": _normed,
-    "native_layer_norm": _normed,
-    "rms_norm": _normed,
+# Operations for each entry of the input.
+_NORMS = {
+    "batch_norm": 2,
+    **dict.fromkeys(("instance_norm", "group_norm", "layer_norm"), 7),
+    **dict.fromkeys(("native_layer_norm", "rms_norm"), 7),
 }
 _VIEWS = frozenset({"t", "transpose", "permute", "view", "reshape", "numpy_T", "mT", "to", "slice"})
 _CONVOLUTIONS = (
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "convolution",
+    *("conv1d", "conv2d", "conv3d", "convolution"),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 )
-_RULES: Mapping[str, Rule] = {
+_RULES: Mapping[str, FlopRule] = {
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
-    **dict.fromkeys(("linear", "matmul", "mm", "bmm"), _product),
-    **dict.fromkeys(("addmm", "baddbmm"), _product_and_sum),
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "addmm", "baddbmm"), _product),
     **dict.fromkeys(ops.RECURRENT, _recurrent),
-    **_NORMS,
+    **dict.fromkeys(_NORMS, _norm),
     "bilinear": _bilinear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
@@ -343,27 +316,24 @@ def latency_of(
     args, kwargs = example_of(before, batch=batch)
     try:
         with torch.no_grad():
-            return _measured(*pair, args, kwargs, batch=batch, seconds=seconds)
+            times = _time_in_turns(pair, args, kwargs, seconds)
     except (RuntimeError, ValueError, IndexError):
         return None
-
-
-def _measured(
-    before: nn.Module, after: nn.Module, args: Any, kwargs: Any, *, batch: int, seconds: float
-) -> Latency:
-    times: tuple[list[float], list[float]] = ([], [])
-    calls = [lambda: before(*args, **kwargs), lambda: after(*args, **kwargs)]
-    for call in calls:
-        call()
-    end = time.perf_counter() + seconds
-    while len(times[0]) < _ROUNDS or time.perf_counter() < end:
-        for call, taken in zip(calls, times, strict=True):
-            taken.append(_timed(call))
     medians = [statistics.median(taken) for taken in times]
     return Latency(batch, medians[0], medians[1], len(times[0]), torch.get_num_threads())
 
 
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def _time_in_turns(
+    models: Sequence[nn.Module], args: Any, kwargs: Any, seconds: float
+) -> list[list[float]]:
+    """Return how long each call took, by model, after one call that is not counted."""
+    times: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model(*args, **kwargs)
+    end = time.perf_counter() + seconds
+    while len(times[0]) < _ROUNDS or time.perf_counter() < end:
+        for model, taken in zip(models, times, strict=True):
+            start = time.perf_counter()
+            model(*args, **kwargs)
+            taken.append(time.perf_counter() - start)
+    return times

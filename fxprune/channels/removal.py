@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fxprune.channels.atoms import LIVE, Atoms, Pin, WeightRead
-from fxprune.channels.values import Bools, Factor, Ids, Value
+from fxprune.channels.values import Bools, Ids, Value
 
 _LAST = "one channel at least must be left"
 
@@ -46,14 +46,8 @@ class Removal:
     def reasons(self, atoms: Ids) -> list[tuple[Pin, int]]:
         """Return why some atoms stay: pins, with how many of the atoms each is the first for."""
         first = self.first[atoms]
-        first = first[first >= 0]
-        if not first.size:
-            return []
-        low = int(first.min())
-        if low == first.max():
-            return [(self.pins[low], len(first))]
-        counts = np.bincount(first - low)
-        return [(self.pins[low + at], int(counts[at])) for at in np.flatnonzero(counts)]
+        pairs = zip(*np.unique(first[first >= 0], return_counts=True), strict=True)
+        return [(self.pins[at], int(count)) for at, count in pairs]
 
 
 def removal_of(
@@ -72,7 +66,7 @@ def removal_of(
     every = sorted([*own, *_distinct(computed)], key=len)
     again = True
     while again:
-        _let_readers_keep(atoms, labels, stays)
+        _keep_what_is_read(atoms, labels, stays)
         again = _keep_last(atoms, every, labels, stays) or _keep_two(atoms, labels, stays)
         again = again or (round_to > 1 and _round_up(atoms, own, labels, stays, round_to))
     for read in atoms.reads:
@@ -87,7 +81,7 @@ def removal_of(
     return Removal(labels, ~kept, tuple(atoms.pins), first[labels], again)
 
 
-def _let_readers_keep(atoms: Atoms, labels: Ids, stays: Bools) -> None:
+def _keep_what_is_read(atoms: Atoms, labels: Ids, stays: Bools) -> None:
     """Let stay what an output that stays reads, from the last layer to the first."""
     again = True
     while again:
@@ -133,12 +127,8 @@ def _keep_two(atoms: Atoms, labels: Ids, stays: Bools) -> bool:
 
 
 def _distinct(values: Iterable[Value]) -> list[Ids]:
-    found: dict[int, Factor] = {}
-    for value in values:
-        for factor in value.factors:
-            if factor.atoms is not None and factor.atoms.size:
-                found[id(factor.atoms)] = factor
-    return [factor.atoms for factor in found.values() if factor.atoms is not None]
+    every = (factor.atoms for value in values for factor in value.factors)
+    return list({id(ids): ids for ids in every if ids is not None and ids.size}.values())
 
 
 def _round_up(atoms: Atoms, axes: list[Ids], labels: Ids, stays: Bools, round_to: int) -> bool:

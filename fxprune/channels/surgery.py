@@ -65,8 +65,6 @@ class Surgery:
 
     def index(self, axis: Axis) -> torch.Tensor:
         """Return the indices of an axis that stay."""
-        if len(axis) == 1 and axis[0].atoms is not None:
-            return torch.from_numpy(np.flatnonzero(self.removal.kept(axis[0].atoms)))
         kept = np.ones([factor.size for factor in axis], dtype=np.bool_)
         for at, factor in enumerate(axis):
             if factor.atoms is not None:
@@ -99,10 +97,10 @@ class Surgery:
         cut = [self.is_cut(axis) for axis in value.axes]
         if any(cut):
             triples = zip(noted[0], value.axes, cut, strict=True)
-            sizes = tuple(self._noted(size, axis) if c else size for size, axis, c in triples)
+            sizes = tuple(self._noted_size(size, axis) if c else size for size, axis, c in triples)
             self.rewriter.note(node, VALUE, (sizes, noted[1]))
 
-    def _noted(self, size: int | str, axis: Axis) -> int | str:
+    def _noted_size(self, size: int | str, axis: Axis) -> int | str:
         """Return the noted size of an axis after the cut; symbols stay symbols."""
         if isinstance(size, int):
             return self.size(axis)
@@ -131,13 +129,13 @@ class Surgery:
         """Change the sizes that an argument names of axes of the result, as a view's."""
         given = list(ops.argument(node, role))
         changed = [
-            self._renamed(node, size, axis) if self.is_cut(axis) else size
+            self._size_argument(node, size, axis) if self.is_cut(axis) else size
             for size, axis in zip(given, axes, strict=True)
         ]
         if changed != given:
             self.set_role(node, role, changed)
 
-    def _renamed(self, node: Node, size: Any, axis: Axis) -> Any:
+    def _size_argument(self, node: Node, size: Any, axis: Axis) -> Any:
         if isinstance(size, int):
             return size if size < 0 else self.size(axis)
         before, after = self._ratio(axis)
@@ -176,7 +174,7 @@ class Surgery:
         """Move the bounds of a slice."""
         if not self.removal.touches(whole):
             return
-        new = self._moved(whole, np.arange(len(whole))[index])
+        new = self._new_places(whole, np.arange(len(whole))[index])
         if index.step in (None, 1):
             start, end = (int(new[0]), int(new[-1]) + 1) if len(new) else (0, 0)
             self.set_role(node, "start", start)
@@ -195,7 +193,7 @@ class Surgery:
     def set_indices(self, node: Node, read: Node, whole: Ids, places: Any) -> None:
         """Write a constant vector of indices anew."""
         if self.removal.touches(whole):
-            fresh = self._constant(node, self._moved(whole, places % len(whole)))
+            fresh = self._constant(node, self._new_places(whole, places % len(whole)))
             self.rewriter.replace_argument(node, read, fresh)
             self._drop(read)
 
@@ -238,7 +236,7 @@ class Surgery:
         for read in reads:
             self._drop(read)
 
-    def _moved(self, whole: Ids, places: Any) -> Any:
+    def _new_places(self, whole: Ids, places: Any) -> Any:
         """Return the new indices of those channels at old ones that stay."""
         kept = self.removal.kept(whole)
         return (np.cumsum(kept) - 1)[places[kept[places]]]

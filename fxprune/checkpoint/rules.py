@@ -21,7 +21,7 @@ from fxprune.checkpoint.scores import FileMagnitudes, channels_of, inner_of, nor
 from fxprune.checkpoint.source import INDEX, SUFFIX, Checkpoint, Workers, open_checkpoint
 from fxprune.checkpoint.weights import FLOATS, ByChannel, ByCut, Given, Ones, Spill, Weight
 from fxprune.errors import PassError, RecipeError, SelectError, ShapeError
-from fxprune.program import ParamRecord, ParamSite, RuleRecord, quoted
+from fxprune.program import ParamRecord, ParamSite, RuleRecord, quote
 from fxprune.ranking import (
     PrunedChunks,
     Scratch,
@@ -103,7 +103,7 @@ class Rules:
         for name, weight in chosen.items():
             if name not in found:
                 raise PassError(
-                    f"there is no mask for {name!r} in {rule.mask}; there are {quoted(found)}"
+                    f"there is no mask for {name!r} in {rule.mask}; there are {quote(found)}"
                 )
             shard, stored = found[name]
             if stored.shape != weight.stored.shape:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         masks,
         parameter,
         parameters_of,
-        quoted,
+        quote,
         raw_parameter,
         submodule,
         tree_of,
@@ -131,7 +131,7 @@ __getattr__, __dir__ = lazy_names(
         "inputs": "Input InputSpec Nesting UnshapedSpec",
         "ops": "canonical_name commutes operand",
         "parameters": (
-            "Handle TreeModule kind_of mask_of masks parameter parameters_of quoted raw_parameter "
+            "Handle TreeModule kind_of mask_of masks parameter parameters_of quote raw_parameter "
             "tree_of submodule"
         ),
         "program": (

@@ -113,7 +113,7 @@ def owner(program: CapturedModule, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     if name in known:
         return submodule(program, path), attribute
-    hint = did_you_mean(name, known, f"there are {quoted(known)}")
+    hint = did_you_mean(name, known, f"there are {quote(known)}")
     raise MissingParameterError(f"the program has no parameter {name!r}; {hint}")
 
 
@@ -155,7 +155,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return f"Masks({', '.join(self)})"
 
 
-def quoted(names: Mapping[str, object] | tuple[str, ...] | list[str]) -> str:
+def quote(names: Mapping[str, object] | tuple[str, ...] | list[str]) -> str:
     """Return the first names in quotes, for a message."""
     shown = [repr(name) for name in list(names)[:6]]
     return ", ".join(shown) + (", ..." if len(names) > 6 else "")

@@ -256,7 +256,7 @@ def mode_of(program: Program) -> str:
     off = [name for name in deciders if name not in on]
     raise InvariantError(
         f"the graph differs between train and eval mode, and the training flags disagree: on for "
-        f"{parameters.quoted(on)}, off for {parameters.quoted(off)}; call train() or eval() on the "
+        f"{parameters.quote(on)}, off for {parameters.quote(off)}; call train() or eval() on the "
         "program, or set these alike"
     )
 

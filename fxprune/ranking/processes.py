@@ -387,7 +387,7 @@ def rank_over(
     ranking = Ranking({name: cuts[name] for name in scores.sources}, groups, ties, sizes)
     for group in spread:
         if ranking.is_replayed(tuple(group.sources)):
-            names = parameters.quoted(tuple(group.sources))
+            names = parameters.quote(tuple(group.sources))
             raise PassError(
                 f"ties = 'torch' would need all scores of {names} in one process, since some at "
                 "the threshold go and some stay; take ties = 'index'"
