@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from torch.fx.node import Node
 
-from fxprune.channels import Coupling, Flow, Ids, Layer, Place, StoredValues, Value, places_of
+from fxprune.channels import (
+    CoupledLayer,
+    Coupling,
+    Flow,
+    Ids,
+    StoredValues,
+    UnitPlace,
+    Value,
+    places_of,
+)
 from fxprune.errors import PassError
 from fxprune.program import Program, parameter_read, parameters, source_line
 from fxprune.rewrite import Analysis, Facts, Refusal, Selection
@@ -64,8 +73,8 @@ class CoupleChannels(Analysis):
 class _Zeroed(StoredValues):
     """Stored tensors of which all that can be masked reads as zeros."""
 
-    def _found(self, node: Node) -> Any:
-        found = super()._found(node)
+    def _find(self, node: Node) -> Any:
+        found = super()._find(node)
         if node.op != "get_attr" or found is None:
             return found
         name = parameter_read(self._program, node)
@@ -102,10 +111,10 @@ class _Finder:
             unit_of[roots] = np.arange(start, stop)
         places = tuple(self._placed(unit_of))
         widths = _widths(places, counts)
-        layers: list[Layer] = []
+        layers: list[CoupledLayer] = []
         for at, (makers, roots) in enumerate(taken):
             name = _unused(makers[0], layers)
-            layers.append(Layer(name, makers, int(counts[at]), len(roots), widths[at]))
+            layers.append(CoupledLayer(name, makers, int(counts[at]), len(roots), widths[at]))
         return Coupling(tuple(layers), places, tuple(self._refused(selected, unit_of, places)))
 
     def _made(self) -> dict[str, Ids]:
@@ -178,18 +187,18 @@ class _Finder:
                     if kind in makers:  # each once
                         yield tuple(makers.pop(kind)), roots[kinds[roots] == kind]
 
-    def _placed(self, unit_of: Ids) -> Iterator[Place]:
+    def _placed(self, unit_of: Ids) -> Iterator[UnitPlace]:
         for name, places in self.places.items():
             shape = parameters.parameter(self.program, name).shape
             for dim, ids in places:
                 units = unit_of[self.labels[ids]]
                 if (units >= 0).any():
-                    yield Place(name, dim, units, shape.numel() // shape[dim])
+                    yield UnitPlace(name, dim, units, shape.numel() // shape[dim])
 
     # Why others stay
 
     def _refused(
-        self, selected: Sequence[str], unit_of: Ids, places: Sequence[Place]
+        self, selected: Sequence[str], unit_of: Ids, places: Sequence[UnitPlace]
     ) -> Iterator[tuple[str, Refusal]]:
         touched = {place.parameter for place in places}
         for name in selected:
@@ -209,7 +218,7 @@ class _Finder:
         others = [n for n, made in self.made.items() if np.isin(own, made).any()]
         others = [n for n in others if n not in selected]
         return Refusal(
-            f"its channels are also those of {parameters.quoted(others)}; select all of them", None
+            f"its channels are also those of {parameters.quote(others)}; select all of them", None
         )
 
     def _stay(self, roots: Ids) -> Refusal | None:
@@ -243,7 +252,7 @@ def _given(flow: Flow) -> set[Node]:
     return found
 
 
-def _widths(places: Sequence[Place], counts: Ids) -> list[tuple[int, ...]]:
+def _widths(places: Sequence[UnitPlace], counts: Ids) -> list[tuple[int, ...]]:
     """Return how many channels a unit of each layer has, along each dimension that it lies in."""
     found: list[set[int]] = [set() for _ in counts[1:]]
     for place in places:
@@ -265,7 +274,7 @@ def _told(reason: str, node: Node | None) -> str:
     return f"its channels stay: {reason}" + (f" ({line})" if line else "")
 
 
-def _unused(name: str, layers: Sequence[Layer]) -> str:
+def _unused(name: str, layers: Sequence[CoupledLayer]) -> str:
     taken = sum(layer.makers[0] == name for layer in layers)
     return f"{name}:{taken + 1}" if taken else name
 

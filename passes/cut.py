@@ -13,7 +13,7 @@ import torch
 
 from fxprune.channels import CoupledScores, Coupling
 from fxprune.program import Handle, Program, parameters_of
-from fxprune.ranking import Peers, Pruned, pruned_mask, pruned_of_group
+from fxprune.ranking import Peers, PrunedChunks, pruned_mask, pruned_of_group
 from fxprune.rewrite import Analysis, Facts, NewMasks, Ranking, Scores, ScoreSource
 
 
@@ -44,7 +44,7 @@ class CutUnits(Analysis):
         return NewMasks(tuple(scores.sources), make)
 
 
-def _of_entries(held: Handle, source: ScoreSource, pruned: Pruned) -> torch.Tensor:
+def _of_entries(held: Handle, source: ScoreSource, pruned: PrunedChunks) -> torch.Tensor:
     parameter, old = held.stored, held.mask
     # Without a memory format: masks are contiguous, as torch's are.
     mask = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
@@ -61,7 +61,7 @@ def _of_entries(held: Handle, source: ScoreSource, pruned: Pruned) -> torch.Tens
 
 
 def _of_spread(
-    peers: Peers, held: Handle, source: ScoreSource, pruned: Pruned, dim: int | None
+    peers: Peers, held: Handle, source: ScoreSource, pruned: PrunedChunks, dim: int | None
 ) -> torch.Tensor:
     shape = held.stored.shape
     gone = _gone(source, pruned)
@@ -73,7 +73,7 @@ def _of_spread(
     return pruned_mask(peers, held, gone, part=source.part)
 
 
-def _gone(source: ScoreSource, pruned: Pruned) -> torch.Tensor:
+def _gone(source: ScoreSource, pruned: PrunedChunks) -> torch.Tensor:
     """Return which of all units are pruned, bool."""
     found = torch.zeros(source.units, dtype=torch.bool, device=source.chunk(0, 0).device)
     for start, stop, gone in pruned:
@@ -84,7 +84,7 @@ def _gone(source: ScoreSource, pruned: Pruned) -> torch.Tensor:
     return found
 
 
-def _of_channels(held: Handle, source: ScoreSource, pruned: Pruned, dim: int) -> torch.Tensor:
+def _of_channels(held: Handle, source: ScoreSource, pruned: PrunedChunks, dim: int) -> torch.Tensor:
     mask = held.copy_mask()
     shape = [1] * mask.dim()
     shape[dim] = -1

@@ -12,15 +12,15 @@ from typing import ClassVar
 
 import torch
 
-from fxprune.channels import CoupledScores, Coupling, Layer
+from fxprune.channels import CoupledLayer, CoupledScores, Coupling
 from fxprune.errors import AmountError
 from fxprune.program import Program
 from fxprune.ranking import (
     Peers,
     check_amount,
     count_of,
-    counting,
     cut_group,
+    name_in_errors,
     rank_over,
     rank_scores,
 )
@@ -104,11 +104,11 @@ class RankUnits(Analysis):
             cuts |= cut_group(source, self._rounded(layer, sources, count), all_ties=False)
         return Ranking(cuts, tuple((layer.name,) for layer in layers), "index")
 
-    def _count(self, layer: Layer, source: ScoreSource) -> int:
-        with counting([layer.name]):
+    def _count(self, layer: CoupledLayer, source: ScoreSource) -> int:
+        with name_in_errors([layer.name]):
             return count_of(self.amount, source.alive, "channels")
 
-    def _most(self, layer: Layer, source: ScoreSource) -> int:
+    def _most(self, layer: CoupledLayer, source: ScoreSource) -> int:
         """Return how many units of a layer may go at most."""
         dead = source.units - source.alive
         # 1e-9: a share of a third of 3 is 1, though the product is a little less.
@@ -116,7 +116,10 @@ class RankUnits(Analysis):
         return max(0, min(source.alive - self.min_keep, by_share))
 
     def _together(
-        self, layers: Sequence[Layer], sources: Mapping[str, ScoreSource], caps: Sequence[int]
+        self,
+        layers: Sequence[CoupledLayer],
+        sources: Mapping[str, ScoreSource],
+        caps: Sequence[int],
     ) -> list[int]:
         """Return how many units of each layer are among the smallest of all that may go."""
         if self.scope == "local":
@@ -137,7 +140,7 @@ class RankUnits(Analysis):
         owners = torch.repeat_interleave(torch.arange(len(caps)), torch.tensor(caps))
         return torch.bincount(owners[order], minlength=len(caps)).tolist()
 
-    def _rounded(self, layer: Layer, sources: Mapping[str, ScoreSource], count: int) -> int:
+    def _rounded(self, layer: CoupledLayer, sources: Mapping[str, ScoreSource], count: int) -> int:
         """Return how many units go so that multiples stay."""
         alive = sources[layer.name].alive
         kept = alive - count

@@ -15,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fxprune.channels import CoupledScores, Coupling, Place, costs_of, living_units, scores_of_units
+from fxprune.channels import (
+    CoupledScores,
+    Coupling,
+    UnitPlace,
+    costs_of,
+    living_units,
+    scores_of_units,
+)
 from fxprune.errors import PassError
 from fxprune.program import ParamSite, Program, parameter, sites_of
 from fxprune.ranking import generator_of, slice_sums
@@ -145,7 +152,7 @@ def _is_given(site: ParamSite, importance: Importance) -> bool:
     return any(alias in importance.tensors for alias in site.aliases)
 
 
-def _taken(place: Place, preferred: Bools, *, in_given: bool) -> Bools:
+def _taken(place: UnitPlace, preferred: Bools, *, in_given: bool) -> Bools:
     """Return at which indices of a place a slice counts for its unit."""
     there = place.units >= 0
     return there if in_given else there & ~preferred[place.units]

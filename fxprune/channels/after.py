@@ -1,6 +1,4 @@
-"""Carry an optimizer's state over a shrink: the same momenta, for the channels that stayed.
-
-The shapes of a shrunk Program as data, so that its weights load into the source's class.
+"""After a shrink: an optimizer's state carried over, and the new shapes as data.
 
 delta = shape_delta(small)             # JSON can hold it
 model = apply_delta(Net(), delta)      # an instance of the source's class, resized
@@ -12,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,9 +19,11 @@ from torch.optim import Optimizer
 
 from fxprune.errors import FormatError, PassError, PassTypeError, ShapeError
 from fxprune.program import (
+    AxisMap,
     Program,
     ShrinkRecord,
     check_program,
+    joined_record,
     ops,
     parameter_of,
     parameters,
@@ -73,8 +73,13 @@ def transplant(
         >>> moved.state[small.get_submodule("0").weight]["momentum_buffer"].shape
         torch.Size([2, 3])
     """
-    _check_types(optimizer, program)
-    plan = _Plan(program, program if before is None else before)
+    if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(f"transplant takes an optimizer, not {type(optimizer).__name__}")
+    if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PassTypeError(
+            f"transplant takes the shrunk Program, not {type(program).__name__}; see fxprune.shrink"
+        )
+    plan = _Transplant(program, program if before is None else before)
     extra = {key: value for key, value in vars(optimizer).items() if key not in _COMMON}
     if any(_holds_tensors(value) for value in extra.values()):
         kind = type(optimizer).__name__
@@ -95,38 +100,17 @@ def transplant(
     return made
 
 
-def _check_types(optimizer: Any, program: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise PassTypeError(f"transplant takes an optimizer, not {type(optimizer).__name__}")
-    if not isinstance(program, Program):
-        raise PassTypeError(
-            f"transplant takes the shrunk Program, not {type(program).__name__}; see fxprune.shrink"
-        )
-
-
-class _Plan:
-    """Which parameter becomes which, and which of its channels stay.
-
-    Args:
-        program: the shrunk Program.
-        before: what held the optimizer's parameters.
-    """
+class _Transplant:
+    """Which parameter becomes which, and which of its channels stay."""
 
     def __init__(self, program: Program, before: nn.Module) -> None:
         self.records = _records(program, before)
         self.before = {id(p): name for name, p in _parameters(before)}
         self.after = dict(_parameters(program))
-        self._kept: dict[str, list[tuple[int, Sequence[int]]]] = {}
-        for record in self.records:
-            for found in record.maps:
-                self._kept.setdefault(found.tensor, []).append((found.axis, found.kept))
+        self.maps = _maps_by_tensor(self.records)
 
     def name(self, parameter: torch.Tensor) -> str:
-        """Return a parameter's name.
-
-        Raises:
-            PassError: it is none that is known.
-        """
+        """Return a parameter's name; PassError where it is none that is known."""
         if id(parameter) not in self.before:
             raise PassError(
                 f"a parameter of shape {tuple(parameter.shape)} in the optimizer is not one of "
@@ -159,35 +143,28 @@ class _Plan:
                 group["param_names"].append(name)
 
     def cut(self, name: str, key: str, part: Any) -> Any:
-        """Return one entry of a parameter's state, cut as the parameter is.
-
-        Raises:
-            PassError: it is tied to the parameter in a way that is not known.
-        """
+        """Return one entry of a parameter's state, cut as it is, or raise a PassError."""
         if not _holds_tensors(part):
             return copy.deepcopy(part)
         if isinstance(part, torch.Tensor) and part.dim() == 0:
             return part.clone()
-        steps = self._kept.get(name, [])
+        maps = self.maps.get(name, [])
         fits = isinstance(part, torch.Tensor) and part.shape == self._shape(name)
         if not fits:
             raise PassError(
                 f"the state {key!r} of {name!r} is no tensor of the parameter's shape "
                 f"{tuple(self._shape(name))}, so that it is not known how to cut it"
             )
-        for axis, kept in steps:
-            part = part.index_select(axis, torch.tensor(kept, device=part.device))
+        for each in maps:
+            part = part.index_select(each.axis, torch.tensor(each.kept, device=part.device))
         if part.shape != self.after[name].shape:
             raise ShapeError(f"the state {key!r} of {name!r} does not become of the new shape")
-        return part.clone(memory_format=torch.preserve_format) if not steps else part
+        return part if maps else part.clone(memory_format=torch.preserve_format)
 
     def _shape(self, name: str) -> torch.Size:
         """Return the shape of a parameter before the shrinks, though it was cut in place since."""
-        shape = list(self.after[name].shape)
-        for record in reversed(self.records):
-            for found in (f for f in record.maps if f.tensor == name):
-                shape[found.axis] = found.before
-        return torch.Size(shape)
+        before = {each.axis: each.before for each in self.maps.get(name, [])}
+        return torch.Size([before.get(at, n) for at, n in enumerate(self.after[name].shape)])
 
 
 def _records(program: Program, before: nn.Module) -> tuple[ShrinkRecord, ...]:
@@ -199,6 +176,14 @@ def _records(program: Program, before: nn.Module) -> tuple[ShrinkRecord, ...]:
         return shrinks[-1:]
     done = len(before.captured.shrinks) if isinstance(before, Program) else 0
     return shrinks[done:]
+
+
+def _maps_by_tensor(records: Sequence[ShrinkRecord]) -> dict[str, list[AxisMap]]:
+    """Return what stays of each axis after all of some shrinks, by the tensor's name."""
+    found: dict[str, list[AxisMap]] = {}
+    for each in joined_record(records).maps if records else ():
+        found.setdefault(each.tensor, []).append(each)
+    return found
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -226,14 +211,14 @@ def _holds_tensors(value: Any) -> bool:
 
 _VERSION = 1
 # Arguments that count channels, and that a module keeps beside its weights.
-_COUNTS = {"groups": "groups", "num_groups": "num_groups"}
+_COUNTS = ("groups", "num_groups")
 
 
-class _Table(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _Cut(_Table):
+class _Cut(_StrictModel):
     """A tensor that was cut: its shapes, and the old indices that stayed along each axis cut."""
 
     before: list[int]
@@ -241,12 +226,7 @@ class _Cut(_Table):
     kept: dict[str, list[int]] = Field(default_factory=dict[str, list[int]])
 
 
-class _Axis(NamedTuple):
-    before: int
-    kept: tuple[int, ...]
-
-
-class _Delta(_Table):
+class _Delta(_StrictModel):
     """What changed between the source and the shrunk Program."""
 
     version: int
@@ -279,32 +259,25 @@ def shape_delta(program: Program) -> dict[str, Any]:
     check_program(program, "shape_delta")
     if program.masks:
         raise PassError("the program has masks; finalize it, so that its keys are the source's")
-    kept, names = _composed(program), parameters.aliases(program)
+    maps, names = _maps_by_tensor(program.captured.shrinks), parameters.aliases(program)
     added = {name for record in program.captured.shrinks for name in record.added}
     cut = {
         alias: _cut_of(tensor.shape, axes)
-        for name, axes in kept.items()
+        for name, axes in maps.items()
         if name not in added
         for alias in names.get(name, (name,))
         if (tensor := _tensor(program, alias)) is not None
     }
     removed = [name for record in program.captured.shrinks for name in record.removed]
-    there = {name: list(_shape(program, name)) for name in sorted(added - set(removed))}
-    settings = _settings(program) if program.captured.shrinks else {}
-    delta = _Delta(version=_VERSION, cut=cut, added=there, removed=removed, settings=settings)
+    biases = {name: _tensor(program, name) for name in sorted(added - set(removed))}
+    delta = _Delta(
+        version=_VERSION,
+        cut=cut,
+        added={name: [] if bias is None else list(bias.shape) for name, bias in biases.items()},
+        removed=removed,
+        settings=_counts_by_module(program) if program.captured.shrinks else {},
+    )
     return delta.model_dump()
-
-
-def _composed(program: Program) -> dict[str, dict[int, _Axis]]:
-    """Return what stays of each axis after all shrinks, by name."""
-    found: dict[str, dict[int, _Axis]] = {}
-    for record in program.captured.shrinks:
-        for each in record.maps:
-            axes = found.setdefault(each.tensor, {})
-            old = axes.get(each.axis)
-            kept = each.kept if old is None else tuple(old.kept[at] for at in each.kept)
-            axes[each.axis] = _Axis(each.before if old is None else old.before, kept)
-    return found
 
 
 def _tensor(program: Program, name: str) -> torch.Tensor | None:
@@ -314,31 +287,28 @@ def _tensor(program: Program, name: str) -> torch.Tensor | None:
     return program.get_submodule(path)._buffers.get(attribute)
 
 
-def _shape(program: Program, name: str) -> torch.Size:
-    tensor = _tensor(program, name)
-    return torch.Size() if tensor is None else tensor.shape
-
-
-def _cut_of(after: torch.Size, axes: Mapping[int, _Axis]) -> _Cut:
-    before = [axes[at].before if at in axes else size for at, size in enumerate(after)]
-    kept = {str(at): list(axis.kept) for at, axis in axes.items()}
+def _cut_of(after: torch.Size, maps: Sequence[AxisMap]) -> _Cut:
+    before = list(after)
+    for each in maps:
+        before[each.axis] = each.before
+    kept = {str(each.axis): list(each.kept) for each in maps}
     return _Cut(before=before, after=list(after), kept=kept)
 
 
-def _settings(program: Program) -> dict[str, dict[str, int]]:
+def _counts_by_module(program: Program) -> dict[str, dict[str, int]]:
     """Return the arguments that count channels, by the module whose parameter is read there."""
     found: dict[str, dict[str, int]] = {}
     for graph in program.graphs.values():
         for node in graph.nodes:
             weight = ops.argument(node, "weight") if ops.has_role(node, "weight") else None
             name = parameter_of(program, weight)
-            for role, setting in _COUNTS.items():
+            for role in _COUNTS:
                 if name is None or not ops.has_role(node, role):
                     continue
                 count = ops.argument(node, role)
                 if isinstance(count, int) and count > 1:
                     for alias in parameters.aliases(program)[name]:
-                        found.setdefault(alias.rpartition(".")[0], {})[setting] = count
+                        found.setdefault(alias.rpartition(".")[0], {})[role] = count
     return found
 
 
@@ -368,10 +338,10 @@ def apply_delta(model: nn.Module, delta: Mapping[str, Any]) -> nn.Module:
     found = _read(delta)
     if found.removed:
         raise FormatError(
-            f"the shrink folded {parameters.quoted(found.removed)} away, and the class's forward "
+            f"the shrink folded {parameters.quote(found.removed)} away, and the class's forward "
             "still reads it; export the Program instead"
         )
-    resized = {name: _resized(model, name, cut) for name, cut in found.cut.items()}
+    resized = {name: _resize(model, name, cut) for name, cut in found.cut.items()}
     owners = {name: _owner(model, name) for name in found.added}
     made: dict[int, nn.Parameter] = {}
     for name, tensor in resized.items():
@@ -388,7 +358,12 @@ def apply_delta(model: nn.Module, delta: Mapping[str, Any]) -> nn.Module:
         owner._parameters[attribute] = nn.Parameter(bias)
     changed = {name.rpartition(".")[0] for name in (*resized, *owners)}
     for path in changed:
-        _tell_sizes(model.get_submodule(path), found.settings.get(path, {}))
+        module = model.get_submodule(path)
+        for key, count in found.settings.get(path, {}).items():
+            if hasattr(module, key):
+                setattr(module, key, count)
+        for key, size in _sizes_of(module):  # it reads the new `groups`
+            setattr(module, key, size)
     return model
 
 
@@ -413,7 +388,7 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
         raise FormatError(f"the model has no {path!r}; give the class that was captured") from error
 
 
-def _resized(model: nn.Module, name: str, cut: _Cut) -> torch.Tensor:
+def _resize(model: nn.Module, name: str, cut: _Cut) -> torch.Tensor:
     owner, attribute = _owner(model, name)
     held = {**owner._parameters, **owner._buffers}.get(attribute)
     if held is None:
@@ -432,16 +407,8 @@ def _resized(model: nn.Module, name: str, cut: _Cut) -> torch.Tensor:
     return tensor.clone()
 
 
-def _tell_sizes(module: nn.Module, settings: Mapping[str, int]) -> None:
-    """Tell a module of torch.nn how large it is."""
-    for key, value in settings.items():
-        if hasattr(module, key):
-            setattr(module, key, value)
-    for key, value in _sizes_of(module):
-        setattr(module, key, value)
-
-
 def _sizes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a layer of torch.nn that say how large its tensors are."""
     weight = module._parameters.get("weight")
     mean = module._buffers.get("running_mean")
     vector = weight if weight is not None else mean

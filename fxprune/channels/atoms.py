@@ -18,13 +18,7 @@ KERNEL = "a convolution runs over it"
 
 @dataclass(frozen=True)
 class Pin:
-    """Why some atoms stay.
-
-    Args:
-        atoms: which.
-        reason: one clause.
-        node: the node that needs them; None where no node does.
-    """
+    """Why some atoms stay: one clause, and the node that needs them, if one does."""
 
     atoms: Ids
     reason: str
@@ -32,34 +26,18 @@ class Pin:
 
 
 @dataclass(frozen=True)
-class Read:
-    """Stored weights that read channels: one stays while any row that reads it does.
+class WeightRead:
+    """Stored weights, (rows, channels, ...), that read channels: one stays while a reader does."""
 
-    Args:
-        channels: the atoms that are read, shape (channels,).
-        harmful: which of them cannot be replaced by a constant, shape (channels,).
-        rows: the atoms of the outputs, shape (rows,); None where all of them stay.
-        weights: of shape (rows, channels, ...).
-        node: the operator.
-    """
-
-    channels: Ids
-    harmful: npt.NDArray[np.bool_]
-    rows: Ids | None
+    channels: Ids  # the atoms that are read, shape (channels,)
+    harmful: npt.NDArray[np.bool_]  # which of them no constant can replace, shape (channels,)
+    rows: Ids | None  # the atoms of the outputs, shape (rows,); None where all of them stay
     weights: Weights
     node: Node
 
 
 class Atoms:
     """A growing set of atoms with ties between them.
-
-    Attributes:
-        count: how many there are.
-        pins: why some of them stay, in the order in which that was found.
-        reads: what stays as long as others do.
-        wide: atoms of which two stay at least, since an axis of size 1 would be another one.
-        splits: atoms of parts that were split off others; of one channel alone, another part could
-            be cut.
 
     Example:
         >>> atoms = Atoms()
@@ -71,13 +49,15 @@ class Atoms:
 
     def __init__(self) -> None:
         self.count = 0
-        self.pins: list[Pin] = []
-        self.reads: list[Read] = []
+        self.pins: list[Pin] = []  # in the order in which they were found
+        self.reads: list[WeightRead] = []  # what stays as long as others do
+        # of parts split off others: of one channel alone, another part could be cut
         self.splits: list[Ids] = []
+        # of which two stay at least, since an axis of size 1 would be another one
         self.wide: list[tuple[Ids, Node]] = []
         self._left: list[Ids] = []
         self._right: list[Ids] = []
-        self._touched: list[Ids] = []
+        self._visited: list[Ids] = []
         self._marks = np.zeros(0, dtype=np.bool_)
 
     def fresh(self, count: int) -> Ids:
@@ -86,38 +66,33 @@ class Atoms:
         return np.arange(self.count - count, self.count, dtype=np.int64)
 
     def tie(self, left: Ids, right: Ids) -> None:
-        """Let atoms go together, one by one.
-
-        Args:
-            left: any shape.
-            right: of a shape that broadcasts to it.
-        """
+        """Let atoms go together, one by one; the right ones broadcast to the left ones."""
         if left is right:
-            self.met(left)
+            self.visit(left)
             return
         a, b = np.broadcast_arrays(left, right)
         self._left.append(a.reshape(-1))
         self._right.append(b.reshape(-1))
-        self._touched += [left, right]
+        self._visited += [left, right]
 
     def pin(self, atoms: Ids | None, reason: str, node: Node | None) -> None:
         """Let atoms stay."""
         if atoms is None or not atoms.size:
             return
         self.pins.append(Pin(atoms.reshape(-1), reason, node))
-        self._touched.append(atoms)
+        self._visited.append(atoms)
 
-    def met(self, atoms: Ids) -> None:
-        """Note that an operator needs nothing of some atoms."""
-        self._touched.append(atoms)
+    def visit(self, atoms: Ids) -> None:
+        """Note that an operator has dealt with some atoms, and needs nothing of them."""
+        self._visited.append(atoms)
 
     def mark(self) -> int:
         """Return a mark to ask `since` from."""
-        return len(self._touched)
+        return len(self._visited)
 
     def since(self, mark: int) -> Iterator[Ids]:
-        """Yield the atoms that were tied, pinned or met since a mark."""
-        yield from self._touched[mark:]
+        """Yield the atoms that were tied, pinned or visited since a mark."""
+        yield from self._visited[mark:]
 
     def outside(self, given: Iterable[Ids], seen: Iterable[Ids]) -> list[Ids]:
         """Return, for each of some arrays, those of its atoms that are in none of others."""

@@ -1,8 +1,6 @@
-"""Axes joined with each other, and axes taken as one list of channels.
+"""Axes tied to each other, taken as one list of channels, and viewed in other shapes.
 
-Views: the same factors in other axes, split where an axis takes only a part of one.
-
-Equations of einsum: a letter for each axis.
+A view has the same factors in other axes, split where an axis takes only a part of one.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import string
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -18,24 +17,19 @@ import numpy as np
 from torch.fx.node import Node
 
 from fxprune.channels.atoms import Atoms
-from fxprune.channels.values import OPEN, Array, Axis, Factor, Ids, Value, sizes_of, unknown
+from fxprune.channels.values import OPEN, Array, Axis, Factor, Ids, Value, axis_size, unknown
 
 _EACH = "the axis has parts that can be cut each in its own way"
 
 
 @dataclass(frozen=True)
 class Flat:
-    """An axis as one factor.
-
-    Args:
-        size: of the axis.
-        atoms: the atom of each index; None where nothing of it may be cut.
-        const: what the value is at each index, or at all of them, wherever it is along the other
-            axes; NaN where it is not known. Shape (size,) or (1,).
-    """
+    """An axis as one factor."""
 
     size: int
-    atoms: Ids | None
+    atoms: Ids | None  # of each index; None where nothing may be cut
+    # what the value is at each index, or at all of them, wherever it is along the other axes; NaN
+    # where it is not known; shape (size,) or (1,)
     const: Array
 
     @property
@@ -50,17 +44,10 @@ class Flat:
 
 
 def flat_of(atoms: Atoms, value: Value, axis: int, node: Node) -> Flat:
-    """Return an axis as one factor; what cannot be told apart is pinned.
-
-    Args:
-        atoms: where it is pinned.
-        value: whose axis it is.
-        axis: which.
-        node: for whom.
-    """
+    """Return an axis of a value as one factor; what cannot be told apart is pinned."""
     factors = value.axes[axis]
-    size = sizes_of(factors)
-    const = _along(value, axis)
+    size = axis_size(factors)
+    const = _const_along(value, axis)
     if len(factors) == 1:
         return Flat(size, factors[0].atoms, const.reshape(-1))
     tracked = _tracked(atoms, factors, node)
@@ -88,13 +75,13 @@ def _tracked(atoms: Atoms, factors: Axis, node: Node) -> list[int]:
     return tracked[:1]
 
 
-def joined_axis(atoms: Atoms, left: Axis, right: Axis, node: Node) -> Axis | None:
-    """Tie two axes of one size, index by index.
+def tie_axes(atoms: Atoms, left: Axis, right: Axis, node: Node) -> Axis | None:
+    """Tie two axes of one size, index by index, and return the axis that stands for both.
 
-    Returns:
-        The axis that stands for both; None where they are made of different parts.
+    None where they are made of different parts.
     """
-    pair = (left, right) if _alike(left, right) else match_axes(atoms, left, right)
+    alike = [factor.size for factor in left] == [factor.size for factor in right]
+    pair = (left, right) if alike else match_axes(atoms, left, right)
     if pair is None:
         return None
     made: list[Factor] = []
@@ -108,33 +95,24 @@ def joined_axis(atoms: Atoms, left: Axis, right: Axis, node: Node) -> Axis | Non
     return tuple(made)
 
 
-def _alike(left: Axis, right: Axis) -> bool:
-    return [factor.size for factor in left] == [factor.size for factor in right]
-
-
-def _along(value: Value, axis: int) -> Array:
+def _const_along(value: Value, axis: int) -> Array:
     """Return const with the factors of one axis as its dimensions; NaN where others matter."""
-    first = value.first_factor(axis)
-    last = first + len(value.axes[axis])
-    others = tuple(d for d in range(value.const.ndim) if not first <= d < last)
+    first, dims = value.first_factor(axis), value.dims(axis)
+    others = tuple(d for d in range(value.const.ndim) if not first <= d < first + len(dims))
     if all(value.const.shape[d] == 1 for d in others):
-        return value.const.reshape(value.const.shape[first:last])
+        return value.const.reshape(dims)
     low, high = value.const.min(axis=others), value.const.max(axis=others)
     return np.where(low == high, low, np.nan)  # NaN stays NaN
 
 
 # Takes the sizes of a factor's parts; returns the part that stays cuttable.
-Choice = Callable[[tuple[int, ...]], int]
+SplitChoice = Callable[[tuple[int, ...]], int]
 
 
 def split_factor(atoms: Atoms, factor: Factor, parts: Sequence[int], tracked: int) -> list[Factor]:
-    """Split a factor; indices that are equal in the tracked part go together.
+    """Split a factor into parts; indices that are equal in the tracked part go together.
 
-    Args:
-        atoms: where ties are noted.
-        factor: what is split.
-        parts: sizes, outermost first; their product is the factor's size.
-        tracked: the part of which channels may still be cut.
+    The parts' sizes are outermost first; channels of the tracked part may still be cut.
     """
     made = [Factor(size) for size in parts]
     if factor.atoms is None:
@@ -148,21 +126,14 @@ def split_factor(atoms: Atoms, factor: Factor, parts: Sequence[int], tracked: in
 
 
 def reshape(
-    atoms: Atoms, value: Value, shape: Sequence[int], choose: Callable[[int, int], Choice]
+    atoms: Atoms, value: Value, shape: Sequence[int], choose: Callable[[int, int], SplitChoice]
 ) -> Value | None:
-    """View a value in another shape.
+    """View a value in another shape; None where no size divides the factor that an axis takes of.
 
-    Args:
-        atoms: where ties are noted.
-        value: what is viewed.
-        shape: the new sizes.
-        choose: takes the first new axis that a split factor's parts lie in, and how many parts
-            it has; returns the choice of the tracked one.
-
-    Returns:
-        The view; None where an axis would take a part of a factor that no size divides.
+    `choose` takes the first new axis that a split factor's parts lie in, and how many parts it has;
+    it returns the choice of the tracked one.
     """
-    cut = _boundaries([f.size for f in value.factors], shape)
+    cut = _split_sizes([f.size for f in value.factors], shape)
     if cut is None:
         return None
     made: list[Factor] = []
@@ -180,18 +151,13 @@ def reshape(
         made += split_factor(atoms, factor, parts, choose(axis, len(parts))(tuple(parts)))
         whole = value.const.shape[at] > 1
         sizes += list(parts) if whole else [1] * len(parts)
-    return _regrouped(made, value.const.reshape(sizes), shape)
+    return _regroup(made, value.const.reshape(sizes), shape)
 
 
-def loosened(value: Value, shape: Sequence[int]) -> tuple[Value, list[Factor]]:
+def loosen(value: Value, shape: Sequence[int]) -> tuple[Value, list[Factor]]:
     """Join factors whose boundaries cross those of a shape, as where scores are skewed.
 
-    Args:
-        value: what is viewed.
-        shape: the new sizes.
-
-    Returns:
-        The value in other axes, and the factors that were joined: nothing of them may be cut.
+    Returns the value in other axes, and the factors that were joined: nothing of them may be cut.
     """
     parts = [_products(shape), _products([factor.size for factor in value.factors])]
     common = sorted(set(parts[0]) & set(parts[1]))
@@ -214,7 +180,7 @@ def _products(sizes: Sequence[int]) -> list[int]:
     return list(accumulate(sizes, operator.mul))
 
 
-def _boundaries(factors: Sequence[int], shape: Sequence[int]) -> list[list[int]] | None:
+def _split_sizes(factors: Sequence[int], shape: Sequence[int]) -> list[list[int]] | None:
     """Return into which parts each factor falls where the new axes' boundaries cross it."""
     ends = {math.prod(shape[: i + 1]) for i in range(len(shape))}
     if math.prod(factors) != math.prod(shape) or math.prod(shape) == 0:
@@ -236,15 +202,10 @@ def _boundaries(factors: Sequence[int], shape: Sequence[int]) -> list[list[int]]
 
 def _axis_at(shape: Sequence[int], position: int) -> int:
     """Return the axis in which the product of outer sizes reaches a position."""
-    product = 1
-    for axis, size in enumerate(shape):
-        product *= size
-        if product > position:
-            return axis
-    return len(shape) - 1
+    return min(bisect_right(_products(shape), position), len(shape) - 1)
 
 
-def _regrouped(factors: list[Factor], const: Array, shape: Sequence[int]) -> Value | None:
+def _regroup(factors: list[Factor], const: Array, shape: Sequence[int]) -> Value | None:
     axes: list[Axis] = []
     dims: list[int] = []
     at = 0
@@ -263,24 +224,14 @@ def _regrouped(factors: list[Factor], const: Array, shape: Sequence[int]) -> Val
 
 
 def match_axes(atoms: Atoms, left: Axis, right: Axis) -> tuple[Axis, Axis] | None:
-    """Split two axes of one size into equal factors, tracked in the same places.
-
-    Returns:
-        The two axes, factor by factor of equal sizes; None where their sizes cannot be matched.
-    """
-    cut = _boundaries_of_both([f.size for f in left], [f.size for f in right])
-    if cut is None:
+    """Split two axes of one size into equal factors, tracked in the same places, or None."""
+    sizes = [f.size for f in left], [f.size for f in right]
+    left_cut, right_cut = _split_sizes(*sizes), _split_sizes(*reversed(sizes))
+    if left_cut is None or right_cut is None:
         return None
-    a = _split_axis(atoms, left, cut[0], right, cut[1])
-    b = _split_axis(atoms, right, cut[1], left, cut[0])
+    a = _split_axis(atoms, left, left_cut, right, right_cut)
+    b = _split_axis(atoms, right, right_cut, left, left_cut)
     return (a, b) if [f.size for f in a] == [f.size for f in b] else None
-
-
-def _boundaries_of_both(
-    left: list[int], right: list[int]
-) -> tuple[list[list[int]], list[list[int]]] | None:
-    a, b = _boundaries(left, right), _boundaries(right, left)
-    return None if a is None or b is None else (a, b)
 
 
 def _split_axis(
@@ -309,11 +260,9 @@ def _split_axis(
 
 
 def letters_of(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """Return a letter for each axis of each operand, and of the result.
+    """Return a letter for each axis of each operand of these ranks, and of the result.
 
-    Args:
-        equation: as torch.einsum takes it, with an ellipsis perhaps, and perhaps without a result.
-        ranks: how many axes each operand has.
+    The equation is as torch.einsum takes it, perhaps with an ellipsis or without a result.
 
     Example:
         >>> letters_of("... i d, ... j d -> ... i j", [3, 3])

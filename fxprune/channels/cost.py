@@ -1,11 +1,9 @@
-"""What a forward costs: floating-point operations and activations, from the shapes in the graph.
+"""What a Program costs: operations and activations, from the shapes in the graph, and seconds.
 
 Two operations are counted for each multiply-add of products: convolutions, linear and bilinear
 layers, matrix products, einsum, attention, and recurrent layers, at every step, layer and
 direction. Norms count as two for each entry that they scale and shift, and as five more where they
 also take its mean and variance. All else (activations, pooling, sums, softmax) is not counted.
-
-How large a Program is and what it costs, and how long it takes beside another one.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import math
 import operator
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,36 +45,22 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one operator costs.
+    """What one operator costs."""
 
-    Args:
-        node: its name in the graph.
-        op: its canonical name.
-        flops: floating-point operations.
-        activations: entries of its output; 0 for norms.
-        parameters: first names of the parameters that it reads.
-    """
-
-    node: str
-    op: str
+    node: str  # its name in the graph
+    op: str  # its canonical name
     flops: int
-    activations: int
-    parameters: tuple[str, ...]
+    activations: int  # entries of its output; 0 for norms
+    parameters: tuple[str, ...]  # first names of those that it reads
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one forward costs.
+    """What one forward costs."""
 
-    Args:
-        batch: the size of every symbolic dimension.
-        rows: one for each operator that is counted, in graph order.
-        unknown: nodes that would be counted, but whose shapes are not noted.
-    """
-
-    batch: int
-    rows: tuple[Cost, ...]
-    unknown: tuple[str, ...] = ()
+    batch: int  # the size of every symbolic dimension
+    rows: tuple[Cost, ...]  # the operators that are counted, in graph order
+    unknown: tuple[str, ...] = ()  # nodes that would be counted, but whose shapes are not noted
 
     @property
     def flops(self) -> int:
@@ -88,33 +72,15 @@ class Costs:
         """Entries of the outputs of all products."""
         return sum(row.activations for row in self.rows)
 
-    def of(self, *names: str) -> int:
-        """Return the operations of operators of some names.
-
-        Example:
-            >>> Costs(1, (Cost("fc", "linear", 12, 2, ("fc.weight",)),)).of("linear")
-            12
-        """
-        return sum(row.flops for row in self.rows if row.op in names)
-
 
 class Shapes:
-    """The shapes of a Program's nodes, for one size of all symbolic dimensions.
-
-    Args:
-        program: the Program.
-        batch: the size.
-    """
+    """The shapes of a Program's nodes where all symbolic dimensions have one size."""
 
     def __init__(self, program: Program, batch: int) -> None:
         self.program, self.batch = program, batch
 
     def __call__(self, node: Any) -> tuple[int, ...]:
-        """Return a node's shape.
-
-        Raises:
-            LookupError: it is not known.
-        """
+        """Return a node's shape; LookupError where it is not known."""
         if not isinstance(node, Node):
             raise LookupError("it is no tensor of the graph")
         name = parameter_of(self.program, node)
@@ -130,10 +96,7 @@ class Shapes:
 
 
 def size_at(size: int | str, batch: int) -> int:
-    """Return a noted size where every symbol has one size.
-
-    Raises:
-        LookupError: it is no arithmetic.
+    """Return a noted size where every symbol has one size; LookupError if it is no arithmetic.
 
     Example:
         >>> size_at("3*s77 + 1", 4)
@@ -162,11 +125,7 @@ def _value(part: ast.expr, batch: int) -> int:
 
 
 def costs_of(program: Program, *, batch: int = 1) -> Costs:
-    """Count what a forward in eval mode costs.
-
-    Args:
-        program: not changed.
-        batch: the size of every symbolic dimension.
+    """Count what a forward in eval mode costs, every symbolic dimension of size `batch`.
 
     Example:
         >>> import torch
@@ -181,18 +140,14 @@ def costs_of(program: Program, *, batch: int = 1) -> Costs:
         rule = _RULES.get(ops.canonical_name(node.target)) if node.op == "call_function" else None
         if rule is None:
             continue
+        name = ops.canonical_name(node.target)
+        own = tuple(dict.fromkeys(_parameters(program, node)))
         try:
-            rows.append(_cost(program, node, rule, shapes))
+            active = 0 if name in _NORMS else math.prod(_output_shape(node, shapes))
+            rows.append(Cost(node.name, name, rule(node, shapes), active, own))
         except LookupError:
             unknown.append(node.name)
     return Costs(batch, tuple(rows), tuple(unknown))
-
-
-def _cost(program: Program, node: Node, rule: Rule, shapes: Shapes) -> Cost:
-    name = ops.canonical_name(node.target)
-    flops = rule(node, shapes)
-    active = 0 if name in _NORMS else math.prod(_output(node, shapes))
-    return Cost(node.name, name, flops, active, tuple(dict.fromkeys(_parameters(program, node))))
 
 
 def _parameters(program: Program, node: Node) -> Iterator[str]:
@@ -205,7 +160,7 @@ def _parameters(program: Program, node: Node) -> Iterator[str]:
             yield from _parameters(program, read)
 
 
-def _output(node: Node, shapes: Shapes) -> tuple[int, ...]:
+def _output_shape(node: Node, shapes: Shapes) -> tuple[int, ...]:
     """Return the shape of a node's output; of several outputs, the first one's."""
     if VALUE in node.meta:
         return shapes(node)
@@ -217,26 +172,23 @@ def _output(node: Node, shapes: Shapes) -> tuple[int, ...]:
 
 # How operators are counted
 
-Rule = Callable[[Node, Shapes], int]
+FlopRule = Callable[[Node, Shapes], int]
 
 
 def _convolution(node: Node, shapes: Shapes) -> int:
     weight = shapes(ops.argument(node, "weight"))
     name = ops.canonical_name(node.target)
-    backwards = "transpose" in name
-    if name == "convolution":
-        backwards = bool(ops.argument(node, "transposed"))
+    transposed = "transpose" in name or (
+        name == "convolution" and bool(ops.argument(node, "transposed"))
+    )
     # Each entry of the output is a sum over a filter; transposed, each of the input is spread.
-    entries = math.prod(shapes(node.args[0]) if backwards else shapes(node))
+    entries = math.prod(shapes(node.args[0]) if transposed else shapes(node))
     return 2 * entries * math.prod(weight[1:])
 
 
 def _product(node: Node, shapes: Shapes) -> int:
-    return 2 * math.prod(shapes(node)) * shapes(node.args[0])[-1]
-
-
-def _product_and_sum(node: Node, shapes: Shapes) -> int:
-    return 2 * math.prod(shapes(node)) * shapes(node.args[1])[-1]
+    added = ops.canonical_name(node.target) in ("addmm", "baddbmm")  # then a sum's term comes first
+    return 2 * math.prod(shapes(node)) * shapes(node.args[int(added)])[-1]
 
 
 def _bilinear(node: Node, shapes: Shapes) -> int:
@@ -269,38 +221,27 @@ def _recurrent(node: Node, shapes: Shapes) -> int:
     return 2 * steps * sum(math.prod(shapes(read)) for read in weights)
 
 
-def _scaled(node: Node, shapes: Shapes) -> int:
-    return 2 * math.prod(shapes(node.args[0]))
+def _norm(node: Node, shapes: Shapes) -> int:
+    each = _NORMS[ops.canonical_name(node.target)]
+    return each * math.prod(shapes(node.args[0]))
 
 
-def _normed(node: Node, shapes: Shapes) -> int:
-    return 7 * math.prod(shapes(node.args[0]))
-
-
-_NORMS: Mapping[str, Rule] = {
-    "batch_norm": _scaled,
-    "instance_norm": _normed,
-    "group_norm": _normed,
-    "layer_norm": _normed,
-    "native_layer_norm": _normed,
-    "rms_norm": _normed,
+# Operations for each entry of the input.
+_NORMS = {
+    "batch_norm": 2,
+    **dict.fromkeys(("instance_norm", "group_norm", "layer_norm"), 7),
+    **dict.fromkeys(("native_layer_norm", "rms_norm"), 7),
 }
 _VIEWS = frozenset({"t", "transpose", "permute", "view", "reshape", "numpy_T", "mT", "to", "slice"})
 _CONVOLUTIONS = (
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "convolution",
+    *("conv1d", "conv2d", "conv3d", "convolution"),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 )
-_RULES: Mapping[str, Rule] = {
+_RULES: Mapping[str, FlopRule] = {
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
-    **dict.fromkeys(("linear", "matmul", "mm", "bmm"), _product),
-    **dict.fromkeys(("addmm", "baddbmm"), _product_and_sum),
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "addmm", "baddbmm"), _product),
     **dict.fromkeys(ops.RECURRENT, _recurrent),
-    **_NORMS,
+    **dict.fromkeys(_NORMS, _norm),
     "bilinear": _bilinear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
@@ -337,9 +278,6 @@ class Latency:
 
 def footprint_of(program: Program) -> Footprint:
     """Count parameters, operations and activations.
-
-    Args:
-        program: not changed.
 
     Example:
         >>> from fxprune.compiler import capture
@@ -378,27 +316,24 @@ def latency_of(
     args, kwargs = example_of(before, batch=batch)
     try:
         with torch.no_grad():
-            return _measured(*pair, args, kwargs, batch=batch, seconds=seconds)
+            times = _time_in_turns(pair, args, kwargs, seconds)
     except (RuntimeError, ValueError, IndexError):
         return None
-
-
-def _measured(
-    before: nn.Module, after: nn.Module, args: Any, kwargs: Any, *, batch: int, seconds: float
-) -> Latency:
-    times: tuple[list[float], list[float]] = ([], [])
-    calls = [lambda: before(*args, **kwargs), lambda: after(*args, **kwargs)]
-    for call in calls:
-        call()
-    end = time.perf_counter() + seconds
-    while len(times[0]) < _ROUNDS or time.perf_counter() < end:
-        for call, taken in zip(calls, times, strict=True):
-            taken.append(_timed(call))
     medians = [statistics.median(taken) for taken in times]
     return Latency(batch, medians[0], medians[1], len(times[0]), torch.get_num_threads())
 
 
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def _time_in_turns(
+    models: Sequence[nn.Module], args: Any, kwargs: Any, seconds: float
+) -> list[list[float]]:
+    """Return how long each call took, by model, after one call that is not counted."""
+    times: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model(*args, **kwargs)
+    end = time.perf_counter() + seconds
+    while len(times[0]) < _ROUNDS or time.perf_counter() < end:
+        for model, taken in zip(models, times, strict=True):
+            start = time.perf_counter()
+            model(*args, **kwargs)
+            taken.append(time.perf_counter() - start)
+    return times

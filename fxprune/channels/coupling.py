@@ -1,7 +1,4 @@
-"""Coupled channels: those that can only be cut together, in layers of channels that are alike.
-
-Scores of coupled channels: a vector for each layer, and which of its units are alive.
-"""
+"""Coupled channels: those that can only be cut together, in layers, and their scores."""
 
 from __future__ import annotations
 
@@ -19,39 +16,24 @@ from fxprune.rewrite import Refusal, ScoreSource
 
 
 @dataclass(frozen=True)
-class Place:
-    """A dimension of a parameter along which channels of units lie.
-
-    Args:
-        parameter: its first name.
-        dim: the dimension.
-        units: the unit of each index, counted over all layers; -1 where it is no unit's.
-        slice: how many entries the parameter has at each index.
-    """
+class UnitPlace:
+    """A dimension of a parameter along which channels of units lie."""
 
     parameter: str
     dim: int
-    units: Ids
-    slice: int
+    units: Ids  # of each index, counted over all layers; -1 where it is no unit's
+    slice: int  # entries of the parameter at each index
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Units that lie along the same dimensions of the same parameters.
+class CoupledLayer:
+    """Units that lie along the same dimensions of the same parameters."""
 
-    Args:
-        name: the first parameter that makes its channels.
-        makers: all parameters that do, in the order of the graphs.
-        start: the first of its units, counted over all layers.
-        units: how many units it has.
-        widths: how many channels a unit has, along each dimension that it lies in.
-    """
-
-    name: str
-    makers: tuple[str, ...]
-    start: int
-    units: int
-    widths: tuple[int, ...]
+    name: str  # the first of its makers
+    makers: tuple[str, ...]  # the parameters that make its channels, in the order of the graphs
+    start: int  # the first of its units, counted over all layers
+    units: int  # how many it has
+    widths: tuple[int, ...]  # how many channels a unit has, along each dimension that it lies in
 
     @property
     def stop(self) -> int:
@@ -65,17 +47,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Coupling:
-    """The layers that a rule takes, and where their units lie.
+    """The layers that a rule takes, and where their units lie, in parameter order."""
 
-    Args:
-        layers: in parameter order.
-        places: every dimension in which a unit lies, in parameter order.
-        refused: (parameter, reason) for what was selected and has no unit.
-    """
-
-    layers: tuple[Layer, ...]
-    places: tuple[Place, ...]
-    refused: tuple[tuple[str, Refusal], ...] = ()
+    layers: tuple[CoupledLayer, ...]
+    places: tuple[UnitPlace, ...]  # every dimension in which a unit lies
+    refused: tuple[tuple[str, Refusal], ...] = ()  # what was selected and has no unit
 
     @property
     def units(self) -> int:
@@ -83,14 +59,14 @@ class Coupling:
         return self.layers[-1].stop if self.layers else 0
 
     @cached_property
-    def by_parameter(self) -> Mapping[str, tuple[Place, ...]]:
+    def by_parameter(self) -> Mapping[str, tuple[UnitPlace, ...]]:
         """The places in each parameter, in parameter order."""
-        found: dict[str, tuple[Place, ...]] = {}
+        found: dict[str, tuple[UnitPlace, ...]] = {}
         for place in self.places:
             found[place.parameter] = (*found.get(place.parameter, ()), place)
         return found
 
-    def layers_of(self, place: Place) -> tuple[int, ...]:
+    def layers_of(self, place: UnitPlace) -> tuple[int, ...]:
         """Return which layers, by number, lie in a place."""
         starts = np.array([layer.start for layer in self.layers])
         units = np.unique(place.units[place.units >= 0])
@@ -101,13 +77,8 @@ class Coupling:
         """Return which layers, by number, lie in a parameter."""
         return {at for place in self.by_parameter[parameter] for at in self.layers_of(place)}
 
-    def spread(self, place: Place, units: torch.Tensor) -> torch.Tensor:
-        """Return a value of each unit at each index of a place; zero, or False, at no unit's.
-
-        Args:
-            place: of this coupling.
-            units: shape (units,).
-        """
+    def spread(self, place: UnitPlace, units: torch.Tensor) -> torch.Tensor:
+        """Return a value of each unit at each index of a place; zero, or False, at no unit's."""
         index = torch.from_numpy(place.units)
         padded = torch.cat([units, units.new_zeros(1)])
         return padded[index]  # -1 is the last
@@ -122,22 +93,13 @@ def places_of(value: Value) -> Iterator[tuple[int, Ids]]:
 
 @dataclass(frozen=True)
 class CoupledScores:
-    """A score source for each layer of coupled channels.
-
-    Args:
-        sources: by the layer's name, in parameter order.
-    """
+    """A score source for each layer of coupled channels, by its name, in parameter order."""
 
     sources: Mapping[str, ScoreSource]
 
 
 class UnitScores(ScoreSource):
-    """Scores of one layer's units.
-
-    Args:
-        scores: of all its units, alive or not.
-        living: which are alive, of the same shape.
-    """
+    """Scores of one layer's units, alive or not; `living` tells which are alive."""
 
     def __init__(self, scores: torch.Tensor, living: torch.Tensor) -> None:
         self._scores, self._living = scores, living
@@ -160,13 +122,7 @@ class UnitScores(ScoreSource):
 def scores_of_units(
     coupling: Coupling, scores: torch.Tensor, living: torch.Tensor
 ) -> CoupledScores:
-    """Return a source for each layer.
-
-    Args:
-        coupling: the layers.
-        scores: of all units of all layers.
-        living: which units are alive.
-    """
+    """Return a source for each layer, of the scores of all units and which are alive."""
     return CoupledScores(
         {
             layer.name: UnitScores(

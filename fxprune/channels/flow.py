@@ -1,6 +1,6 @@
 """How channels flow through a graph: a value for each node, by a rule per operator.
 
-The tensors that graphs read: as channels see them, and their numbers.
+The tensors that graphs read have values by name, and numbers where they are of use.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch._ops import OpOverload
 from torch.fx.node import Node, map_arg
 
 from fxprune.channels.atoms import Atoms
-from fxprune.channels.axes import Flat, flat_of, joined_axis
+from fxprune.channels.axes import Flat, flat_of, tie_axes
 from fxprune.channels.values import OPEN, Axis, Bools, Factor, Ids, Sizes, Value, opaque, unknown
+from fxprune.errors import PassError
 from fxprune.program import (
     VALUE,
     Aliases,
@@ -30,25 +31,27 @@ from fxprune.program import (
     submodule,
     written,
 )
-from fxprune.rewrite import Refusal
 
-# What a rule finds: a value, one a part of a tuple, why it cannot tell, or nothing for no tensor.
-Found = Value | tuple[Value, ...] | Refusal | None
-Transfer = Callable[["Flow", Node], Found]
+# What a rule finds: a value, or one for each part of a tuple; nothing of what is no tensor.
+Result = Value | tuple[Value, ...] | None
+Transfer = Callable[["Flow", Node], Result]
 # Called when the channels are cut, with the Surgery.
 Edit = Callable[[Any], None]
 
 _RULES: dict[str, Transfer] = {}
+_OTHER_PARTS = "its operands' axes are made of different parts"
+
+
+class FollowError(PassError):
+    """Channels cannot be followed through an operator, for a reason of one clause."""
 
 
 def transfer(names: str) -> Callable[[Transfer], Transfer]:
-    """Add a transfer rule to the table.
+    """Add a transfer rule for canonical operator names, joined by `|` or blanks.
 
     A rule accounts for every axis of every input: it passes it to its value, ties it (`Flow.tie`),
-    meets it (`meeting.meet`) or pins it (`Flow.pin`). What it leaves open is pinned.
-
-    Args:
-        names: canonical operator names, joined by `|`.
+    lets a sum consume it (`consume`) or pins it (`Flow.pin`). What it leaves open is pinned, and so
+    is every input of an operator for which it raises FollowError.
     """
 
     def add(rule: Transfer) -> Transfer:
@@ -59,33 +62,21 @@ def transfer(names: str) -> Callable[[Transfer], Transfer]:
 
 
 class Flow:
-    """The channels of one graph.
-
-    Args:
-        program: whose graph it is.
-        mode: which of the program's graphs.
-        atoms: shared by all graphs of the program.
-        stored: the tensors that graphs read; shared, too.
-        aliases: what shares memory in the graph.
-
-    Attributes:
-        values: by node; a tuple for operators with several outputs.
-        edits: what has to change at a node beside the tensors, when channels are cut.
-        unknown: operators without a rule, and rules that refused, in graph order.
-        sinks: where constants are absorbed (`fxprune.channels.meeting.Sink`).
-        shifts: (node, atoms) where channels are another constant in train than in eval mode.
-    """
+    """The channels of one graph; atoms and stored tensors are shared by a Program's graphs."""
 
     def __init__(
         self, program: Program, mode: str, atoms: Atoms, stored: StoredValues, aliases: Aliases
     ) -> None:
         self.program, self.mode, self.atoms, self.stored = program, mode, atoms, stored
         self.graph: fx.Graph = program.graphs[mode]
+        # a tuple for operators with several outputs
         self.values: dict[Node, Value | tuple[Value, ...]] = {}
-        self.edits: list[Edit] = []
+        self.edits: list[Edit] = []  # what has to change beside the tensors in a cut
+        # operators without a rule, and rules that refused, in graph order
         self.unknown: list[tuple[Node, str]] = []
+        # channels that are another constant in train than in eval mode
         self.shifts: list[tuple[Node, Ids]] = []
-        self.sinks: list[Any] = []
+        self.sinks: list[Any] = []  # where constants are absorbed (`meeting.Sink`)
         self._numbers: dict[Node, Any] = {}  # what is no tensor, with its value in eval mode
         self._sizes = Sizes()
         self._aliases = aliases
@@ -100,7 +91,7 @@ class Flow:
                 if node.users:
                     self._read(node)
             else:
-                self._call(node)
+                self._follow(node)
 
     # What rules ask
 
@@ -126,13 +117,22 @@ class Flow:
         noted = node.meta.get(VALUE) if isinstance(node, Node) else None
         return None if noted is None else self._sizes.of(noted[0])
 
+    def noted_shape(self, node: Node) -> tuple[int, ...]:
+        """Return the shape of a node's output, or raise a FollowError where it is not noted."""
+        shape = self.shape(node)
+        if shape is None:
+            raise FollowError("its output has no noted shape")
+        return shape
+
+    def dim(self, node: Node, value: Value, default: int | None = None, role: str = "dim") -> int:
+        """Return which axis of a value an argument names, counted from 0."""
+        return int(self.argument(node, role, default)) % max(len(value.axes), 1)
+
     def copies(self, size: int) -> Axis:
         """Return an axis of channels that are all the same: as many are made as are needed.
 
-        Of a size that is symbolic in part the fixed part can be cut, as heads behind a batch.
-
-        Args:
-            size: as `shape` gives it.
+        Of a size (as `shape` gives it) that is symbolic in part the fixed part can be cut, as heads
+        behind a batch.
         """
         fixed = self._sizes.fixed(size)
         if fixed == 1 or fixed >= OPEN:
@@ -161,9 +161,12 @@ class Flow:
         for axis in value.axes:
             self.pin(axis, reason, node)
 
-    def tie(self, left: Axis, right: Axis, node: Node) -> Axis | None:
-        """Tie two axes of one size; return the axis that stands for both, None if they differ."""
-        return joined_axis(self.atoms, left, right, node)
+    def tie(self, left: Axis, right: Axis, node: Node, refusal: str = _OTHER_PARTS) -> Axis:
+        """Tie two axes of one size; return the axis that stands for both, or raise FollowError."""
+        axis = tie_axes(self.atoms, left, right, node)
+        if axis is None:
+            raise FollowError(refusal)
+        return axis
 
     def shift(self, node: Node, value: Value, there: Bools) -> None:
         """Note where a value is a known constant in eval mode, but another one in train mode."""
@@ -182,50 +185,53 @@ class Flow:
 
     # How the graph is followed
 
-    def _call(self, node: Node) -> None:
-        name = _name(node.target) if node.op == "call_function" else node.op
-        rule = _RULES.get(name)
+    def _follow(self, node: Node) -> None:
         mark = self.atoms.mark()
         stale = self._aliases.stale(node)
-        found: Found = Refusal(f"channels are not followed through {name}", node)
-        if stale:
-            found = Refusal("it writes to a tensor that is read by other names", node)
-        elif rule is not None:
-            found = self._checked(node, rule(self, node))
-        if found is None:
-            self._numbers[node] = self._computed(node)
-        elif isinstance(found, Refusal):
-            self._refuse(node, found)
+        try:
+            if stale:
+                raise FollowError("it writes to a tensor that is read by other names")
+            found = self._apply_rule(node)
+        except FollowError as error:
+            self._refuse(node, str(error))
         else:
-            self.values[node] = _finite(found)
+            if found is None:
+                self._numbers[node] = self._compute(node)
+            elif isinstance(found, tuple):
+                self.values[node] = tuple(map(_without_infinity, found))
+            else:
+                self.values[node] = _without_infinity(found)
         self._pin_open(node, mark)
         for other in stale:
             self._forget(other, node)
 
-    def _computed(self, node: Node) -> Any:
+    def _apply_rule(self, node: Node) -> Result:
+        """Return what a rule finds, held to the shape that was noted at capture."""
+        name = _name(node.target) if node.op == "call_function" else node.op
+        if name not in _RULES:
+            raise FollowError(f"channels are not followed through {name}")
+        found, shape = _RULES[name](self, node), self.shape(node)
+        if isinstance(found, Value) and shape is not None and found.shape != shape:
+            raise FollowError("its channels cannot be followed")
+        return found
+
+    def _compute(self, node: Node) -> Any:
         """Return a number in eval mode; None where it depends on sizes."""
         args = [self.number(arg) for arg in node.args]
         plain = getattr(node.target, "__module__", "") == "_operator" and not node.kwargs
         return node.target(*args) if plain and None not in args else None  # pyright: ignore
 
-    def _checked(self, node: Node, found: Found) -> Found:
-        """Hold a value to the shape that was noted at capture."""
-        shape = self.shape(node)
-        if isinstance(found, Value) and shape is not None and found.shape != shape:
-            return Refusal("its channels cannot be followed", node)
-        return found
-
-    def _refuse(self, node: Node, refusal: Refusal) -> None:
+    def _refuse(self, node: Node, reason: str) -> None:
         shape = self.shape(node)
         if shape is not None:
             self.values[node] = opaque(shape)
         if node.op == "placeholder":
             return
-        self._pin_inputs(node, refusal.reason)
-        if any(self._tells(factor) for v in self._inputs(node) for factor in v.factors):
-            self.unknown.append((node, refusal.reason))
+        self._pin_inputs(node, reason)
+        if any(self._is_of_model(factor) for v in self._inputs(node) for factor in v.factors):
+            self.unknown.append((node, reason))
 
-    def _tells(self, factor: Factor) -> bool:
+    def _is_of_model(self, factor: Factor) -> bool:
         """Tell whether channels are those of the model, and not of a tensor made of numbers."""
         ids = factor.atoms
         return (
@@ -289,14 +295,8 @@ def parts_of(found: Value | tuple[Value, ...]) -> tuple[Value, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
-def _finite(found: Value | tuple[Value, ...]) -> Value | tuple[Value, ...]:
-    """Know nothing where a constant is infinite: times a zero weight it would be NaN."""
-    if isinstance(found, tuple):
-        return tuple(_without_infinity(value) for value in found)
-    return _without_infinity(found)
-
-
 def _without_infinity(value: Value) -> Value:
+    """Know nothing where a constant is infinite: times a zero weight it would be NaN."""
     infinite = np.isinf(value.const)
     if not infinite.any():
         return value
@@ -324,14 +324,7 @@ COUNTS = _VIEWS | frozenset(
 class StoredValues:
     """The stored tensors of a Program: each of their axes starts atoms of its own.
 
-    Args:
-        program: whose tensors they are.
-        atoms: where atoms are made.
-        aliases: of each graph; the numbers of what it writes to tell nothing.
-
-    Attributes:
-        values: by name.
-        odd: whether a number in any of them is not finite.
+    The numbers of what a graph writes to, by its `aliases`, tell nothing.
     """
 
     def __init__(self, program: Program, atoms: Atoms, aliases: Collection[Aliases]) -> None:
@@ -339,10 +332,10 @@ class StoredValues:
         self._mutated = {name for each in aliases for name in each.mutated}
         self._overwritten = {node for each in aliases for node in each.overwritten}
         self.values: dict[str, Value] = {}
-        self.odd = False
+        self.odd = False  # whether a number in any of them is not finite
         self._tensors: dict[str, torch.Tensor | None] = {}
         self._concrete: dict[Node, Any] = {}
-        self._counted: dict[Node, Any] = {}
+        self._computed: dict[Node, Any] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Value]]:
         return iter(self.values.items())
@@ -360,34 +353,34 @@ class StoredValues:
 
     def concrete(self, node: object) -> torch.Tensor | None:
         """Return the tensor that a node reads: stored, masked or viewed; None if it is computed."""
-        found = self._seen(node)
+        found = self._read(node)
         return found if isinstance(found, torch.Tensor) else None
 
     def is_stored(self, node: object) -> bool:
         """Tell whether a node reads a stored tensor, masked or viewed, or parts of one."""
-        return self._seen(node) is not None
+        return self._read(node) is not None
 
     def constant(self, node: object) -> torch.Tensor | None:
         """Return the tensor that a node computes of nothing but constants; None if of others."""
-        found = self._count(node)
+        found = self._compute(node)
         return found if isinstance(found, torch.Tensor) else None
 
-    def _seen(self, node: object) -> Any:
+    def _read(self, node: object) -> Any:
         if not isinstance(node, Node):
             return None
         if node not in self._concrete:
-            self._concrete[node] = self._found(node)
+            self._concrete[node] = self._find(node)
         return self._concrete[node]
 
-    def _count(self, node: object) -> Any:
+    def _compute(self, node: object) -> Any:
         if not isinstance(node, Node):
             return None
-        if node not in self._counted:
-            found = self._seen(node)
+        if node not in self._computed:
+            found = self._read(node)
             known = node.op == "call_function" and ops.canonical_name(node.target) in COUNTS
-            found = self._run(node, self._count) if found is None and known else found
-            self._counted[node] = found
-        return self._counted[node]
+            found = self._run(node, self._compute) if found is None and known else found
+            self._computed[node] = found
+        return self._computed[node]
 
     def _tensor(self, node: Node) -> torch.Tensor | None:
         target = str(node.target)
@@ -413,7 +406,7 @@ class StoredValues:
                 ids = factor.atoms[there.cpu().numpy()]
                 self._atoms.pin(ids, "a number in it is not finite", node)
 
-    def _found(self, node: Node) -> Any:
+    def _find(self, node: Node) -> Any:
         if node.op == "get_attr":
             return None if str(node.target) in self._mutated else self._tensor(node)
         if node.op != "call_function":
@@ -421,20 +414,20 @@ class StoredValues:
         name = ops.canonical_name(node.target)
         if name not in _VIEWS and not (name == "mul" and is_product(self._program, node)):
             return None
-        return self._run(node, self._seen) if node.all_input_nodes else None
+        return self._run(node, self._read) if node.all_input_nodes else None
 
-    def _run(self, node: Node, found: Callable[[Node], Any]) -> Any:
+    def _run(self, node: Node, read: Callable[[Node], Any]) -> Any:
         """Call an operator on what its inputs are; None where one is not known."""
         if node in self._overwritten or (written(node) is not None and not detaches(node)):
             return None
         if detaches(node):
-            return found(node.all_input_nodes[0])
+            return read(node.all_input_nodes[0])
         places = {"device", "pin_memory"}  # indices are read where they are computed
-        given = {key: value for key, value in node.kwargs.items() if key not in places}
+        call = node.args, {key: v for key, v in node.kwargs.items() if key not in places}
         parts: dict[Node, Any] = {}
-        map_arg((node.args, given), lambda read: parts.setdefault(read, found(read)))
+        map_arg(call, lambda part: parts.setdefault(part, read(part)))
         if any(part is None for part in parts.values()):
             return None
-        args, kwargs = map_arg((node.args, given), lambda read: parts[read])
+        args, kwargs = map_arg(call, parts.__getitem__)
         with torch.no_grad():
             return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]

@@ -7,29 +7,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.channels.atoms import LIVE, Atoms, Pin, Read
-from fxprune.channels.values import Bools, Factor, Ids, Value
+from fxprune.channels.atoms import LIVE, Atoms, Pin, WeightRead
+from fxprune.channels.values import Bools, Ids, Value
 
 _LAST = "one channel at least must be left"
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Which atoms go.
+    """Which atoms go."""
 
-    Args:
-        labels: the component of each atom, named by its least atom.
-        gone: for each atom, whether it goes.
-        pins: why atoms stay, in the order in which that was found.
-        first: for each atom, the first of the pins that its component has; -1 for none.
-        again: whether more may go when the channels are found once more after the cut.
-    """
-
-    labels: Ids
-    gone: Bools
-    pins: tuple[Pin, ...]
-    first: Ids
-    again: bool = False
+    labels: Ids  # the component of each atom, named by its least atom
+    gone: Bools  # of each atom
+    pins: tuple[Pin, ...]  # in the order in which they were found
+    first: Ids  # for each atom, the first pin of its component; -1 for none
+    again: bool = False  # whether more may go when the channels are found once more after the cut
     _looks: dict[int, tuple[Ids, Bools, bool]] = field(
         default_factory=dict[int, tuple[Ids, Bools, bool]], init=False, repr=False, compare=False
     )
@@ -54,27 +46,16 @@ class Removal:
     def reasons(self, atoms: Ids) -> list[tuple[Pin, int]]:
         """Return why some atoms stay: pins, with how many of the atoms each is the first for."""
         first = self.first[atoms]
-        first = first[first >= 0]
-        if not first.size:
-            return []
-        low = int(first.min())
-        if low == first.max():
-            return [(self.pins[low], len(first))]
-        counts = np.bincount(first - low)
-        return [(self.pins[low + at], int(counts[at])) for at in np.flatnonzero(counts)]
+        pairs = zip(*np.unique(first[first >= 0], return_counts=True), strict=True)
+        return [(self.pins[at], int(count)) for at, count in pairs]
 
 
 def removal_of(
     atoms: Atoms, stored: Iterable[Value], computed: Iterable[Value], *, round_to: int = 1
 ) -> Removal:
-    """Decide which atoms go.
+    """Decide which atoms go; no factor of any value loses all channels.
 
-    Args:
-        atoms: with all ties and pins.
-        stored: values of the tensors that are cut.
-        computed: all other values; no factor of any value loses all channels.
-        round_to: what is left of a stored axis that loses channels is a multiple of this, if it
-            can be.
+    What is left of a stored axis that loses channels is a multiple of `round_to`, if it can be.
     """
     labels = atoms.components()
     stays = np.zeros(atoms.count, dtype=np.bool_)
@@ -85,7 +66,7 @@ def removal_of(
     every = sorted([*own, *_distinct(computed)], key=len)
     again = True
     while again:
-        _let_readers_keep(atoms, labels, stays)
+        _keep_what_is_read(atoms, labels, stays)
         again = _keep_last(atoms, every, labels, stays) or _keep_two(atoms, labels, stays)
         again = again or (round_to > 1 and _round_up(atoms, own, labels, stays, round_to))
     for read in atoms.reads:
@@ -100,7 +81,7 @@ def removal_of(
     return Removal(labels, ~kept, tuple(atoms.pins), first[labels], again)
 
 
-def _let_readers_keep(atoms: Atoms, labels: Ids, stays: Bools) -> None:
+def _keep_what_is_read(atoms: Atoms, labels: Ids, stays: Bools) -> None:
     """Let stay what an output that stays reads, from the last layer to the first."""
     again = True
     while again:
@@ -115,7 +96,7 @@ def _let_readers_keep(atoms: Atoms, labels: Ids, stays: Bools) -> None:
                 again = True
 
 
-def _is_read(read: Read, labels: Ids, stays: Bools) -> Bools:
+def _is_read(read: WeightRead, labels: Ids, stays: Bools) -> Bools:
     if read.rows is None:
         return read.harmful & read.weights.read
     return read.harmful & read.weights.read_by(stays[labels[read.rows]])
@@ -146,12 +127,8 @@ def _keep_two(atoms: Atoms, labels: Ids, stays: Bools) -> bool:
 
 
 def _distinct(values: Iterable[Value]) -> list[Ids]:
-    found: dict[int, Factor] = {}
-    for value in values:
-        for factor in value.factors:
-            if factor.atoms is not None and factor.atoms.size:
-                found[id(factor.atoms)] = factor
-    return [factor.atoms for factor in found.values() if factor.atoms is not None]
+    every = (factor.atoms for value in values for factor in value.factors)
+    return list({id(ids): ids for ids in every if ids is not None and ids.size}.values())
 
 
 def _round_up(atoms: Atoms, axes: list[Ids], labels: Ids, stays: Bools, round_to: int) -> bool:

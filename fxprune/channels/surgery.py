@@ -1,7 +1,4 @@
-"""The cut itself: tensors lose channels, and operators whose arguments count them are told.
-
-What a shrink is going to do, as a record: index maps, and why channels stay.
-"""
+"""The cut itself: tensors lose channels, arguments that count them change, and a record says it."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from fxprune.channels.atoms import KERNEL
 from fxprune.channels.flow import Flow
 from fxprune.channels.meeting import Sink
 from fxprune.channels.removal import Removal
-from fxprune.channels.values import Axis, Factor, Ids, Value, sizes_of
+from fxprune.channels.values import Axis, Factor, Ids, Value, axis_size
 from fxprune.program import (
     VALUE,
     AxisMap,
@@ -36,21 +33,12 @@ _SELECT = torch.ops.aten.index_select.default
 
 
 class Surgery:
-    """Cuts channels out of one Program.
-
-    Args:
-        rewriter: makes all edits.
-        removal: which atoms go.
-
-    Attributes:
-        absorbed: biases that took over constants, by name.
-        added: those of them that were made for it.
-    """
+    """Cuts channels out of one Program by the edits of a Rewriter."""
 
     def __init__(self, rewriter: Rewriter, removal: Removal) -> None:
         self.rewriter, self.removal = rewriter, removal
-        self.absorbed: dict[str, None] = {}
-        self.added: dict[str, None] = {}
+        self.absorbed: dict[str, None] = {}  # names of biases that took over constants
+        self.added: dict[str, None] = {}  # those of them that were made for it
 
     def run(self, stored: Iterable[tuple[str, Value]], flows: Iterable[Flow]) -> None:
         """Change the graphs' arguments, then the tensors that they read."""
@@ -77,8 +65,6 @@ class Surgery:
 
     def index(self, axis: Axis) -> torch.Tensor:
         """Return the indices of an axis that stay."""
-        if len(axis) == 1 and axis[0].atoms is not None:
-            return torch.from_numpy(np.flatnonzero(self.removal.kept(axis[0].atoms)))
         kept = np.ones([factor.size for factor in axis], dtype=np.bool_)
         for at, factor in enumerate(axis):
             if factor.atoms is not None:
@@ -111,10 +97,10 @@ class Surgery:
         cut = [self.is_cut(axis) for axis in value.axes]
         if any(cut):
             triples = zip(noted[0], value.axes, cut, strict=True)
-            sizes = tuple(self._noted(size, axis) if c else size for size, axis, c in triples)
+            sizes = tuple(self._noted_size(size, axis) if c else size for size, axis, c in triples)
             self.rewriter.note(node, VALUE, (sizes, noted[1]))
 
-    def _noted(self, size: int | str, axis: Axis) -> int | str:
+    def _noted_size(self, size: int | str, axis: Axis) -> int | str:
         """Return the noted size of an axis after the cut; symbols stay symbols."""
         if isinstance(size, int):
             return self.size(axis)
@@ -140,22 +126,16 @@ class Surgery:
             self.set_role(node, role, int(self.removal.kept(atoms).sum()))
 
     def set_sizes(self, node: Node, role: str, axes: Iterable[Axis]) -> None:
-        """Change the sizes that a view or an expansion names.
-
-        Args:
-            node: the operator.
-            role: the name of its argument.
-            axes: the axes of the result that its entries stand for.
-        """
+        """Change the sizes that an argument names of axes of the result, as a view's."""
         given = list(ops.argument(node, role))
         changed = [
-            self._renamed(node, size, axis) if self.is_cut(axis) else size
+            self._size_argument(node, size, axis) if self.is_cut(axis) else size
             for size, axis in zip(given, axes, strict=True)
         ]
         if changed != given:
             self.set_role(node, role, changed)
 
-    def _renamed(self, node: Node, size: Any, axis: Axis) -> Any:
+    def _size_argument(self, node: Node, size: Any, axis: Axis) -> Any:
         if isinstance(size, int):
             return size if size < 0 else self.size(axis)
         before, after = self._ratio(axis)
@@ -194,7 +174,7 @@ class Surgery:
         """Move the bounds of a slice."""
         if not self.removal.touches(whole):
             return
-        new = self._moved(whole, np.arange(len(whole))[index])
+        new = self._new_places(whole, np.arange(len(whole))[index])
         if index.step in (None, 1):
             start, end = (int(new[0]), int(new[-1]) + 1) if len(new) else (0, 0)
             self.set_role(node, "start", start)
@@ -213,7 +193,7 @@ class Surgery:
     def set_indices(self, node: Node, read: Node, whole: Ids, places: Any) -> None:
         """Write a constant vector of indices anew."""
         if self.removal.touches(whole):
-            fresh = self._constant(node, self._moved(whole, places % len(whole)))
+            fresh = self._constant(node, self._new_places(whole, places % len(whole)))
             self.rewriter.replace_argument(node, read, fresh)
             self._drop(read)
 
@@ -225,7 +205,7 @@ class Surgery:
         taken = self.rewriter.call(_SELECT, (node, 0, read), before=node.next)
         self.rewriter.note_all(taken, node)
         if VALUE in node.meta:  # it goes on making all of them
-            self.rewriter.note(node, VALUE, ((sizes_of(axis),), node.meta[VALUE][1]))
+            self.rewriter.note(node, VALUE, ((axis_size(axis),), node.meta[VALUE][1]))
         self.rewriter.replace_uses(node, taken)
 
     def set_squeeze(self, node: Node, dims: list[int], axes: Iterable[Axis]) -> None:
@@ -256,7 +236,7 @@ class Surgery:
         for read in reads:
             self._drop(read)
 
-    def _moved(self, whole: Ids, places: Any) -> Any:
+    def _new_places(self, whole: Ids, places: Any) -> Any:
         """Return the new indices of those channels at old ones that stay."""
         kept = self.removal.kept(whole)
         return (np.cumsum(kept) - 1)[places[kept[places]]]
@@ -279,14 +259,7 @@ def record_of_cut(
     flows: Iterable[Flow],
     removal: Removal,
 ) -> ShrinkRecord:
-    """Return what will be cut and what stays, before it is done.
-
-    Args:
-        program: what is cut.
-        stored: the tensors that graphs read, as channels see them, by name.
-        flows: one a graph.
-        removal: which channels go.
-    """
+    """Return what will be cut and what stays, before it is done."""
     masks = {f"{name}_mask" for name in parameters.masks(program)}
     own = [(name, value) for name, value in stored if name not in masks]
     maps = [

@@ -1,8 +1,13 @@
-"""Axes as products of factors, and what may be cut of each: the values that channels flow through.
+"""The values that channels flow through: axes as products of factors, and what may be cut of each.
 
-A view regroups factors and loses nothing: [C, H, W] flattened is one axis with three factors.
+    tensor     [N, C * H * W]          as a flattened image
+    axes       ((N,), (C, H, W))       a view regroups factors and loses nothing
+    atoms of C [17, 18, 19, 20]        a number for each channel that may be cut; None: nothing may
+    units      {17, 31}, {18, 32}, ..  atoms that are tied go together (see `atoms`)
+    const      of shape (1, C, 1, 1)   what the value is everywhere, a dimension a factor
 
-Symbolic sizes as numbers: each symbol is a large prime, so that views are plain arithmetic.
+Symbolic sizes are numbers as well: each symbol is a large prime, so that views are plain
+arithmetic.
 """
 
 from __future__ import annotations
@@ -22,17 +27,12 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Factor:
-    """A part of an axis.
-
-    Args:
-        size: how many indices it has; a large prime stands for a symbolic size.
-        atoms: the atom of each index, shape (size,); None where nothing may be cut.
-        copies: whether all indices are the same, so that any may go: where an axis can be cut in
-            one part alone, that is another one.
-    """
+    """A part of an axis; a large prime as its size stands for a symbolic one."""
 
     size: int
-    atoms: Ids | None = None
+    atoms: Ids | None = None  # of each index, shape (size,)
+    # Whether all indices are the same, so that any may go: where an axis can be cut in one part
+    # alone, that is another one.
     copies: bool = False
 
 
@@ -41,15 +41,11 @@ Axis = tuple[Factor, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph, as channels see it.
-
-    Args:
-        axes: its axes, outermost first, each a product of factors, outermost first.
-        const: the value that holds everywhere in eval mode, float64, one dimension a factor, of
-            size 1 where it does not depend on that factor; NaN where it is not known.
-    """
+    """A tensor of the graph, as channels see it; axes and factors are listed outermost first."""
 
     axes: tuple[Axis, ...]
+    # What holds everywhere in eval mode, float64, one dimension a factor, of size 1 where it does
+    # not depend on that factor; NaN where it is not known.
     const: Array
 
     @cached_property
@@ -60,7 +56,7 @@ class Value:
     @property
     def shape(self) -> tuple[int, ...]:
         """The size of each axis."""
-        return tuple(sizes_of(axis) for axis in self.axes)
+        return tuple(axis_size(axis) for axis in self.axes)
 
     def known(self) -> bool:
         """Tell whether anything is known of the value."""
@@ -70,8 +66,17 @@ class Value:
         """Return where an axis's factors begin among all factors."""
         return sum(len(part) for part in self.axes[:axis])
 
+    def dims(self, axis: int) -> tuple[int, ...]:
+        """Return const's sizes along an axis."""
+        first = self.first_factor(axis)
+        return self.const.shape[first : first + len(self.axes[axis])]
 
-def sizes_of(axis: Sequence[Factor]) -> int:
+    def axes_with(self, axis: int, *others: Axis) -> tuple[Axis, ...]:
+        """Return the axes with others, or none, in one's place."""
+        return (*self.axes[:axis], *others, *self.axes[axis + 1 :])
+
+
+def axis_size(axis: Sequence[Factor]) -> int:
     """Return the size of an axis."""
     return math.prod(factor.size for factor in axis)
 
@@ -87,21 +92,18 @@ def opaque(shape: Sequence[int]) -> Value:
     return unknown([(Factor(size),) for size in shape])
 
 
-def with_axis(value: Value, dim: int, axis: Axis, const: Array) -> Value:
-    """Return a value with another axis in one's place, along which alone it is known.
-
-    Args:
-        value: the value.
-        dim: which of its axes.
-        axis: what stands there instead.
-        const: the constant at each index of the new axis, shape (size,) or (1,).
-    """
-    axes = (*value.axes[:dim], axis, *value.axes[dim + 1 :])
+def known_along(axes: Sequence[Axis], axis: int, const: Array) -> Value:
+    """Return a value that is known along one axis alone; const has shape (size,) or (1,)."""
     sizes = [1] * sum(map(len, axes))
     if const.size != 1:  # of an empty part it is empty
-        first = sum(map(len, axes[:dim]))
-        sizes[first : first + len(axis)] = [factor.size for factor in axis]
-    return Value(axes, const.reshape(sizes))
+        first = sum(map(len, axes[:axis]))
+        sizes[first : first + len(axes[axis])] = [factor.size for factor in axes[axis]]
+    return Value(tuple(axes), const.reshape(sizes))
+
+
+def widen(const: Array, place: int, count: int = 1) -> Array:
+    """Return constants with new dimensions at a place, along which they are the same."""
+    return const.reshape([*const.shape[:place], *[1] * count, *const.shape[place:]])
 
 
 # From this size on an axis is taken for an open one, which is never listed index by index.
@@ -128,13 +130,7 @@ class Sizes:
         return tuple(size if isinstance(size, int) else self._symbolic(size) for size in shape)
 
     def fixed(self, size: int) -> int:
-        """Return a size without its symbols.
-
-        Example:
-            >>> sizes = Sizes()
-            >>> sizes.fixed(*sizes.of(["8*s0"]))
-            8
-        """
+        """Return a size without its symbols: 8 of `8*s0`."""
         for prime in self._primes.values():
             while size % prime == 0:
                 size //= prime

@@ -12,17 +12,11 @@ from fxprune.channels.values import Bools
 
 
 class Weights:
-    """Where stored weights are not 0.
+    """Where stored weights of shape (rows, channels, ...) are not 0.
 
-    One pass finds the rows and the channels that are not 0 throughout. What masks leave is mostly
-    told by these two; only where it is not, the weights are looked at again, one by one.
-
-    Args:
-        weight: shape (rows, channels, ...).
-
-    Attributes:
-        full: which rows are not all 0, shape (rows,).
-        read: which channels any row reads, shape (channels,).
+    One pass finds the rows (`full`) and the channels (`read`) that are not 0 throughout. What masks
+    leave is mostly told by these two; only where it is not, the weights are looked at again, one by
+    one.
 
     Example:
         >>> weights = Weights(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0]]))
@@ -48,21 +42,13 @@ class Weights:
         self.read = self._by_channel(_any(read, 0))
 
     def read_by(self, rows: Bools) -> Bools:
-        """Return which channels any of some rows reads.
-
-        Args:
-            rows: shape (rows,).
-        """
+        """Return which channels any of some rows reads."""
         if rows[self.full].all():
             return self.read
         return self._by_channel(_any(self._each[rows], 0))
 
     def readers(self, channels: Bools) -> Bools:
-        """Return which rows read any of some channels.
-
-        Args:
-            channels: shape (channels,).
-        """
+        """Return which rows read any of some channels."""
         if channels[self.read].all():
             return self.full
         there = np.repeat(channels, math.prod(self._weight.shape[2:]))

@@ -21,10 +21,10 @@ from fxprune.checkpoint.scores import FileMagnitudes, channels_of, inner_of, nor
 from fxprune.checkpoint.source import INDEX, SUFFIX, Checkpoint, Workers, open_checkpoint
 from fxprune.checkpoint.weights import FLOATS, ByChannel, ByCut, Given, Ones, Spill, Weight
 from fxprune.errors import PassError, RecipeError, SelectError, ShapeError
-from fxprune.program import ParamRecord, ParamSite, RuleRecord, quoted
+from fxprune.program import ParamRecord, ParamSite, RuleRecord, quote
 from fxprune.ranking import (
-    Pruned,
-    Room,
+    PrunedChunks,
+    Scratch,
     bounds_of,
     generator_of,
     pruned_of_group,
@@ -103,7 +103,7 @@ class Rules:
         for name, weight in chosen.items():
             if name not in found:
                 raise PassError(
-                    f"there is no mask for {name!r} in {rule.mask}; there are {quoted(found)}"
+                    f"there is no mask for {name!r} in {rule.mask}; there are {quote(found)}"
                 )
             shard, stored = found[name]
             if stored.shape != weight.stored.shape:
@@ -146,7 +146,7 @@ class Rules:
                 _add_cut(chosen[name], cut)
                 yield _record(name, scores.sources[name], cut, cut.count)
 
-    def _add(self, weight: Weight, scores: Scores, pruned: Pruned) -> int:
+    def _add(self, weight: Weight, scores: Scores, pruned: PrunedChunks) -> int:
         """Add what was pruned to a mask: bits in a file, or the channels that are kept.
 
         Returns:
@@ -241,7 +241,7 @@ def check_recipe(recipe: Recipe) -> None:
             )
 
 
-def weights_of(checkpoint: Checkpoint, room: Room) -> tuple[dict[str, Weight], dict[str, str]]:
+def weights_of(checkpoint: Checkpoint, room: Scratch) -> tuple[dict[str, Weight], dict[str, str]]:
     """Return the tensors that can be pruned, by name, and why the others cannot.
 
     Args:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from fxprune.errors import FormatError
 from fxprune.program import ParamSite
-from fxprune.ranking import Room
+from fxprune.ranking import Scratch
 from fxprune.support import MOST_HEADER, PathLike, header_size, parse_json
 from fxprune.words import show
 
@@ -360,7 +360,7 @@ class Workers:
     """A few threads and their buffers; use it as a context."""
 
     def __init__(self) -> None:
-        self.room = Room()
+        self.room = Scratch()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fxprune")
 
     def __enter__(self) -> Workers:

@@ -19,7 +19,7 @@ import torch
 
 from fxprune.checkpoint.source import PIECE, Shard, Stored, fill, put
 from fxprune.errors import FormatError
-from fxprune.ranking import Room, bounds_of, integers_of, keys_into
+from fxprune.ranking import Scratch, bounds_of, integers_of, keys_into
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -37,7 +37,7 @@ class Weight:
         factors: what rules did to its mask, in order; empty where none did.
     """
 
-    def __init__(self, shard: Shard, stored: Stored, dtype: torch.dtype, room: Room) -> None:
+    def __init__(self, shard: Shard, stored: Stored, dtype: torch.dtype, room: Scratch) -> None:
         self.shard, self.stored, self.dtype, self.room = shard, stored, dtype, room
         self.factors: tuple[Factor | Given, ...] = ()
         self._alive: int | None = stored.numel
@@ -154,7 +154,7 @@ class Factor(ABC):
     """What one rule does to the mask of one tensor: it keeps an entry or not."""
 
     @abstractmethod
-    def keep(self, keys: Any, start: int, room: Room) -> Any:
+    def keep(self, keys: Any, start: int, room: Scratch) -> Any:
         """Return which of some neighbouring entries stay, an array of bool; None for all.
 
         Args:
@@ -167,7 +167,7 @@ class Factor(ABC):
 class Ones(Factor):
     """All stay; but NaN changes its bits, as a product with 1 does that."""
 
-    def keep(self, keys: Any, start: int, room: Room) -> Any:
+    def keep(self, keys: Any, start: int, room: Scratch) -> Any:
         """Return None."""
         return None
 
@@ -185,7 +185,7 @@ class ByCut(Factor):
         self.under, self.at = bounds_of(threshold, dtype)
         self.upto = upto
 
-    def keep(self, keys: Any, start: int, room: Room) -> Any:
+    def keep(self, keys: Any, start: int, room: Scratch) -> Any:
         """Return whose magnitude is larger, or at the threshold and behind the index."""
         kept, split = room.array("kept", keys.size, np.bool_), self.split(keys.size, start)
         np.greater(keys[:split], self.at, out=kept[:split])
@@ -208,7 +208,7 @@ class ByChannel(Factor):
     def __init__(self, kept: torch.Tensor, inner: int) -> None:
         self._kept, self._inner = kept.numpy(), inner
 
-    def keep(self, keys: Any, start: int, room: Room) -> Any:
+    def keep(self, keys: Any, start: int, room: Scratch) -> Any:
         """Return whose channel stays."""
         first, last = start // self._inner, -(-(start + keys.size) // self._inner)
         channels = np.arange(first, last) % len(self._kept)
@@ -227,7 +227,7 @@ class ByBits(Factor):
     def __init__(self, spill: Spill, begin: int) -> None:
         self._spill, self._begin = spill, begin
 
-    def keep(self, keys: Any, start: int, room: Room) -> Any:
+    def keep(self, keys: Any, start: int, room: Scratch) -> Any:
         """Return whose bit is 1."""
         first, last = start // 8, -(-(start + keys.size) // 8)
         data = self._spill.read(self._begin + first, last - first)

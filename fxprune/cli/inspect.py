@@ -141,7 +141,7 @@ def _print_program(page: Page, program: Program) -> None:
         page.text(f"  {mode}: {calls} operators")
     if program.captured.deciders:
         page.text(
-            f"  chosen by the training flags of {parameters.quoted(program.captured.deciders)}"
+            f"  chosen by the training flags of {parameters.quote(program.captured.deciders)}"
         )
     page.heading("parameters")
     header = ("name", "shape", "dtype", "uses")

@@ -224,7 +224,7 @@ def _key_faults(own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> li
     missing = [key for key in own if key not in state and id(own[key]) not in there]
     unexpected = [key for key in state if key not in own]
     texts = {"missing": missing, "unexpected": unexpected}
-    return [f"{what} {parameters.quoted(keys)}" for what, keys in texts.items() if keys]
+    return [f"{what} {parameters.quote(keys)}" for what, keys in texts.items() if keys]
 
 
 def _tensor_faults(own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[str]:

@@ -37,7 +37,7 @@ from fxprune.program import (
     refuse_sharded,
     spread,
 )
-from fxprune.ranking import Peers, ready, together
+from fxprune.ranking import Peers, prepare_peers, together
 from fxprune.recipe import Finalize, Recipe, Rule
 from fxprune.reports import Plan, recipe_of
 from fxprune.rewrite import (
@@ -164,7 +164,7 @@ def prune(
         given: list[Any] = [Importance(scores), GivenMasks(masks)]
         if peers is not None:
             rules = repr([(stage.rules, stage.calls) for stage in stages])
-            given.append(ready(peers, program, rules, {**scores, **masks}))
+            given.append(prepare_peers(peers, program, rules, {**scores, **masks}))
         observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
         how: Any = {"inplace": inplace, "on_pass": on_pass, "observer": observer, "watch": watch}
         work = worked(program, stages, given, **how)
@@ -471,7 +471,7 @@ def _parameters(program: Program, facts: Facts) -> Iterator[ParamRecord]:
 
 def _alive(program: Program, name: str, dim: int | None) -> int:
     mask = parameters.masks(program)[name]
-    return spread.count_of(mask == 1 if dim is None else living_channels(mask, dim))
+    return spread.count_true(mask == 1 if dim is None else living_channels(mask, dim))
 
 
 def _layers(facts: Facts) -> Iterator[ParamRecord]:

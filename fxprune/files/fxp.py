@@ -43,7 +43,7 @@ from fxprune.program import (
     TRAIN,
     Captured,
     Program,
-    Shell,
+    TreeModule,
     check_program,
     check_whole,
     kind_of,
@@ -293,7 +293,7 @@ def _check_first(first: Mapping[str, str], tree: nn.Module) -> None:
 
 _MOST_LEVELS = 200
 _MOST_PATHS = 1_000_000
-_TAKEN = frozenset(dir(Shell("")))
+_TAKEN = frozenset(dir(TreeModule("")))
 
 
 def encode_tree(root: nn.Module, kind: str, writer: TensorWriter) -> list[SavedModule]:
@@ -330,7 +330,7 @@ def _encode(
     for name, child in module._modules.items():
         inner = f"{path}{name}"
         _check_name(inner, name)
-        if child is not None and not isinstance(child, Shell):
+        if child is not None and not isinstance(child, TreeModule):
             raise FormatError(
                 f"the graph calls a nested graph, {inner!r}, which a .fxp cannot hold"
             )
@@ -388,8 +388,10 @@ def decode_tree(saved: list[SavedModule], tensors: list[torch.Tensor]) -> nn.Mod
     return modules[-1]
 
 
-def _decoded(saved: SavedModule, tensors: list[torch.Tensor], before: list[nn.Module]) -> Shell:
-    shell = Shell(saved.kind)
+def _decoded(
+    saved: SavedModule, tensors: list[torch.Tensor], before: list[nn.Module]
+) -> TreeModule:
+    shell = TreeModule(saved.kind)
     shell.training = saved.training
     shell._parameters = {
         name: _parameter(name, _numbered(name, number, tensors))

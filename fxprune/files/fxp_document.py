@@ -35,11 +35,11 @@ from fxprune.program import (
     Input,
     InputSpec,
     Nesting,
-    OpenSpec,
     PassRecord,
     RuleRecord,
     ShrinkRecord,
     Text,
+    UnshapedSpec,
 )
 from fxprune.support import parse_json
 
@@ -150,7 +150,7 @@ class SavedInput(_Table):
 class SavedInputs(_Table):
     """The arguments: see `fxprune.program.inputs.InputSpec`.
 
-    Those of a program without an example have `defaults`: see `fxprune.program.inputs.OpenSpec`.
+    Those of a program without an example have `defaults`: see `UnshapedSpec`.
     """
 
     inputs: Many[SavedInput]
@@ -251,7 +251,7 @@ def encode_inputs(spec: InputSpec) -> SavedInputs:
         float_dtype=None if spec.float_dtype is None else encode_dtype(spec.float_dtype),
         smallest=spec.smallest,
         bounds={name: [low, high] for name, (low, high) in spec.bounds.items()},
-        defaults=encode_table(spec.defaults) if isinstance(spec, OpenSpec) else None,
+        defaults=encode_table(spec.defaults) if isinstance(spec, UnshapedSpec) else None,
     )
 
 
@@ -269,7 +269,7 @@ def decode_inputs(saved: SavedInputs) -> InputSpec:
     if saved.defaults is not None:
         if not set(saved.defaults) <= set(saved.names) or saved.keywords:
             raise FormatError("defaults: not all of these are arguments")
-        return OpenSpec.of(tuple(saved.names), decode_table(saved.defaults))
+        return UnshapedSpec.of(tuple(saved.names), decode_table(saved.defaults))
     return InputSpec(
         inputs=inputs,
         nesting=nesting,

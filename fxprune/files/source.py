@@ -35,7 +35,7 @@ from fxprune.program import (
     PATH,
     InputSpec,
     Program,
-    Shell,
+    TreeModule,
     count_batch,
     enter_autocast,
     exit_autocast,
@@ -437,7 +437,7 @@ class _Tree:
         if child is None:
             yield f"{here}.add_module({quoted(name)}, None)"
             return
-        if not isinstance(child, Shell):
+        if not isinstance(child, TreeModule):
             raise FormatError(f"{inner!r} is a {type(child).__name__} with code of its own")
         known = self.modules.get(id(child))
         new = "nn.ModuleList()" if is_list(child) else "nn.Module()"

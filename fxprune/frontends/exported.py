@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.importing import GraphImporter
-from fxprune.program import BOTH, Captured, Input, InputSpec, Nesting, Program, Shell, shell_of
+from fxprune.program import BOTH, Captured, Input, InputSpec, Nesting, Program, TreeModule, tree_of
 from fxprune.support import quiet_export
 
 _NOTE = (
@@ -43,10 +43,10 @@ def capture_exported(
         )
     with quiet_export():
         module: Any = exported.module(check_guards=False)
-    tree = shell_of(module)
+    tree = tree_of(module)
     kinds = dict(_kinds(module))
     for path, part in tree.named_modules():
-        if isinstance(part, Shell):
+        if isinstance(part, TreeModule):
             part._fxprune_kind = kinds.get(path, part._fxprune_kind)
     first: dict[int, str] = {}
     named = tree.named_parameters(remove_duplicate=False)

@@ -45,8 +45,8 @@ from fxprune.program import (
     flat_regions,
     obstacle_of,
     refuse_spread_source,
-    shell_of,
     training_flags,
+    tree_of,
     unhook,
     with_flags,
 )
@@ -189,7 +189,7 @@ def _assemble(
     example: Batched,
     frozen: dict[bool, dict[str, bool]],
 ) -> Program:
-    root = shell_of(source)
+    root = tree_of(source)
     first: dict[int, str] = {}
     named = source.named_parameters(remove_duplicate=False)
     names = {name: first.setdefault(id(parameter), name) for name, parameter in named}

@@ -33,14 +33,14 @@ from fxprune.program import (
     Captured,
     HookedMask,
     Nesting,
-    OpenSpec,
     Program,
+    UnshapedSpec,
     check_names,
     copy_model,
     count_batch,
     ops,
-    shell_of,
     training_flags,
+    tree_of,
     unhook,
 )
 
@@ -98,7 +98,7 @@ def capture_traced(model: fx.GraphModule) -> tuple[Program, tuple[HookedMask, ..
     return program, masks
 
 
-def _inputs(graph: fx.Graph, kind: str) -> OpenSpec:
+def _inputs(graph: fx.Graph, kind: str) -> UnshapedSpec:
     placeholders = graph.find_nodes(op="placeholder")
     names = tuple(str(node.target) for node in placeholders)
     starred = next((name for name in names if name.startswith("*")), None)
@@ -107,7 +107,7 @@ def _inputs(graph: fx.Graph, kind: str) -> OpenSpec:
             f"the graph of {kind} takes {starred}, which needs an example: give args= and kwargs="
         )
     defaults = {str(node.target): node.args[0] for node in placeholders if node.args}
-    return OpenSpec.of(names, defaults)
+    return UnshapedSpec.of(names, defaults)
 
 
 class _Copier(fx.Tracer):
@@ -122,7 +122,7 @@ class _Copier(fx.Tracer):
         super().__init__()
         self.root = self.source = source
         self.names = names
-        self.tree = shell_of(source)
+        self.tree = tree_of(source)
         self.graph = fx.Graph(tracer_cls=type(self))
         self.importer = GraphImporter(self.tree, names)
         self.tensor_attrs = {}

@@ -1,29 +1,20 @@
 """The Program: a captured model as graphs over its tensors, and the ways to ask about it.
 
-- `calls`: Regions of another grad mode or of autocast: kept flat in a graph, and left behind by
-  errors.
-- `captured`: What a Program knows beside its tensors and graphs.
-- `copying`: The private copy of a model that capture works on; the caller's model is never
-  changed.
-- `dataflow`: Dataflow: a Program's graph as a networkx view, and what feeds what in it.
-- `encoding`: Graphs as plain data: nodes to tuples and back, for pickling, comparing and
-  printing.
-- `forks`: All or nothing: edits are made on a fork, which a Program then becomes by swapping
-  references.
-- `inputs`: What a Program takes: names, shapes with symbolic dimensions, dtypes, ranges of
-  integers.
-- `ops`: Canonical operator names and argument roles, from the schemas of torch's operators.
-- `parameters`: The parameters and masks of a Program by name.
-- `placing`: Which entries of a DTensor this process holds, and DTensors made of such parts.
-- `program`: The Program: a model as one torch.fx graph, or one a mode, over a tree of named
-  tensors.
-- `records`: What rules and passes did, kept for reports, plans and files; pydantic writes it as
-  JSON.
-- `regional`: The RegionalProgram: a model whose own Python code runs between regions captured as
-  graphs.
-- `spread`: Parameters that are spread over processes (DTensor), for code that knows no processes.
-- `uses`: How a Program's graphs read its parameters: the read itself, or its product with the
-  mask.
+- `calls`: what graphs call of fxprune's own: regions of autocast, a count of batches.
+- `captured`: what a Program knows beside its tensors and graphs.
+- `copying`: the private copy of a model that capture works on.
+- `dataflow`: a Program's graph as a networkx view, and what feeds what in it.
+- `encoding`: graphs as plain data, and their code with fast bindings.
+- `forks`: all or nothing: edits are made on a fork, which a Program then becomes.
+- `inputs`: what a Program takes: names, shapes, dtypes, ranges of integers.
+- `ops`: canonical operator names and argument roles, from the schemas of torch's operators.
+- `parameters`: parameters and masks by name, and the module tree.
+- `placing`: which entries of a DTensor this process holds.
+- `program`: the Program itself.
+- `records`: what rules, passes and shrinks did, as JSON too.
+- `regional`: a model whose own Python code runs between regions captured as graphs.
+- `spread`: parameters that are spread over processes, for code that knows no processes.
+- `uses`: how graphs use parameters, and where in the user's code a node comes from.
 """
 
 # pyright: reportUnusedImport=false
@@ -47,20 +38,20 @@ if TYPE_CHECKING:
     from fxprune.program.dataflow import Aliases, alias_groups, detaches, written
     from fxprune.program.encoding import FAST, copy_graph, fingerprint, graph_text
     from fxprune.program.forks import commit, copied, fork
-    from fxprune.program.inputs import Input, InputSpec, Nesting, OpenSpec
+    from fxprune.program.inputs import Input, InputSpec, Nesting, UnshapedSpec
     from fxprune.program.ops import canonical_name, commutes, operand
     from fxprune.program.parameters import (
         Handle,
-        Shell,
+        TreeModule,
         kind_of,
         mask_of,
         masks,
         parameter,
         parameters_of,
-        quoted,
+        quote,
         raw_parameter,
-        shell_of,
         submodule,
+        tree_of,
     )
     from fxprune.program.program import (
         BOTH,
@@ -109,7 +100,7 @@ if TYPE_CHECKING:
     from fxprune.program.spread import (
         check_root_alone,
         check_takes_masks,
-        count_of,
+        count_true,
         distributed,
         is_spread,
         is_wrapped,
@@ -137,11 +128,11 @@ __getattr__, __dir__ = lazy_names(
         "dataflow": "Aliases alias_groups detaches written",
         "encoding": "FAST copy_graph fingerprint graph_text",
         "forks": "commit copied fork",
-        "inputs": "Input InputSpec Nesting OpenSpec",
+        "inputs": "Input InputSpec Nesting UnshapedSpec",
         "ops": "canonical_name commutes operand",
         "parameters": (
-            "Handle Shell kind_of mask_of masks parameter parameters_of quoted raw_parameter "
-            "shell_of submodule"
+            "Handle TreeModule kind_of mask_of masks parameter parameters_of quote raw_parameter "
+            "tree_of submodule"
         ),
         "program": (
             "BOTH EVAL Program RESERVED TRAIN check_names check_program example_of mode_of "
@@ -156,7 +147,7 @@ __getattr__, __dir__ = lazy_names(
             "check_whole forward_of make_part masking_everywhere normal obstacle_of twins"
         ),
         "spread": (
-            "check_root_alone check_takes_masks count_of distributed is_spread is_wrapped like "
+            "check_root_alone check_takes_masks count_true distributed is_spread is_wrapped like "
             "part refuse_sharded refuse_spread_source reshard"
         ),
         "uses": "is_product mask_read_of parameter_of parameter_read sites_of source_line",

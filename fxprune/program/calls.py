@@ -1,4 +1,8 @@
-"""Regions of another grad mode or of autocast: kept flat in a graph, and left behind by errors."""
+"""What graphs call of fxprune's own: regions of autocast, kept flat, and a count of batches.
+
+torch.export records regions of another grad mode or of autocast where forward makes them; a Program
+puts autocast back where an error ends one early.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +53,18 @@ def exit_autocast(mode: Any) -> None:
 def flat_regions() -> Generator[None]:
     """Let torch.export record regions where forward makes them, with the gradients they have.
 
-    Its own passes cut regions out as graphs of their own, and lose a no_grad inside of an autocast.
-    A torch without these passes makes nested graphs as ever, which import takes as well.
+    Its own passes (pytorch/pytorch#119810, #132677) cut regions out as graphs of their own, and
+    lose a no_grad inside of an autocast. A torch without these passes makes nested graphs as ever,
+    which import takes as well.
     """
     with ExitStack() as stack:
         for name in _NESTING:
             try:
                 module = importlib.import_module(f"{_PASSES}.{name}")
-                stack.enter_context(patch.object(module, name, _as_it_is))
+                stack.enter_context(patch.object(module, name, _keep_regions))
             except (ImportError, AttributeError):
                 continue
+        # Export would record its forward, which is without gradients (pytorch/pytorch#185140).
         stack.enter_context(patch.object(CheckpointFunction, "apply", _checkpoint))
         # Export does not record inference mode, which has no gradients either.
         stack.enter_context(patch.object(torch.inference_mode, "__enter__", _enter_inference))
@@ -66,7 +72,7 @@ def flat_regions() -> Generator[None]:
         yield
 
 
-def _as_it_is(module: Any, signature: Any) -> Any:
+def _keep_regions(module: Any, signature: Any) -> Any:
     return module, signature
 
 
@@ -87,12 +93,7 @@ def _exit_inference(self: Any, *error: Any) -> None:
 
 
 def guarded(graph: fx.Graph, run: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `run`, or one that puts autocast back as it was if an error ends a region early.
-
-    Args:
-        graph: what `run` computes.
-        run: a method of a Program.
-    """
+    """Return `run`, or what puts autocast back where an error ends a region of it early."""
     entered = [node for node in graph.nodes if node.target is enter_autocast]
     devices = sorted({str(node.args[0]) for node in entered})
     if not devices:

@@ -14,35 +14,23 @@ from fxprune.program.records import PassRecord, RuleRecord, ShrinkRecord
 
 @dataclass
 class Captured:
-    """What a Program knows beside its tensors and graphs.
-
-    Args:
-        inputs: names, shapes and dtypes of the arguments.
-        outputs: how the outputs are nested, by mode.
-        first: every parameter's name, aliases included, in the source's order, mapped to the
-            first name of the same parameter.
-        kind: the class name of the source.
-        frozen: by mode, the training flags that the source's own `train(mode)` sets otherwise.
-        deciders: the submodules whose training flags choose the graph, where there are two.
-        records: what each pruning rule did.
-        passes: what each pass that a recipe named did.
-        shrinks: what each shrink did.
-        notes: what a reader of the report must know, as where capture changes the source.
-        refused: parameters, by first name, that no mask can stand for in the graphs, and why.
-        replaced: (old, new) Parameter pairs of a fork, until it is committed.
-    """
+    """What a Program knows beside its tensors and graphs."""
 
     inputs: InputSpec
-    outputs: dict[str, Nesting]
+    outputs: dict[str, Nesting]  # how the outputs are nested, by mode
+    # each parameter's name, aliases too, in the source's order: its first name
     first: dict[str, str]
-    kind: str
+    kind: str  # the class name of the source
+    # by mode, the training flags that the source's own `train(mode)` sets otherwise
     frozen: dict[bool, dict[str, bool]]
-    deciders: tuple[str, ...] = ()
+    deciders: tuple[str, ...] = ()  # submodules whose training flags choose the graph
     records: tuple[RuleRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     shrinks: tuple[ShrinkRecord, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a reader of the report must know
+    # parameters, by first name, that no mask can stand for in the graphs: why
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
+    # (old, new) Parameters of a fork, until it is committed
     replaced: list[tuple[nn.Parameter, nn.Parameter]] = field(
         default_factory=list[tuple[nn.Parameter, nn.Parameter]]
     )

@@ -14,33 +14,29 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.errors import CaptureError
 
+# The parts of a module that hold its tensors and children.
+STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+_FX_COPY = fx.GraphModule.__deepcopy__
+
 
 @dataclass(frozen=True)
 class HookedMask:
-    """A parameter that torch.nn.utils.prune had masked with a hook.
-
-    Args:
-        name: the parameter's full name.
-        mask: its mask.
-    """
+    """A parameter, by its full name, that torch.nn.utils.prune had masked with a hook."""
 
     name: str
     mask: torch.Tensor
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Copy a model; attributes that are results of autograd are copied without their history.
+    """Copy a model, or raise a CaptureError; results of autograd are copied without their history.
 
-    Raises:
-        CaptureError: an attribute cannot be copied.
-
-    A model that torch.nn.utils.prune has just masked holds such an attribute for each parameter,
-    and plain `copy.deepcopy` raises on it.
+    A model that torch.nn.utils.prune has just masked holds one for each parameter, and plain
+    `copy.deepcopy` raises on it (pytorch/pytorch#37322).
     """
     memo: dict[int, Any] = own_results(model)
     try:
         copied = copy.deepcopy(model, memo)
-        _complete(model, copied, memo)
+        _copy_graph_modules(model, copied, memo)
         return copied
     except Exception as error:  # whatever an attribute's own copying raises
         raise CaptureError(
@@ -49,22 +45,17 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from error
 
 
-_TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
-
-
-def _complete(model: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> None:
+def _copy_graph_modules(model: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> None:
     """Give copies of torch.fx's GraphModules what their own copying leaves out.
 
-    It keeps what the graph reads alone, in the order in which it does, and saves every buffer.
+    It keeps what the graph reads alone, in the order in which it does, and saves every buffer
+    (pytorch/pytorch#191708).
     """
     for part in list(model.modules()):
         if isinstance(part, fx.GraphModule) and type(part).__deepcopy__ is _FX_COPY:
             twin = memo.get(id(part), copied if part is model else None)
-            for key in _TREE if twin is not None else ():
+            for key in STATE if twin is not None else ():
                 twin.__dict__[key] = copy.deepcopy(part.__dict__[key], memo)
-
-
-_FX_COPY = fx.GraphModule.__deepcopy__
 
 
 def own_results(model: nn.Module) -> dict[int, Any]:
@@ -86,13 +77,9 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def unhook(model: nn.Module) -> tuple[HookedMask, ...]:
-    """Take torch.nn.utils.prune's hooks off a model and make its parameters plain again.
+    """Take torch.nn.utils.prune's hooks off a private copy, whose parameters become plain again.
 
-    Args:
-        model: a private copy; changed.
-
-    Returns:
-        The masks that were taken off, by full name.
+    Returns the masks that were taken off.
     """
     found: list[HookedMask] = []
     for path, module in model.named_modules():
@@ -102,14 +89,13 @@ def unhook(model: nn.Module) -> tuple[HookedMask, ...]:
         stored = {f"{name}_orig": name for name in pruned}
         order = [stored.get(key, key) for key in module._parameters]
         prefix = f"{path}." if path else ""
-        found.extend(
-            HookedMask(f"{prefix}{name}", _plain(module, name)) for name in order if name in pruned
-        )
+        masks = {name: _unhook_parameter(module, name) for name in order if name in pruned}
+        found.extend(HookedMask(f"{prefix}{name}", mask) for name, mask in masks.items())
         module._parameters = {key: module._parameters[key] for key in order}
     return tuple(found)
 
 
-def _plain(module: nn.Module, name: str) -> torch.Tensor:
+def _unhook_parameter(module: nn.Module, name: str) -> torch.Tensor:
     """Make a hooked parameter a plain one in its module; return its mask."""
     mask = module._buffers.pop(f"{name}_mask")
     parameter = module._parameters.pop(f"{name}_orig")
@@ -122,25 +108,14 @@ def _plain(module: nn.Module, name: str) -> torch.Tensor:
 
 
 def training_flags(model: nn.Module, mode: bool) -> dict[str, bool]:
-    """Return the flags that the model's own `train(mode)` leaves different from `mode`.
-
-    Args:
-        model: a private copy; its flags are changed.
-        mode: what `train` is called with.
-    """
+    """Return the flags that a private copy's own `train(mode)` leaves different from `mode`."""
     model.train(mode)
     return {name: m.training for name, m in model.named_modules() if m.training is not mode}
 
 
 @contextmanager
 def with_flags(model: nn.Module, value: bool, but: str | None = None) -> Generator[None]:
-    """Set every training flag for a while, without calling any `train`.
-
-    Args:
-        model: a private copy.
-        value: what the flags become.
-        but: the name of one submodule that gets the opposite.
-    """
+    """Set every training flag for a while without calling `train`; `but` gets the opposite."""
     before = [(module, module.training) for module in model.modules()]
     for name, module in model.named_modules():
         module.training = value != (name == but)

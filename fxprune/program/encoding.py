@@ -1,6 +1,4 @@
-"""Graphs as plain data: nodes to tuples and back, for pickling, comparing and printing.
-
-The code of a graph: the same operators, called through torch's faster bindings where there are.
+"""Graphs as plain data (to pickle, compare and print), and their code with fast bindings.
 
 `torch.ops.aten.linear.default` matches its arguments against a schema at every call, which costs a
 small model as much as the arithmetic. torch's own functions reach the same kernel directly. The
@@ -10,7 +8,7 @@ graph itself keeps the operators.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,13 +54,8 @@ def decode_graph(data: tuple[tuple[Any, ...], ...]) -> fx.Graph:
         return named[part[1]] if is_ref else part
 
     for op, target, args, kwargs, name, meta in data:
-        node = graph.create_node(
-            op,
-            _decode_target(target),
-            _map(args, restore),
-            _map(kwargs, restore),
-            name,
-        )
+        call = _decode_target(target), _map(args, restore), _map(kwargs, restore)
+        node = graph.create_node(op, *call, name)
         node.meta = dict(meta)
         named[name] = node
     return graph
@@ -85,10 +78,8 @@ def fingerprint(
 ) -> tuple[Any, ...]:
     """Return a value equal for two graphs that do the same, whatever their nodes are called.
 
-    Args:
-        graph: the graph.
-        skip: tells which nodes to leave out; nothing that is kept may read them.
-        transparent: tells which nodes to take for their first argument.
+    `skip` leaves out nodes that nothing kept reads; `transparent` takes nodes for their first
+    argument.
     """
     numbers: dict[Node, int] = {}
 
@@ -158,18 +149,14 @@ def _map(arg: Any, fn: Callable[[Any], Any]) -> Any:
     if replaced is not arg:
         return replaced
     if isinstance(arg, tuple):
-        return tuple(_map(part, fn) for part in _items(arg))
+        return tuple(_map(part, fn) for part in arg)
     if isinstance(arg, list):
-        return [_map(part, fn) for part in _items(arg)]
+        return [_map(part, fn) for part in arg]
     if isinstance(arg, dict):
         return {str(key): _map(part, fn) for key, part in arg.items()}  # pyright: ignore
     if isinstance(arg, slice):
         return slice(_map(arg.start, fn), _map(arg.stop, fn), _map(arg.step, fn))
     return arg
-
-
-def _items(arg: Any) -> Iterator[Any]:
-    return iter(arg)
 
 
 def _encode_target(target: Any) -> tuple[str, ...]:
@@ -256,11 +243,7 @@ FAST: dict[Any, Any] = {
 
 
 class NestedCodeGen(CodeGen):
-    """Tells fx.Interpreter how the flat graph's inputs and outputs are nested.
-
-    Args:
-        outputs: the nesting of the outputs.
-    """
+    """Tells fx.Interpreter how the flat graph's inputs and outputs are nested."""
 
     def __init__(self, outputs: Nesting) -> None:
         super().__init__()
@@ -276,11 +259,7 @@ class NestedCodeGen(CodeGen):
 
 
 def fast_graph(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of a graph that computes the same through faster bindings.
-
-    Args:
-        graph: of aten operators; not changed.
-    """
+    """Return a copy of a graph of aten operators that computes the same through faster bindings."""
     fast = copy_graph(graph)
     for node in fast.nodes:
         if node.op == "call_function":

@@ -1,8 +1,7 @@
 """What a Program takes: names, shapes with symbolic dimensions, dtypes, ranges of integers.
 
-What a Program takes that was captured without an example: names and defaults, no shapes.
-
-How values are nested in tuples, lists, dicts and dataclasses, in a form that pickles.
+Nested arguments are kept in a form that pickles. Captured without an example, a Program knows names
+and defaults alone.
 """
 
 from __future__ import annotations
@@ -21,12 +20,6 @@ from fxprune.words import dtype_name
 
 class Nesting:
     """The structure of a value, kept as the value with its leaves numbered.
-
-    Args:
-        skeleton: any nested value; its leaves do not matter.
-
-    Attributes:
-        tree: the structure as torch's pytree.
 
     Example:
         >>> nesting = Nesting({"a": None, "b": [True]})
@@ -55,22 +48,14 @@ Dim = int | str
 
 @dataclass(frozen=True)
 class Input:
-    """One leaf of the arguments: a tensor, or a constant that capture fixed.
+    """One leaf of the arguments: a tensor, or a constant that capture fixed."""
 
-    Args:
-        name: the argument's name, with its place inside where it is nested (`batch['ids']`).
-        shape: sizes; a string is a symbolic dimension, equal wherever it has the same name.
-        dtype: the tensor's dtype; None for a constant.
-        low: the smallest integer seen in the example, for integer tensors.
-        high: the largest integer seen in the example.
-        constant: the value of what is not a tensor.
-    """
-
-    name: str
+    name: str  # with its place inside where it is nested: `batch['ids']`
+    # a string is a symbolic dimension, equal wherever it has the same name
     shape: tuple[Dim, ...] = ()
-    dtype: torch.dtype | None = None
-    low: int | None = None
-    high: int | None = None
+    dtype: torch.dtype | None = None  # None for a constant
+    low: int | None = None  # of integers, the smallest in the example
+    high: int | None = None  # and the largest
     constant: Any = None
 
     def __str__(self) -> str:
@@ -102,27 +87,18 @@ def size_of(dim: Dim, sizes: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The arguments of a Program's forward.
+    """The arguments of a Program's forward."""
 
-    Args:
-        inputs: the leaves of `(args, kwargs)` in pytree order.
-        nesting: how the leaves are nested.
-        names: names of the positional arguments.
-        keywords: names of the keyword arguments, in order.
-        positional: those of them that follow the positional ones in the source's signature.
-        float_dtype: the model's own floating dtype at capture; inputs of this dtype follow the
-            Program when it is moved to another.
-        smallest: the smallest size of a symbolic dimension for which the graph is right.
-        bounds: the sizes that a symbolic dimension takes, by its name: from, and up to or None.
-    """
-
-    inputs: tuple[Input, ...]
+    inputs: tuple[Input, ...]  # the leaves of `(args, kwargs)` in pytree order
     nesting: Nesting
-    names: tuple[str, ...]
-    keywords: tuple[str, ...]
+    names: tuple[str, ...]  # of the positional arguments
+    keywords: tuple[str, ...]  # of the keyword arguments, in order
+    # those of them that follow the positional ones in the source's signature
     positional: tuple[str, ...] = ()
+    # the model's own at capture: inputs of it follow the Program when it is moved
     float_dtype: torch.dtype | None = None
-    smallest: int = 1
+    smallest: int = 1  # sizes of a symbolic dimension from which on the graph is right
+    # sizes of symbolic dimensions by name: from, and up to or None
     bounds: Mapping[str, tuple[int, int | None]] = field(
         default_factory=dict[str, tuple[int, int | None]]
     )
@@ -131,19 +107,15 @@ class InputSpec:
         return ", ".join(map(str, self.inputs))
 
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Return the leaves of a call's arguments, checked against the spec.
-
-        Raises:
-            InputError: the nesting, a shape or a constant differs; names the input.
-        """
+        """Return the leaves of a call's arguments; InputError names one that does not fit."""
         leaves, tree = pytree.tree_flatten((args, kwargs))
         if tree != self.nesting.tree:
-            ordered = _like((args, kwargs), self.nesting.skeleton)
+            ordered = _in_order_of((args, kwargs), self.nesting.skeleton)
             leaves, tree = pytree.tree_flatten(ordered)
         if tree != self.nesting.tree:
             raise InputError(
-                f"the arguments are nested otherwise than at capture: {_nesting(tree)} instead of "
-                f"{_nesting(self.nesting.tree)}; call with {self}"
+                f"the arguments are nested otherwise than at capture: {_describe_nesting(tree)} "
+                f"instead of {_describe_nesting(self.nesting.tree)}; call with {self}"
             )
         sizes: dict[str, int] = {}
         for spec, leaf in zip(self.inputs, leaves, strict=True):
@@ -196,19 +168,12 @@ class InputSpec:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Draw arguments that fit, from a private generator.
+        """Draw `(args, kwargs)` that fit, every symbolic dimension of size `batch`.
 
-        Args:
-            batch: the size of every symbolic dimension.
-            seed: seed of the generator.
-            dtype: the dtype for inputs that had the model's own floating dtype.
-            device: where the tensors go.
-
-        Returns:
-            `(args, kwargs)`.
+        Inputs that had the model's own floating dtype get `dtype`.
         """
         generator = torch.Generator().manual_seed(seed)
-        sizes = {symbol: self._within(symbol, batch) for symbol in self.symbols}
+        sizes = {symbol: self._clamp(symbol, batch) for symbol in self.symbols}
         leaves: list[Any] = []
         for spec in self.inputs:
             if spec.dtype is None:
@@ -220,7 +185,7 @@ class InputSpec:
         args, kwargs = self.nesting.unflatten(leaves)
         return tuple(args), dict(kwargs)
 
-    def _within(self, symbol: str, size: int) -> int:
+    def _clamp(self, symbol: str, size: int) -> int:
         low, high = self.bounds.get(symbol, (0, None))
         size = max(size, self.smallest, low)
         return size if high is None else min(size, high)
@@ -259,32 +224,29 @@ class InputSpec:
         return inspect.Signature([self_parameter, *reversed(parameters)])
 
 
-def _like(value: Any, skeleton: Any) -> Any:
+def _in_order_of(value: Any, skeleton: Any) -> Any:
     """Put the keys of dicts into the order that they had at capture."""
     if type(value) is dict and type(skeleton) is dict and value.keys() == skeleton.keys():
-        return {key: _like(value[key], part) for key, part in skeleton.items()}
+        return {key: _in_order_of(value[key], part) for key, part in skeleton.items()}
     if type(value) in (list, tuple) and len(value) == len(skeleton):
-        return type(value)(_like(v, s) for v, s in zip(value, skeleton, strict=True))
+        return type(value)(_in_order_of(v, s) for v, s in zip(value, skeleton, strict=True))
     return value
 
 
-def _nesting(tree: pytree.TreeSpec) -> str:
+def _describe_nesting(tree: pytree.TreeSpec) -> str:
     args, kwargs = pytree.tree_unflatten(["*"] * tree.num_leaves, tree)
     return f"args {args}, kwargs {kwargs}"
 
 
 @dataclass(frozen=True)
-class OpenSpec(InputSpec):
-    """Arguments whose shapes are not known; each is handed to the graph as it is.
+class UnshapedSpec(InputSpec):
+    """Arguments whose shapes are not known; each is handed to the graph as it is."""
 
-    Args:
-        defaults: the values of arguments that may be left out.
-    """
-
+    # of arguments that may be left out
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
-    def of(cls, names: tuple[str, ...], defaults: Mapping[str, Any]) -> OpenSpec:
+    def of(cls, names: tuple[str, ...], defaults: Mapping[str, Any]) -> UnshapedSpec:
         """Return the spec of a forward with these arguments."""
         inputs = tuple(Input(name) for name in names)
         nesting = Nesting(((None,) * len(names), {}))

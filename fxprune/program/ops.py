@@ -3,8 +3,6 @@
 An operator has one name whatever its overload and whether it works in place (`aten.relu_.default`
 is `relu`), and each argument has the name that its schema gives it (argument 1 of `conv2d` is
 `weight`). Recurrent layers take their parameters as one list; `RECURRENT` names the parts.
-
-The arguments of a call by name or position, defaults included, and which may change places.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from types import FunctionType
 from typing import Any
 
 from torch._ops import OpOverload
-from torch.fx.node import Node, map_aggregate
+from torch.fx.node import Node, map_arg
 
 # Positions of the parts within the parameter list of one layer and direction, from
 # torch.nn.RNNBase._flat_weights: weights first, then the biases where there are any.
@@ -105,15 +103,7 @@ def _signature(target: FunctionType) -> tuple[_Argument, ...]:
 
 
 def argument(node: Node, role: str) -> Any:
-    """Return what the node passes as the argument of that name, or its default.
-
-    Args:
-        node: a call of an operator with a schema.
-        role: the argument's name in the schema.
-
-    Raises:
-        KeyError: the schema has no argument of that name.
-    """
+    """Return what a node passes as the argument of that name, or its default; KeyError for none."""
     position, default = _places(node.target)[role]
     args = node.args
     return args[position] if position < len(args) else node.kwargs.get(role, default)
@@ -154,13 +144,7 @@ def _recurrent_roles(node: Node, params: Any) -> Iterator[tuple[str, Node]]:
 
 def _nodes_in(arg: Any) -> list[Node]:
     found: list[Node] = []
-
-    def visit(part: Any) -> Any:
-        if isinstance(part, Node):
-            found.append(part)
-        return part
-
-    map_aggregate(arg, visit)
+    map_arg(arg, found.append)  # pyright: ignore[reportArgumentType]
     return found
 
 
@@ -183,15 +167,7 @@ _PYTHON = frozenset(
 
 
 def operand(node: Node, role: str | int) -> Any:
-    """Return the argument of that name or position, its default where the call leaves it out.
-
-    Args:
-        node: a call.
-        role: the argument's name in the operator's schema, or its position.
-
-    Raises:
-        KeyError: the operator has no such argument.
-    """
+    """Return the argument of a name or position, its default if left out; KeyError for none."""
     if isinstance(role, int) and role < len(node.args):
         return node.args[role]
     if role in node.kwargs:

@@ -1,9 +1,7 @@
-"""The parameters and masks of a Program by name.
+"""The parameters and masks of a Program by name, and its module tree without the source's code.
 
 Functions, not methods: a source may have a submodule called `value` or `parameter`, and then that
 is what the attribute of the Program means.
-
-The module tree of a Program: the source's names, parameters and buffers, without its code.
 """
 
 from __future__ import annotations
@@ -35,11 +33,7 @@ class Handle:
 
     @property
     def stored(self) -> nn.Parameter:
-        """The Parameter: the original one, where it is masked.
-
-        Raises:
-            MissingParameterError: it was taken out of the Program.
-        """
+        """The Parameter, the original one where masked; MissingParameterError if taken out."""
         found = raw_parameter(*owner(self.program, self.name))
         if found is None:
             raise MissingParameterError(f"the parameter {self.name!r} was taken out of the program")
@@ -111,8 +105,7 @@ def aliases(program: CapturedModule) -> dict[str, tuple[str, ...]]:
 def owner(program: CapturedModule, name: str) -> tuple[nn.Module, str]:
     """Return the module that holds a parameter, and the attribute's name there.
 
-    Raises:
-        MissingParameterError: there is no such parameter; suggests the nearest.
+    MissingParameterError suggests the nearest name.
     """
     known = program.captured.first
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -120,16 +113,12 @@ def owner(program: CapturedModule, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     if name in known:
         return submodule(program, path), attribute
-    hint = did_you_mean(name, known, f"there are {quoted(known)}")
+    hint = did_you_mean(name, known, f"there are {quote(known)}")
     raise MissingParameterError(f"the program has no parameter {name!r}; {hint}")
 
 
 def parameter(program: CapturedModule, name: str) -> nn.Parameter:
-    """Return the Parameter behind a name: the original one, where it is masked.
-
-    Raises:
-        MissingParameterError: there is no such parameter.
-    """
+    """Return the Parameter behind a name: the original one, where it is masked."""
     return Handle(program, name).stored
 
 
@@ -150,16 +139,14 @@ class Masks(Mapping[str, torch.Tensor]):
         self._program = program
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._program.captured.first:
-            raise KeyError(name)
-        mask = mask_of(*owner(self._program, name))
+        mask = Handle(self._program, name).mask if name in self._program.captured.first else None
         if mask is None:
             raise KeyError(name)
         return mask
 
     def __iter__(self) -> Iterator[str]:
-        firsts = dict.fromkeys(self._program.captured.first.values())
-        return iter(tuple(name for name in firsts if self._has(name)))
+        handles = Parameters(self._program).items()
+        return iter([name for name, held in handles if held.mask is not None])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -167,11 +154,8 @@ class Masks(Mapping[str, torch.Tensor]):
     def __repr__(self) -> str:
         return f"Masks({', '.join(self)})"
 
-    def _has(self, name: str) -> bool:
-        return mask_of(*owner(self._program, name)) is not None
 
-
-def quoted(names: Mapping[str, object] | tuple[str, ...] | list[str]) -> str:
+def quote(names: Mapping[str, object] | tuple[str, ...] | list[str]) -> str:
     """Return the first names in quotes, for a message."""
     shown = [repr(name) for name in list(names)[:6]]
     return ", ".join(shown) + (", ..." if len(names) > 6 else "")
@@ -197,12 +181,8 @@ class MaskedReads(nn.Module):
         return super().__getattr__(name)
 
 
-class Shell(MaskedReads):
-    """A place in the module tree: holds what the source's module held, and its class name.
-
-    Args:
-        kind: the class name of the source's module.
-    """
+class TreeModule(MaskedReads):
+    """A place in the module tree: holds what the source's module held, and its class name."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -214,29 +194,22 @@ class Shell(MaskedReads):
 
 def kind_of(module: nn.Module) -> str:
     """Return the class name of the source's module that a part of a Program stands for."""
-    return module._fxprune_kind if isinstance(module, Shell) else type(module).__name__
+    return module._fxprune_kind if isinstance(module, TreeModule) else type(module).__name__
 
 
-def shell_of(module: nn.Module) -> Shell:
-    """Build the tree of shells that hold a module's tensors under the same names and order.
-
-    Args:
-        module: the source; its Parameter and buffer objects are shared, not copied.
-    """
-    return _shell_of(module, {})
-
-
-def _shell_of(module: nn.Module, made: dict[int, Shell]) -> Shell:
+def tree_of(module: nn.Module, made: dict[int, TreeModule] | None = None) -> TreeModule:
+    """Build the tree that shares a module's tensors under the same names and order."""
+    made = {} if made is None else made
     if id(module) in made:
         return made[id(module)]
-    shell = made[id(module)] = Shell(type(module).__name__)
-    shell._parameters = dict(module._parameters)
-    shell._buffers = dict(module._buffers)
-    shell._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
-    shell.training = module.training
+    tree = made[id(module)] = TreeModule(type(module).__name__)
+    tree._parameters = dict(module._parameters)
+    tree._buffers = dict(module._buffers)
+    tree._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    tree.training = module.training
     for name, child in module._modules.items():
-        shell._modules[name] = None if child is None else _shell_of(child, made)
-    return shell
+        tree._modules[name] = None if child is None else tree_of(child, made)
+    return tree
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module:

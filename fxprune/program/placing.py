@@ -22,14 +22,9 @@ def layout_of(tensor: Any) -> str:
 
 
 def coordinates(tensor: Any, name: str = "a parameter") -> tuple[torch.Tensor, ...]:
-    """Return, for each dimension, which of its coordinates this process holds, int64.
+    """Return, for each dimension of a DTensor, which of its coordinates this process holds, int64.
 
-    Args:
-        tensor: a DTensor.
-        name: for messages.
-
-    Raises:
-        PassError: it is a pending sum, or its part is no box of the whole.
+    PassError where it is a pending sum, or its part is no box of the whole.
     """
     placements, mesh = tensor.placements, tensor.device_mesh
     if any(placement.is_partial() for placement in placements):
@@ -76,14 +71,8 @@ def piece(whole: torch.Tensor, tensor: Any) -> torch.Tensor:
     return whole
 
 
-def placed(local: torch.Tensor, tensor: Any, shape: torch.Size | None = None) -> Any:
-    """Return a DTensor of this process's part, spread as another one is.
-
-    Args:
-        local: contiguous.
-        tensor: the other DTensor.
-        shape: of the whole; the other's when None.
-    """
+def place(local: torch.Tensor, tensor: Any, shape: torch.Size | None = None) -> Any:
+    """Return a DTensor of this process's contiguous part, spread as another one is."""
     size: torch.Size = tensor.shape if shape is None else shape
     stride = torch.empty(size, device="meta").stride()
     mesh, placements = tensor.device_mesh, tensor.placements
@@ -93,9 +82,9 @@ def placed(local: torch.Tensor, tensor: Any, shape: torch.Size | None = None) ->
 def spread(tensor: Any, other: Any) -> Any:
     """Return a tensor as a DTensor that is spread as another one of its shape is."""
     if not isinstance(tensor, DTensor):
-        return placed(piece(tensor, other).contiguous(), other)
+        return place(piece(tensor, other).contiguous(), other)
     if tensor.device_mesh != other.device_mesh:
-        return placed(piece(tensor.full_tensor(), other).contiguous(), other)
+        return place(piece(tensor.full_tensor(), other).contiguous(), other)
     if tensor.placements == other.placements:
         return tensor
     return tensor.redistribute(other.device_mesh, other.placements)
@@ -104,13 +93,7 @@ def spread(tensor: Any, other: Any) -> Any:
 def flat_indices(
     lines: tuple[torch.Tensor, ...], shape: torch.Size, positions: torch.Tensor
 ) -> torch.Tensor:
-    """Return the flat indices in the whole tensor of flat positions in a part.
-
-    Args:
-        lines: the part's `coordinates`.
-        shape: of the whole tensor.
-        positions: int64.
-    """
+    """Return the flat indices in a whole of `shape` of flat positions in a part (its `lines`)."""
     found = torch.zeros_like(positions)
     step = 1
     for size, line in zip(reversed(shape), reversed(lines), strict=True):
@@ -134,39 +117,37 @@ def is_first_replica(tensor: Any) -> bool:
     return all(place == 0 for place, placement in pairs if placement.is_replicate())
 
 
-def gathered_bits(
+def gather_bits(
     local: torch.Tensor, tensor: Any, gather: Callable[[Any], torch.Tensor]
 ) -> torch.Tensor:
-    """Return a whole bool tensor of its parts; sends one bit an entry where it can.
+    """Return a whole bool tensor of its parts, sending one bit an entry where it can.
 
-    Args:
-        local: bool, the part of this process.
-        tensor: a DTensor of the whole's shape, spread as the bits are.
-        gather: makes a DTensor whole.
+    `tensor` is a DTensor of the whole's shape, spread as the bits are; `gather` makes a DTensor
+    whole.
     """
     split = {getattr(placement, "dim", None) for placement in tensor.placements}
     free = [dim for dim in range(tensor.dim()) if dim not in split and tensor.shape[dim] > 1]
     local = local.reshape(tensor._local_tensor.shape)
     if not free:
-        return gather(placed(local.to(torch.uint8), tensor)).bool()
+        return gather(place(local.to(torch.uint8), tensor)).bool()
     dim = max(free, key=lambda d: tensor.shape[d])
-    packed = _packed(local, dim)
+    packed = _pack(local, dim)
     shape = torch.Size((*tensor.shape[:dim], packed.shape[dim], *tensor.shape[dim + 1 :]))
-    return _unpacked(gather(placed(packed, tensor, shape)), dim, tensor.shape[dim])
+    return _unpack(gather(place(packed, tensor, shape)), dim, tensor.shape[dim])
 
 
 def _weights(device: torch.device) -> torch.Tensor:
     return 2 ** torch.arange(8, dtype=torch.uint8, device=device)
 
 
-def _packed(bits: torch.Tensor, dim: int) -> torch.Tensor:
+def _pack(bits: torch.Tensor, dim: int) -> torch.Tensor:
     last = bits.movedim(dim, -1)
     padded = torch.nn.functional.pad(last, (0, -last.shape[-1] % 8))
     eights = padded.unflatten(-1, (padded.shape[-1] // 8, 8))
     return (eights * _weights(bits.device)).sum(-1, dtype=torch.uint8).movedim(-1, dim).contiguous()
 
 
-def _unpacked(packed: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+def _unpack(packed: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     last = packed.movedim(dim, -1).unsqueeze(-1)
     bits = (last & _weights(packed.device)) != 0
     return bits.flatten(-2)[..., :size].movedim(-1, dim)

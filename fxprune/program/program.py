@@ -1,12 +1,7 @@
 """The Program: a model as one torch.fx graph, or one a mode, over a tree of named tensors.
 
-State dicts for a Program whose tied parameters torch stored alias by alias.
-
-A Program's forward, with the argument names and defaults of the source's.
-
-Names that a source may not have: a Program needs them itself, or they are Python's own.
-
-Inputs that fit a Program, drawn from a seed.
+Its forward has the source's argument names, its state dict the source's keys, and names that a
+Program needs itself are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +19,7 @@ from fxprune.errors import CaptureError, InvariantError, PassError, PassTypeErro
 from fxprune.program import parameters
 from fxprune.program.calls import guarded
 from fxprune.program.captured import Captured, CapturedModule
-from fxprune.program.copying import own_results
+from fxprune.program.copying import STATE, own_results
 from fxprune.program.encoding import (
     NestedCodeGen,
     copy_graph,
@@ -38,9 +33,7 @@ from fxprune.program.records import RuleRecord
 from fxprune.support import same_bits
 
 BOTH, TRAIN, EVAL = "both", "train", "eval"
-# The parts of a module that hold its tensors and children.
-_TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
-# Those that hold the hooks around its forward, as torch.distributed.tensor registers them.
+# The hooks around a module's forward, as torch.distributed.tensor registers them.
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -73,22 +66,14 @@ class Program(fx.GraphModule, MaskedReads, CapturedModule):
         like: Program | None = None,
         compiled: bool = True,
     ) -> Program:
-        """Build a Program around a module tree, graphs and data, sharing the tree's tensors.
+        """Build a Program that shares a module tree's tensors, its graphs given by mode.
 
-        Args:
-            tree: the root of the tensors and submodules.
-            graphs: by mode.
-            captured: what the Program knows beside.
-            like: a Program with equal graphs, whose code will do; None to compile them.
-            compiled: whether to compile them now; else `recompile` is for the caller to call.
-
-        Raises:
-            CaptureError: a name in the tree's root is one that a GraphModule needs itself.
+        `like` is a Program with equal graphs, whose code will do; not `compiled`, its caller
+        recompiles. CaptureError where the root has a name that a GraphModule needs itself.
         """
         check_names(tree, captured.kind)
         program = cls(nn.Module(), fx.Graph(), "Program")
-        for key in _TREE:
-            program.__dict__[key] = tree.__dict__[key]
+        program.__dict__.update({key: vars(tree)[key] for key in STATE})
         program.captured = captured
         program.graphs = dict(graphs)
         _let_source_names_win(program)
@@ -184,8 +169,8 @@ class Program(fx.GraphModule, MaskedReads, CapturedModule):
     def _take_code(self, like: Program) -> None:
         """Run the code of a Program with equal graphs: it reads tensors by their paths alone."""
         cls, other = type(self), type(like)
-        for key in ("_code", "_lineno_map", "_prologue_start"):
-            self.__dict__[key] = like.__dict__[key]
+        code = ("_code", "_lineno_map", "_prologue_start")
+        self.__dict__.update({key: vars(like)[key] for key in code})
         for mode, graph in self.graphs.items():
             graph.owning_module = self
             graph.set_codegen(NestedCodeGen(self.captured.outputs[mode]))
@@ -235,14 +220,12 @@ class Program(fx.GraphModule, MaskedReads, CapturedModule):
             # A layer that stays a module may hold results of autograd, as weight_norm's do.
             memo.update(own_results(self))
             tree = nn.Module()
-            for key in _TREE:
-                tree.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
+            tree.__dict__.update({key: copy.deepcopy(vars(self)[key], memo) for key in STATE})
             graphs = {mode: copy_graph(graph) for mode, graph in self.graphs.items()}
             made = memo[id(self)] = Program.assemble(
                 tree, graphs, copy.deepcopy(self.captured), like=self
             )
-            for key in _HOOKS:
-                made.__dict__[key] = copy.copy(self.__dict__[key])
+            made.__dict__.update({key: copy.copy(vars(self)[key]) for key in _HOOKS})
         return memo[id(self)]
 
     def __copy__(self) -> Program:
@@ -250,8 +233,7 @@ class Program(fx.GraphModule, MaskedReads, CapturedModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         tree = nn.Module()
-        for key in _TREE:
-            tree.__dict__[key] = self.__dict__[key]
+        tree.__dict__.update({key: vars(self)[key] for key in STATE})
         graphs = {mode: encode_graph(graph) for mode, graph in self.graphs.items()}
         return _rebuild, (tree, graphs, copy.deepcopy(self.captured))
 
@@ -259,9 +241,7 @@ class Program(fx.GraphModule, MaskedReads, CapturedModule):
 def mode_of(program: Program) -> str:
     """Return the graph that runs: "both", or what the deciding training flags say.
 
-    Raises:
-        InvariantError: the flags disagree, so that no captured graph is right.
-        PassError: its graphs are those of regions, which no one mode chooses.
+    InvariantError where the flags disagree, PassError where regions have a graph each.
     """
     if BOTH in program.graphs:
         return BOTH
@@ -276,7 +256,7 @@ def mode_of(program: Program) -> str:
     off = [name for name in deciders if name not in on]
     raise InvariantError(
         f"the graph differs between train and eval mode, and the training flags disagree: on for "
-        f"{parameters.quoted(on)}, off for {parameters.quoted(off)}; call train() or eval() on the "
+        f"{parameters.quote(on)}, off for {parameters.quote(off)}; call train() or eval() on the "
         "program, or set these alike"
     )
 
@@ -310,14 +290,8 @@ def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, An
     """Return `state` with the keys that every alias of a tied, masked parameter has here.
 
     torch.nn.utils.prune masks one alias and leaves the others dense: their `P` is taken as
-    `P_orig`, and the one mask serves all.
-
-    Args:
-        program: where the state will be loaded.
-        state: tensors by key.
-
-    Raises:
-        StateError: two aliases of one parameter have different values or masks.
+    `P_orig`, and the one mask serves all. StateError where two aliases have different values or
+    masks.
     """
     tied = [names for names in parameters.aliases(program).values() if len(names) > 1]
     if not tied:
@@ -326,7 +300,7 @@ def aligned_state(program: Program, state: Mapping[str, Any]) -> Mapping[str, An
     # torch reads versions of the modules from this attribute of its ordered dict.
     aligned._metadata = getattr(state, "_metadata", None)
     for names in tied:
-        _align(program, aligned, names)
+        _align_aliases(program, aligned, names)
     return aligned
 
 
@@ -344,21 +318,21 @@ def tie_again(program: Program) -> None:
                 other._buffers[f"{name}_mask"] = owner._buffers[f"{attribute}_mask"]
 
 
-def _align(program: Program, state: dict[str, Any], names: tuple[str, ...]) -> None:
+def _align_aliases(program: Program, state: dict[str, Any], names: tuple[str, ...]) -> None:
     if names[0] not in parameters.masks(program):
-        _one(state, [name for name in names if name in state], "values")
+        _same_value(state, [name for name in names if name in state], "values")
         return
     origs = [key for n in names for key in (f"{n}_orig", n) if key in state]
     masks = [f"{name}_mask" for name in names if f"{name}_mask" in state]
     if not origs or not masks:
         return
-    orig, mask = _one(state, origs, "values"), _one(state, masks, "masks")
+    orig, mask = _same_value(state, origs, "values"), _same_value(state, masks, "masks")
     for name in names:
         state.pop(name, None)
         state[f"{name}_orig"], state[f"{name}_mask"] = orig, mask
 
 
-def _one(state: Mapping[str, Any], keys: list[str], what: str) -> Any:
+def _same_value(state: Mapping[str, Any], keys: list[str], what: str) -> Any:
     for key in keys[1:]:
         if not same_bits(state[keys[0]], state[key]):
             raise StateError(
@@ -372,12 +346,6 @@ def forward_like(inputs: InputSpec) -> Any:
     """Return a `forward(self, ...)` that hands its arguments to `self._run`.
 
     torch.export and users name inputs by the signature, so that `*args, **kwargs` will not do.
-
-    Args:
-        inputs: whose signature the function gets.
-
-    Raises:
-        InvariantError: an argument's name is not a Python identifier.
     """
     signature = inputs.signature
     parameters = list(signature.parameters)[1:]
@@ -407,15 +375,7 @@ RESERVED = frozenset(
 
 
 def check_names(root: nn.Module, kind: str) -> None:
-    """Check the names of a source's parameters, buffers and submodules.
-
-    Args:
-        root: the source, or the tree of a Program.
-        kind: the class name of the source.
-
-    Raises:
-        CaptureError: names the attribute.
-    """
+    """Raise a CaptureError for a parameter, buffer or submodule of a name that cannot be kept."""
     plain = [name for name, value in vars(root).items() if isinstance(value, torch.Tensor)]
     for name in (*root._parameters, *root._buffers, *root._modules, *plain):
         if name in RESERVED:
@@ -436,13 +396,7 @@ def check_names(root: nn.Module, kind: str) -> None:
 def example_of(
     program: Program, *, batch: int = 2, seed: int = 0
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Draw `(args, kwargs)` that fit, in the Program's own dtype and on its device.
-
-    Args:
-        program: any Program.
-        batch: the size of every symbolic dimension.
-        seed: seed of a private generator.
-    """
+    """Draw `(args, kwargs)` that fit, in the Program's own dtype and on its device."""
     return program.captured.inputs.example(
         batch=batch, seed=seed, dtype=own_dtype(program), device=program.device
     )

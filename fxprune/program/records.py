@@ -1,7 +1,4 @@
-"""What rules and passes did, kept for reports, plans and files; pydantic writes it as JSON.
-
-What a shrink did to a Program: which channels stay where, what stayed and why.
-"""
+"""What rules, passes and shrinks did, for reports, plans and files; pydantic writes it as JSON."""
 
 from __future__ import annotations
 
@@ -75,71 +72,45 @@ Many = Annotated[tuple[_Item, ...], Field(fail_fast=True)]
 
 @dataclass(frozen=True)
 class ParamRecord:
-    """What one rule did to one parameter, or to one layer of coupled channels.
-
-    Args:
-        name: the parameter's first name; of a layer, that of the first parameter that makes its
-            channels.
-        makers: of a layer, all parameters that make its channels.
-        units: how many units it had: entries, or channels.
-        alive: how many of these were alive before.
-        pruned: how many of these the rule pruned; None where a given mask decided.
-        zeros: how many entries of its mask became zero by that; only plans count them.
-        threshold: the largest pruned score; None where nothing was ranked or pruned.
-        tied: how many units were at the threshold.
-        quota: how many of these went.
-        exact: whether `alive` and `pruned` hold for every run; otherwise they are those of one
-            random draw.
-        zeros_exact: whether `zeros` does.
-    """
+    """What one rule did to one parameter, or to one layer of coupled channels."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    name: Text
+    name: Text  # of a layer, that of the first of its makers
+    # of a layer, all parameters that make its channels
     makers: Many[Text] = field(default=(), kw_only=True)
-    units: Count | None = None
-    alive: Count | None = None
-    pruned: Count | None = None
+    units: Count | None = None  # how many it had: entries, or channels
+    alive: Count | None = None  # of these, before
+    pruned: Count | None = None  # of these, by the rule; None where a given mask decided
+    # new ones in its mask; plans alone count them
     zeros: Count | None = field(default=None, kw_only=True)
+    # the largest pruned score; None where nothing was ranked or pruned
     threshold: Number | None = None
-    tied: Count = 0
-    quota: Count = 0
+    tied: Count = 0  # units at the threshold
+    quota: Count = 0  # how many of these went
+    # whether `alive` and `pruned` hold for every run, not for one random draw
     exact: bool = field(default=True, kw_only=True)
-    zeros_exact: bool = field(default=True, kw_only=True)
+    zeros_exact: bool = field(default=True, kw_only=True)  # the same of `zeros`
 
 
 @dataclass(frozen=True)
 class RuleRecord:
-    """What one rule did, or the rules of one group.
-
-    Args:
-        rule: the rule's name; those of a group joined by "+".
-        method: its method, in the words of the recipe.
-        amount: share or count, as asked.
-        scope: "local" or "global".
-        parameters: one record for each parameter that it selects, in parameter order.
-        refused: (parameter, reason) of what the rule did not select.
-        seconds: wall time by pass.
-        edits: how many edits the Rewriter counted.
-        layers: of a rule over coupled channels, one record a layer.
-        drawn: whether it draws from torch's global generator, so that each run prunes others;
-            only plans tell.
-        exact: whether the number pruned, summed over its parameters, holds for every run.
-    """
+    """What one rule did, or the rules of one group."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     rule: Annotated[Text, Field(alias="name")]  # a plan's file calls it so
-    method: Text
-    amount: Count | Annotated[float, Field(ge=0.0, le=1.0)] | None
-    scope: Text
-    parameters: Many[ParamRecord]
-    refused: Many[tuple[Text, Text]] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
-    edits: Count = 0
-    layers: Many[ParamRecord] = ()
+    method: Text  # in the words of the recipe
+    amount: Count | Annotated[float, Field(ge=0.0, le=1.0)] | None  # share or count
+    scope: Text  # "local" or "global"
+    parameters: Many[ParamRecord]  # those that it selects, in parameter order
+    refused: Many[tuple[Text, Text]] = ()  # (parameter, reason) of what the rule did not select
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])  # wall time by pass
+    edits: Count = 0  # as the Rewriter counted them
+    layers: Many[ParamRecord] = ()  # of a rule over coupled channels
+    # whether torch's global generator draws, so that each run prunes others; only plans tell
     drawn: bool = False
-    exact: bool = True
+    exact: bool = True  # whether the sum of what was pruned holds for every run
 
     @property
     def name(self) -> str:
@@ -169,25 +140,16 @@ class RuleRecord:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What a pass that a recipe named did, kept for the report.
-
-    Args:
-        name: the pass's name.
-        args: its options, as the recipe gave them.
-        promise: "same": outputs were checked to be equal bit for bit; "changes".
-        edits: how many edits the Rewriter counted.
-        refused: what its rules refused, with the node that was in the way.
-        seconds: wall time.
-    """
+    """What a pass that a recipe named did."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Text
-    args: Mapping[str, Any]
-    promise: Text
+    args: Mapping[str, Any]  # options as the recipe gave them
+    promise: Text  # "same": outputs were checked to be equal bit for bit; "changes"
     edits: Count
-    refused: Many[Text]
-    seconds: float
+    refused: Many[Text]  # by its rules, with the node that was in the way
+    seconds: float  # wall time
 
 
 def _check_kept(kept: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
@@ -203,12 +165,6 @@ def _check_kept(kept: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
 class AxisMap:
     """Which channels of one axis of one tensor stayed.
 
-    Args:
-        tensor: the parameter's first name, without the suffix of a mask; or a buffer's name.
-        axis: which axis, from 0.
-        before: its size before.
-        kept: the old indices that stayed, in order: the channel `kept[i]` became `i`.
-
     Example:
         >>> AxisMap("conv1.weight", 0, 4, (0, 3)).renamed
         {0: 0, 3: 1}
@@ -216,9 +172,10 @@ class AxisMap:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    tensor: str
+    tensor: str  # the parameter's first name, without a mask's suffix; or a buffer's
     axis: Count
-    before: Count
+    before: Count  # its size
+    # the old indices that stayed, in order: the channel `kept[i]` became `i`
     kept: Annotated[Many[Count], AfterValidator(_check_kept)]
 
     @property
@@ -236,14 +193,6 @@ class AxisMap:
 class Stay:
     """Why some channels of one axis of one tensor stayed.
 
-    Args:
-        tensor: see AxisMap.
-        axis: which axis, from 0.
-        count: how many channels.
-        reason: one clause.
-        node: the name of the node that needs them; None where no node does.
-        line: where in the user's code that node comes from, as "net.py:12".
-
     Example:
         >>> print(Stay("fc.weight", 0, 10, "it is an output of the program", "output", "net.py:9"))
         10 of axis 0 of fc.weight: it is an output of the program (node output, net.py:9)
@@ -251,12 +200,12 @@ class Stay:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    tensor: str
+    tensor: str  # see AxisMap
     axis: Count
-    count: Count
-    reason: str
-    node: str | None = None
-    line: str | None = None
+    count: Count  # of channels
+    reason: str  # one clause
+    node: str | None = None  # that needs them, if one does
+    line: str | None = None  # of the user's code, as "net.py:12"
 
     def __str__(self) -> str:
         where = _where(self.node, self.line)
@@ -265,21 +214,14 @@ class Stay:
 
 @dataclass(frozen=True)
 class Blocked:
-    """An operator that channels were not followed through.
-
-    Args:
-        node: the node's name.
-        reason: one clause.
-        line: where in the user's code it comes from.
-        graph: the mode of its graph.
-    """
+    """An operator that channels were not followed through."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     node: str
-    reason: str
-    line: str | None = None
-    graph: str = "both"
+    reason: str  # one clause
+    line: str | None = None  # of the user's code
+    graph: str = "both"  # its mode
 
     def __str__(self) -> str:
         return f"{self.reason}{_where(self.node, self.line)}"
@@ -287,70 +229,42 @@ class Blocked:
 
 @dataclass(frozen=True)
 class Footprint:
-    """How large a Program is and what a forward of one example costs, in eval mode.
-
-    Args:
-        parameters: entries of all parameters, each counted once.
-        flops: floating-point operations, see `fxprune.flops`.
-        activations: entries of the outputs of convolutions, linear layers and other products.
-        layers: operations by node.
-        unknown: nodes that are not counted, since shapes are not noted.
-    """
+    """How large a Program is and what a forward of one example costs, in eval mode."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    parameters: Count
-    flops: Count
-    activations: Count
-    layers: Mapping[str, Count] = field(default_factory=dict[str, int])
-    unknown: Many[str] = ()
+    parameters: Count  # entries of all of them, each counted once
+    flops: Count  # see `fxprune.channels.cost`
+    activations: Count  # entries of the outputs of convolutions, linear layers and products
+    layers: Mapping[str, Count] = field(default_factory=dict[str, int])  # operations by node
+    unknown: Many[str] = ()  # nodes that are not counted, since shapes are not noted
 
 
 @dataclass(frozen=True)
 class ShrinkRecord:
-    """What one shrink did.
-
-    Args:
-        maps: one for each axis that lost channels, in the order of the Program's tensors.
-        stays: why channels of axes that could lose some stayed.
-        blocked: operators that channels were not followed through.
-        added: biases that were made to take over constants, by name.
-        absorbed: biases that took over constants, by name; those of `added`, too.
-        removed: tensors that nothing reads any more and that were dropped, by name.
-        folded: nodes whose value was constant, and that a constant stands for.
-        notes: what to know beside, as where train mode differs.
-        round_to: what channel counts are multiples of, where they could be.
-        checked: what was compared, and how much it differs; or why nothing was.
-        seconds: wall time by step.
-        again: whether more could go when channels are found once more.
-        before: how large the Program was, and what a forward cost.
-        after: the same after the shrink.
-    """
+    """What one shrink did."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
+    # one for each axis that lost channels, in the order of the Program's tensors
     maps: Many[AxisMap] = ()
-    stays: Many[Stay] = ()
-    blocked: Many[Blocked] = ()
-    added: Many[str] = ()
-    absorbed: Many[str] = ()
-    removed: Many[str] = ()
-    folded: Many[str] = ()
-    notes: Many[str] = ()
-    round_to: Count = 1
-    checked: str = ""
-    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
-    again: bool = False
+    stays: Many[Stay] = ()  # why channels of axes that could lose some stayed
+    blocked: Many[Blocked] = ()  # operators that channels were not followed through
+    added: Many[str] = ()  # biases that were made to take over constants
+    absorbed: Many[str] = ()  # biases that took over constants, those of `added` too
+    removed: Many[str] = ()  # tensors that nothing reads any more
+    folded: Many[str] = ()  # nodes whose value was constant, and that a constant stands for
+    notes: Many[str] = ()  # as where train mode differs
+    round_to: Count = 1  # channel counts are multiples of it where they can be
+    checked: str = ""  # what was compared and how much it differs, or why nothing was
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])  # wall time by step
+    again: bool = False  # whether more could go in another round
     before: Footprint | None = None
     after: Footprint | None = None
 
 
 def joined_record(records: Sequence[ShrinkRecord]) -> ShrinkRecord:
-    """Return what several rounds did as if it were one.
-
-    Args:
-        records: at least one; each round began where the one before it ended.
-    """
+    """Return what several rounds did, each on what the one before it left, as if it were one."""
     maps: dict[tuple[str, int], AxisMap] = {}
     seconds: dict[str, float] = {}
     for record in records:

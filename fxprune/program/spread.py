@@ -1,11 +1,8 @@
-"""Parameters that are spread over processes (DTensor), for code that knows no processes.
+"""Parameters that are spread over processes (DTensor, FSDP2), for code that knows no processes.
 
 torch.distributed.tensor takes longer to import than all of fxprune: where nobody has imported it,
-no tensor is spread, and it stays out.
-
-Programs wrapped by FSDP2's `fully_shard`, which keeps names and parts of parameters of its own.
-
-Nothing public tells them; all that reads them is here.
+no tensor is spread, and it stays out. FSDP2's `fully_shard` keeps names and parts of parameters of
+its own, which nothing public tells: all that reads them is here.
 """
 
 from __future__ import annotations
@@ -38,18 +35,13 @@ def distributed() -> Any:
 
 
 def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return a tensor spread over processes as another one of its shape is.
-
-    Args:
-        tensor: a DTensor, or a whole tensor that every process holds.
-        other: of its shape; where it is no DTensor, `tensor` is returned as it is.
-    """
+    """Return a tensor, whole or spread, spread over processes as another one of its shape is."""
     if not is_sharded(other):
         return tensor
     return distributed().spread(tensor, other)
 
 
-def count_of(tensor: torch.Tensor) -> int:
+def count_true(tensor: torch.Tensor) -> int:
     """Return how many entries of a bool tensor are true; all that hold parts of it must ask."""
     found: Any = tensor.sum()
     return int(found.full_tensor() if is_sharded(found) else found)
@@ -67,11 +59,7 @@ def part_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_sharded(module: nn.Module) -> None:
-    """Check that no parameter of a module is spread over processes.
-
-    Raises:
-        PassError: names the first that is.
-    """
+    """Raise a PassError that names the first parameter that is spread over processes."""
     reshard(module)
     for name, tensor in module.named_parameters():
         if is_sharded(tensor):
@@ -82,11 +70,7 @@ def refuse_sharded(module: nn.Module) -> None:
 
 
 def refuse_spread_source(model: nn.Module) -> None:
-    """Check that a model to be captured is whole.
-
-    Raises:
-        CaptureError: its parameters are spread over processes.
-    """
+    """Raise a CaptureError where a model's parameters are spread over processes."""
     if is_spread(model):
         raise CaptureError(
             f"{type(model).__name__} holds parameters that are spread over processes (DTensor, "
@@ -108,11 +92,7 @@ def reshard(program: nn.Module) -> None:
 
 
 def check_root_alone(program: nn.Module) -> None:
-    """Check that no part of a Program is wrapped on its own.
-
-    Raises:
-        PassError: one is: a Program's parts are never called, so it would not be gathered.
-    """
+    """Raise a PassError where a part of a Program is wrapped: it is never called or gathered."""
     for path, module in program.named_modules():
         if path and is_wrapped(module):
             raise PassError(
@@ -123,11 +103,7 @@ def check_root_alone(program: nn.Module) -> None:
 
 
 def check_takes_masks(program: nn.Module) -> None:
-    """Check that products with whole masks will be right once FSDP2 has gathered the parameters.
-
-    Raises:
-        PassError: they are DTensors even then, or have another dtype.
-    """
+    """Raise a PassError where a whole mask will not fit what FSDP2 gathers of a parameter."""
     for held in _held(program):
         dtype = held.mp_policy.param_dtype
         if held.is_dtensor:
@@ -150,10 +126,8 @@ def swaps_of(
 ) -> Iterator[tuple[Any, str, Any]]:
     """Yield (object, attribute, new value) for what FSDP2 must learn of an edit.
 
-    Args:
-        program: a Program, wrapped or not.
-        parameters: what each module will hold as its `_parameters`.
-        values: the part that a Parameter will hold, by its id, where that changes.
+    `parameters` is what each module will hold as its `_parameters`, `values` the part that a
+    Parameter will hold, by its id, where that changes.
     """
     for held in _held(program):
         info, parameter = held._module_info, held.sharded_param

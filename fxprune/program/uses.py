@@ -1,8 +1,6 @@
-"""How a Program's graphs read its parameters: the read itself, or its product with the mask.
+"""How a Program's graphs use its parameters, and where in the user's code a node comes from.
 
-The parameters of a Program as sites: names, owners, and how the graphs use them.
-
-Where in the user's code a node comes from.
+A parameter is read as it is stored, or as its product with the mask.
 """
 
 from __future__ import annotations
@@ -22,18 +20,13 @@ from fxprune.program.records import ParamSite
 
 
 def parameter_read(program: Program, value: Any) -> str | None:
-    """Return the first name of the parameter whose stored value a node reads; else None.
-
-    Args:
-        program: the Program of the node.
-        value: any argument of a node; only `get_attr` nodes read parameters.
-    """
-    return _named(program, value, "_orig")
+    """Return the first name of the parameter whose stored value a node reads; else None."""
+    return _first_name(program, value, "_orig")
 
 
 def mask_read_of(program: Program, value: Any) -> str | None:
     """Return the first name of the parameter whose mask a node reads; else None."""
-    name = _named(program, value, "_mask")
+    name = _first_name(program, value, "_mask")
     return None if name is None or not str(value.target).endswith("_mask") else name
 
 
@@ -54,7 +47,7 @@ def parameter_of(program: Program, value: Any) -> str | None:
     return parameter_read(program, value)
 
 
-def _named(program: Program, value: Any, suffix: str) -> str | None:
+def _first_name(program: Program, value: Any, suffix: str) -> str | None:
     if not isinstance(value, Node) or value.op != "get_attr":
         return None
     target = str(value.target)
@@ -82,9 +75,6 @@ def sites_of(program: Program) -> tuple[ParamSite, ...]:
     """Return a site for each parameter, in parameter order.
 
     A masked parameter is used where its product with the mask is used.
-
-    Args:
-        program: any Program.
     """
     uses: dict[str, list[tuple[str, str]]] = {}
     for graph in program.graphs.values():
@@ -126,9 +116,6 @@ def source_line(node: Node | None) -> str | None:
 
     It is the innermost line outside of torch. A read of a parameter, which no line makes, has that
     of the first node that uses it.
-
-    Args:
-        node: of any graph of a Program.
     """
     if node is None:
         return None

@@ -3,14 +3,11 @@
 Bit patterns of floating-point numbers, the sign folded in, are ordered as the numbers are. Each
 round counts one digit of the patterns that begin like the k-th one, and so learns its next digit.
 The counts of several processes add up, so a sum over processes gives all of them the same score.
-
-One pass over scores, a chunk at a time: how many are under a bracket, and which are inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -23,10 +20,7 @@ _BITS = 11  # of a digit: histograms of 16 KiB
 
 
 def keys_of(values: torch.Tensor) -> torch.Tensor:
-    """Return integers in the order of the values; equal values give equal ones, NaN the largest.
-
-    Args:
-        values: floating-point, of 2, 4 or 8 bytes.
+    """Return integers in the order of floats of 2, 4 or 8 bytes: equal for equal ones, NaN last.
 
     Example:
         >>> keys_of(torch.tensor([0.0, -0.0, 1.0, float("nan")])).tolist()
@@ -39,12 +33,8 @@ def keys_of(values: torch.Tensor) -> torch.Tensor:
     return keys.masked_fill_(values.isnan(), most)
 
 
-def sortable(scores: torch.Tensor) -> torch.Tensor:
-    """Return integers in the order of scores of any dtype that can be ordered.
-
-    Raises:
-        PassError: their dtype has no such integers.
-    """
+def ordered_keys(scores: torch.Tensor) -> torch.Tensor:
+    """Return integers in the order of scores of any dtype that can be ordered."""
     if scores.dtype.is_floating_point and scores.element_size() in INTEGERS:
         return keys_of(scores)
     if scores.dtype.is_floating_point or scores.dtype.is_complex:
@@ -67,16 +57,12 @@ def value_of(key: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(bits, dtype=kind).view(dtype)
 
 
-class Search:
-    """A search for the k-th smallest of many keys, a digit a round.
-
-    Args:
-        k: from 1 to the number of keys.
-        bits: how many bits the keys have, the sign included.
+class DigitSearch:
+    """A search for the k-th smallest (k from 1) of many keys of `bits` bits, a digit a round.
 
     Example:
-        >>> search = Search(2, bits=16)
-        >>> while not search.done:
+        >>> search = DigitSearch(2, bits=16)
+        >>> while not search.finished:
         ...     search.take(search.count([torch.tensor([7, -3]), torch.tensor([5])]))
         >>> search.key
         5
@@ -87,7 +73,7 @@ class Search:
         self._prefix = self._known = 0
 
     @property
-    def done(self) -> bool:
+    def finished(self) -> bool:
         """Whether all digits are known."""
         return self._known == self._bits
 
@@ -99,11 +85,7 @@ class Search:
     def count(self, chunks: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return how often each next digit occurs among keys that begin like the k-th one.
 
-        Args:
-            chunks: integers; those of one process.
-
-        Returns:
-            int64 on the CPU, of the same length in every round; counts of processes add up.
+        int64 on the CPU, of the same length in every round: the counts of several processes add up.
         """
         counts = torch.zeros(2**_BITS, dtype=torch.int64)
         for keys in chunks:
@@ -136,19 +118,10 @@ class Search:
 
 
 def find_by_digits(sources: Iterable[ScoreSource], k: int, dtype: torch.dtype) -> torch.Tensor:
-    """Find the k-th smallest living score.
-
-    Args:
-        sources: score sources.
-        k: from 1 to the number of living scores.
-        dtype: in which scores are compared; floating-point.
-
-    Returns:
-        The score, a tensor without dimensions, on the CPU.
-    """
+    """Return the k-th smallest living score, compared in a floating dtype, on the CPU."""
     sources = tuple(sources)
-    search = Search(k, dtype.itemsize * 8)
-    while not search.done:
+    search = DigitSearch(k, dtype.itemsize * 8)
+    while not search.finished:
         search.take(
             search.count(
                 keys_of(source.chunk(start, stop).to(dtype))
@@ -162,19 +135,6 @@ def find_by_digits(sources: Iterable[ScoreSource], k: int, dtype: torch.dtype) -
 CHUNK = 2**18  # units: chunk and temporaries stay in the cache
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What a pass over one source found.
-
-    Args:
-        under: how many living scores are under the bracket.
-        inside: those inside, a vector in unit order.
-    """
-
-    under: int
-    inside: torch.Tensor
-
-
 def chunks_of(source: ScoreSource) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of each chunk of a source's units."""
     for start in range(0, source.units, CHUNK):
@@ -183,22 +143,14 @@ def chunks_of(source: ScoreSource) -> Iterator[tuple[int, int]]:
 
 def scan(
     source: ScoreSource, low: float | None, high: float | None, dtype: torch.dtype, most: int
-) -> Scan | None:
-    """Count and collect.
+) -> tuple[int, torch.Tensor] | None:
+    """Count the scores under a bracket and list those inside; None if these are more than `most`.
 
-    Args:
-        source: the scores.
-        low: the least score inside; None for no bound.
-        high: the largest score inside; None for no bound, so that NaN is inside.
-        dtype: in which scores are compared.
-        most: how many may be inside.
-
-    Returns:
-        What was found; None where more are inside.
+    Bounds are inside; None is no bound, and without an upper one NaN is inside.
     """
     own = source.scan(low, high, dtype, most)
     if own is not None:
-        return None if own[1] is None else Scan(own[0], own[1])
+        return None if own[1] is None else (own[0], own[1])
     under, inside, count = 0, list[torch.Tensor](), 0
     for start, stop in chunks_of(source):
         values = source.chunk(start, stop).to(dtype)
@@ -212,18 +164,18 @@ def scan(
         if count > most:
             return None
         inside.append(found)
-    return Scan(under, torch.cat(inside) if inside else source.chunk(0, 0).to(dtype))
+    return under, torch.cat(inside) if inside else source.chunk(0, 0).to(dtype)
 
 
-def joined_dtype(sources: Iterable[ScoreSource]) -> torch.dtype:
+def common_dtype(sources: Iterable[ScoreSource]) -> torch.dtype:
     """Return the dtype that torch.cat would promote the scores to."""
     return reduce(torch.promote_types, (source.dtype for source in sources), torch.bool)
 
 
-def joined(sources: Iterable[ScoreSource]) -> torch.Tensor:
+def concatenate(sources: Iterable[ScoreSource]) -> torch.Tensor:
     """Return the living scores of several sources as one vector."""
     sources = tuple(sources)
-    dtype = joined_dtype(sources)
+    dtype = common_dtype(sources)
     return torch.cat([source.chunk(0, source.units).to(dtype) for source in sources])
 
 

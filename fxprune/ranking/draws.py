@@ -13,19 +13,14 @@ import torch
 
 from fxprune.errors import PassError
 from fxprune.ranking.digits import CHUNK
-from fxprune.ranking.kth import count_of, counting
+from fxprune.ranking.kth import count_of, name_in_errors
 from fxprune.rewrite import Scores, ScoreSource
 
 
 class Draw:
     """A vector of uniform random numbers that is drawn again when it is read, not stored.
 
-    The generator advances once, when the draw is made.
-
-    Args:
-        count: how many numbers.
-        dtype: their dtype.
-        generator: where they come from; its device is theirs.
+    The generator advances once, when the draw is made; its device is that of the numbers.
     """
 
     def __init__(self, count: int, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -65,11 +60,7 @@ class Draw:
 
 
 def generator_of(device: torch.device, seed: int | None) -> torch.Generator:
-    """Return a generator with a seed, or torch's own one of the device.
-
-    Raises:
-        PassError: torch has none there.
-    """
+    """Return a generator with a seed, or torch's own one of a device; PassError if it has none."""
     if seed is not None:
         return torch.Generator(device).manual_seed(seed)
     if device.type == "cpu":
@@ -81,7 +72,7 @@ def generator_of(device: torch.device, seed: int | None) -> torch.Generator:
     return generators[device.index or 0]
 
 
-class _Units(Protocol):
+class _LivingUnits(Protocol):
     """Units, some of which are alive, with the dtype and the device to draw for; as Entries."""
 
     @property
@@ -96,19 +87,15 @@ class _Units(Protocol):
 
 
 class RandomScores(ScoreSource):
-    """Random scores of the living units.
+    """Random scores of the living units, all 0 without a draw: then nothing will be pruned.
 
-    Args:
-        of: the units.
-        draw: where the numbers come from; None where nothing will be pruned.
-        offset: where in the draw the numbers of these units begin.
-        largest: whether the largest numbers are pruned, instead of the smallest.
+    The numbers begin at `offset` in the draw; `largest` prunes the largest of them first.
     """
 
-    def __init__(self, of: _Units, draw: Draw | None, offset: int, *, largest: bool) -> None:
+    def __init__(self, of: _LivingUnits, draw: Draw | None, offset: int, *, largest: bool) -> None:
         self._of, self._draw, self._offset, self._largest = of, draw, offset, largest
         self.units, self.alive = of.units, of.alive
-        self._counted = (0, 0)  # units, and the living ones among them
+        self._position = (0, 0)  # units, and the living ones among them
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,17 +120,17 @@ class RandomScores(ScoreSource):
 
     def _living_before(self, unit: int) -> int:
         """Count the living units before one, on from the last count."""
-        units, alive = self._counted if self._counted[0] <= unit else (0, 0)
+        units, alive = self._position if self._position[0] <= unit else (0, 0)
         for start in range(units, unit, CHUNK):
             stop = min(start + CHUNK, unit)
             living = self.living(start, stop)
             alive += stop - start if living is None else int(living.count_nonzero())
-        self._counted = (unit, alive)
+        self._position = (unit, alive)
         return alive
 
 
 def random_scores(
-    parts: Mapping[str, _Units],
+    parts: Mapping[str, _LivingUnits],
     amount: float | int,
     scope: str,
     dim: int | None,
@@ -151,25 +138,19 @@ def random_scores(
 ) -> Scores:
     """Draw scores as torch.nn.utils.prune does.
 
-    Args:
-        parts: the units by parameter name, in parameter order.
-        amount: what will be pruned: nothing is drawn where that is no unit.
-        scope: "local" draws for each parameter, "global" once for the entries of all.
-        dim: the dimension of the channels; None where the units are entries.
-        generator_on: returns a device's generator; asked once for each device.
-
-    Raises:
-        AmountError: the amount is more than is alive.
+    "global" draws once for the entries of all parameters, "local" for each; `dim` None scores
+    entries. `generator_on` is asked once for each device, and nothing is drawn where the amount is
+    no unit; AmountError where it is more than is alive.
     """
     generator_on = cache(generator_on)
     largest, what = dim is None, "entries" if dim is None else "channels"
     sources: dict[str, RandomScores] = {}
 
-    def add(group: Mapping[str, _Units]) -> None:
+    def add(group: Mapping[str, _LivingUnits]) -> None:
         alive, offset = sum(part.alive for part in group.values()), 0
         dtype = reduce(torch.promote_types, (part.dtype for part in group.values()))
         generator = generator_on(next(iter(group.values())).device)
-        with counting(tuple(group)):
+        with name_in_errors(tuple(group)):
             count = count_of(amount, alive, what)
         draw = Draw(alive, dtype, generator) if count else None
         for name, part in group.items():

@@ -1,9 +1,7 @@
 """Exact selection of the k smallest scores over many tensors, as cuts.
 
-The order is that of torch.topk: NaN counts as largest. Ties at the threshold go by
-`ties="index"`, lower (parameter order, flat index) first, or by torch.topk's own choice.
-
-The k-th smallest of many scores in one pass: a sampled bracket, counted and collected.
+The order is that of torch.topk: NaN counts as largest. Ties at the threshold go by `ties="index"`,
+lower (parameter order, flat index) first, or by torch.topk's own choice.
 
 A sample says between which two scores the k-th one must lie. One pass over all scores counts those
 under the bracket and collects the few inside; if the k-th is among them it is exact, and if not the
@@ -16,19 +14,17 @@ import math
 import numbers
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
 from fxprune.errors import AmountError, AmountTypeError, PassError
 from fxprune.ranking.digits import (
     CHUNK,
-    Scan,
+    common_dtype,
+    concatenate,
     find_by_digits,
     is_at,
     is_under,
-    joined,
-    joined_dtype,
     keys_of,
     scan,
     sides_of,
@@ -40,14 +36,9 @@ SMALL = 300_000  # living scores up to which joining all of them is faster than 
 
 
 def check_amount(amount: float | int) -> None:
-    """Check an amount on its own, as torch.nn.utils.prune does.
+    """Check an amount as torch.nn.utils.prune does: a share in [0, 1], or a count of 0 or more.
 
-    Args:
-        amount: share in [0, 1] (float) or count of 0 or more (int).
-
-    Raises:
-        AmountTypeError: it is no number.
-        AmountError: it is out of range.
+    Raises AmountTypeError for what is no number, AmountError for one out of range.
     """
     if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
         raise AmountTypeError(f"amount={amount!r} must be a float (share) or an int (count)")
@@ -62,13 +53,7 @@ def check_amount(amount: float | int) -> None:
 def count_of(amount: float | int, alive: int, what: str) -> int:
     """Return how many of the living units an amount means (banker's rounding, as torch).
 
-    Args:
-        amount: share (float) or count (int).
-        alive: number of living units.
-        what: what is counted, for the message.
-
-    Raises:
-        AmountError: more than is alive.
+    Raises AmountError, which calls the units `what`, where that is more than is alive.
 
     Example:
         >>> count_of(0.5, 5, "entries"), count_of(0.5, 7, "entries")
@@ -84,12 +69,8 @@ def count_of(amount: float | int, alive: int, what: str) -> int:
 
 
 @contextmanager
-def counting(names: Sequence[str]) -> Generator[None]:
-    """Let an AmountError say what was counted, where that is one parameter alone.
-
-    Args:
-        names: of the parameters.
-    """
+def name_in_errors(names: Sequence[str]) -> Generator[None]:
+    """Let an AmountError say what was counted, where that is one parameter alone."""
     try:
         yield
     except AmountError as error:
@@ -99,29 +80,23 @@ def counting(names: Sequence[str]) -> Generator[None]:
 
 
 def rank_scores(scores: Scores, amount: float | int, scope: str, ties: str) -> Ranking:
-    """Find the cuts that prune the smallest scores.
+    """Find the cuts that prune an amount of the smallest scores, of sources that are all here.
 
-    Args:
-        scores: sources whose units are all here.
-        amount: share of the living units (float) or count (int).
-        scope: "local": of each source; "global": of all sources together.
-        ties: "index" or "torch", see `fxprune.rewrite.facts.Ranking`.
-
-    Raises:
-        AmountError: the amount is out of range, or more than is alive.
+    For `scope` and `ties` see `fxprune.rewrite.facts.Ranking`; AmountError where more than is
+    alive.
     """
     check_amount(amount)
-    groups, cuts = grouped(scores, scope), dict[str, Cut]()
+    groups, cuts = groups_of(scores, scope), dict[str, Cut]()
     for group in groups:
         sources = {name: scores.sources[name] for name in group}
         alive = sum(source.alive for source in sources.values())
-        with counting(group):
+        with name_in_errors(group):
             k = count_of(amount, alive, scores.units)
         cuts |= cut_group(sources, k, all_ties=scores.prune_all_ties and ties == "torch")
     return Ranking(cuts, groups, ties)
 
 
-def grouped(scores: Scores, scope: str) -> tuple[tuple[str, ...], ...]:
+def groups_of(scores: Scores, scope: str) -> tuple[tuple[str, ...], ...]:
     """Return the names that are ranked together: each alone, or with scope "global" all."""
     if scope == "global" and scores.sources:
         return (tuple(scores.sources),)
@@ -129,20 +104,22 @@ def grouped(scores: Scores, scope: str) -> tuple[tuple[str, ...], ...]:
 
 
 def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> dict[str, Cut]:
-    """Find the cuts that prune the k smallest of all living scores.
+    """Find the cuts that prune the k smallest of all living scores; k is at most their number.
 
-    Args:
-        sources: score sources by name, in parameter order.
-        k: how many units to prune, at most the living ones.
-        all_ties: prune every unit at the threshold, though they may be more than k.
-
-    Returns:
-        A cut for each name. With ties, quotas go to the parameters in order.
+    Quotas of ties go to the parameters in order; `all_ties` prunes every unit at the threshold,
+    though they may be more than k.
     """
     if k == 0:
         return {name: Cut(threshold=None, count=0) for name in sources}
     check_values(sources)
-    threshold, sides = _find(sources, k, joined_dtype(sources.values()))
+    threshold, sides = _find(sources, k, common_dtype(sources.values()))
+    return share_ties(sides, k, threshold, all_ties=all_ties)
+
+
+def share_ties(
+    sides: Mapping[str, Sequence[int]], k: int, threshold: torch.Tensor, *, all_ties: bool = False
+) -> dict[str, Cut]:
+    """Return the cuts of the k smallest, with what is (under, at) the threshold by name."""
     left = k - sum(under for under, _ in sides.values())
     cuts: dict[str, Cut] = {}
     for name, (under, tied) in sides.items():
@@ -153,11 +130,7 @@ def cut_group(sources: Mapping[str, ScoreSource], k: int, *, all_ties: bool) -> 
 
 
 def check_values(sources: Mapping[str, ScoreSource]) -> None:
-    """Check that the scores have values.
-
-    Raises:
-        PassError: they are on the meta device.
-    """
+    """Raise a PassError where the scores are on the meta device and have no values."""
     if any(source.chunk(0, 0).is_meta for source in sources.values()):
         raise PassError("the parameters are on the meta device and have no values to rank")
 
@@ -173,7 +146,7 @@ def _find(
             return found
         threshold = find_by_digits(sources.values(), k, dtype)
     else:
-        threshold = torch.kthvalue(joined(sources.values()), k).values
+        threshold = torch.kthvalue(concatenate(sources.values()), k).values
     return threshold, {name: sides_of(source, threshold) for name, source in sources.items()}
 
 
@@ -188,33 +161,19 @@ _TRIES = 3
 _MOST_INSIDE = 16  # one score in so many may be inside: what is collected stays under a byte each
 
 
-@dataclass(frozen=True)
-class Bracket:
-    """Scores between which the k-th smallest should be.
-
-    Args:
-        low: the least score inside; None where there is no bound.
-        high: the largest score inside; None where there is no bound, so that NaN is inside.
-    """
-
-    low: float | None
-    high: float | None
+# The scores between which the k-th smallest should be, both inside; None is no bound.
+Bracket = tuple[float | None, float | None]
 
 
 def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
-    """Return a bracket about the quantile of a sample.
+    """Return a bracket about the quantile `share`, from 0 to 1, of a sample in any order.
 
-    The rank of the quantile in a sample of S scores has a standard deviation of
-    sqrt(S q (1 - q)), that of a binomial count.
-
-    Args:
-        sample: scores, in any order.
-        share: the quantile q, from 0 to 1.
-        width: half the bracket's width, as a multiple of the usual one.
+    The rank of the quantile in a sample of S scores has a standard deviation of sqrt(S q (1 - q)),
+    that of a binomial count; `width` widens the bracket.
 
     Example:
         >>> bracket_of(torch.arange(1000.0), 0.5, 1.0)
-        Bracket(low=372.0, high=628.0)
+        (372.0, 628.0)
     """
     count = len(sample)
     spread = _DEVIATIONS * math.sqrt(count * share * (1 - share)) + _SLACK
@@ -222,7 +181,7 @@ def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
     last = math.ceil(share * count + width * spread)
     low = float(_kth([sample], first + 1)) if first >= 0 else None
     high = float(_kth([sample], last + 1)) if last < count else None
-    return Bracket(
+    return (
         None if low is None or math.isnan(low) else low,
         None if high is None or math.isnan(high) else high,
     )
@@ -231,55 +190,43 @@ def bracket_of(sample: torch.Tensor, share: float, width: float) -> Bracket:
 def find_in_bracket(
     sources: Mapping[str, ScoreSource], k: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, dict[str, tuple[int, int]]] | None:
-    """Find the k-th smallest living score and, for each source, what is under it and at it.
+    """Find the k-th smallest living score and, for each source, (count under it, count at it).
 
-    Args:
-        sources: score sources by name.
-        k: from 1 to the number of living scores.
-        dtype: in which scores are compared.
-
-    Returns:
-        The score, and (count under it, count at it) by name; None where too many scores are alike
-        to be collected, or no bracket held.
+    None where too many scores are alike to be collected, or no bracket held.
     """
     alive = sum(source.alive for source in sources.values())
     wanted = max(min(_SAMPLE, alive // _MOST_SHARE), min(alive // _SHARE, _MOST_SAMPLE), 1)
     step = max(alive // wanted, 1)
-    drawn = [source.sample(step).to(dtype) for source in sources.values()]
-    sample = torch.cat(drawn)
+    sample = torch.cat([source.sample(step).to(dtype) for source in sources.values()])
     for attempt in range(_TRIES):
         bracket = bracket_of(sample, k / alive, float(_WIDER**attempt))
-        scans = _scans(sources, bracket, dtype, alive // _MOST_INSIDE)
+        scans = _scan_all(sources, bracket, dtype, alive // _MOST_INSIDE)
         if scans is None:
             return None
-        under = sum(found.under for found in scans.values())
-        if under < k <= under + sum(len(found.inside) for found in scans.values()):
-            return _exact(scans, k - under)
+        below = sum(under for under, _ in scans.values())
+        if below < k <= below + sum(len(inside) for _, inside in scans.values()):
+            threshold = _kth([inside for _, inside in scans.values()], k - below)
+            return threshold, {
+                name: (
+                    under + int(is_under(inside, threshold).count_nonzero()),
+                    int(is_at(inside, threshold).count_nonzero()),
+                )
+                for name, (under, inside) in scans.items()
+            }
     return None
 
 
-def _scans(
+def _scan_all(
     sources: Mapping[str, ScoreSource], bracket: Bracket, dtype: torch.dtype, most: int
-) -> dict[str, Scan] | None:
-    scans: dict[str, Scan] = {}
+) -> dict[str, tuple[int, torch.Tensor]] | None:
+    scans: dict[str, tuple[int, torch.Tensor]] = {}
     for name, source in sources.items():
-        found = scan(source, bracket.low, bracket.high, dtype, most)
+        found = scan(source, *bracket, dtype, most)
         if found is None:
             return None
-        most -= len(found.inside)
+        most -= len(found[1])
         scans[name] = found
     return scans
-
-
-def _exact(scans: Mapping[str, Scan], k: int) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
-    threshold = _kth([found.inside for found in scans.values()], k)
-    return threshold, {
-        name: (
-            found.under + int(is_under(found.inside, threshold).count_nonzero()),
-            int(is_at(found.inside, threshold).count_nonzero()),
-        )
-        for name, found in scans.items()
-    }
 
 
 def _kth(parts: list[torch.Tensor], k: int) -> torch.Tensor:

@@ -2,10 +2,6 @@
 
 The magnitude of a floating-point number is its bits without the sign, its key. Keys are ordered as
 the magnitudes are, NaN last, so each comparison is one of integers, whatever the dtype.
-
-The pass over magnitudes on the CPU, by their bits: counted and collected by several threads.
-
-Buffers that are used again: fresh memory costs more than a pass over it.
 """
 
 from __future__ import annotations
@@ -62,9 +58,7 @@ def most_key(bound: float, dtype: torch.dtype) -> int:
 def bounds_of(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
     """Return the largest key under a threshold, and the largest one that is not over it.
 
-    Args:
-        threshold: a magnitude of any dtype; NaN is over all others and equals itself.
-        dtype: of the keys.
+    A threshold of NaN is over all others and equals itself.
 
     Example:
         >>> under, upto = bounds_of(1.0, torch.float32)
@@ -76,32 +70,22 @@ def bounds_of(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
     return least_key(threshold, dtype) - 1, most_key(threshold, dtype)
 
 
-def keys_into(bits: Any, room: Room) -> Any:
+def keys_into(bits: Any, scratch: Scratch) -> Any:
     """Return the keys of numbers given as integers, in a buffer."""
-    keys = room.array("keys", bits.size, bits.dtype)
+    keys = scratch.array("keys", bits.size, bits.dtype)
     return np.bitwise_and(bits, np.iinfo(bits.dtype).max, out=keys)
 
 
-def scan_keys(keys: Any, low: int, high: int, living: Any, room: Room) -> tuple[int, Any]:
-    """Count the keys under a bracket and collect those inside, in order.
-
-    Args:
-        keys: as integers.
-        low: the least key inside.
-        high: the largest key inside.
-        living: which of them count, an array of bool; None for all.
-        room: buffers.
-
-    Returns:
-        (count under, the keys inside).
+def scan_keys(keys: Any, low: int, high: int, living: Any, scratch: Scratch) -> tuple[int, Any]:
+    """Count the keys under [low, high] and list those inside; only where `living`, if given.
 
     Example:
-        >>> scan_keys(np.array([5, 9, 7, 3], np.int32), 5, 7, None, Room())
+        >>> scan_keys(np.array([5, 9, 7, 3], np.int32), 5, 7, None, Scratch())
         (1, array([5, 7], dtype=int32))
     """
     number = keys.dtype.type
-    below = np.less(keys, number(low), out=room.array("below", keys.size, np.bool_))
-    inside = np.less_equal(keys, number(high), out=room.array("inside", keys.size, np.bool_))
+    below = np.less(keys, number(low), out=scratch.array("below", keys.size, np.bool_))
+    inside = np.less_equal(keys, number(high), out=scratch.array("inside", keys.size, np.bool_))
     np.not_equal(below, inside, out=inside)
     if living is not None:
         np.logical_and(below, living, out=below)
@@ -111,18 +95,14 @@ def scan_keys(keys: Any, low: int, high: int, living: Any, room: Room) -> tuple[
 
 
 def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
-    """Zero the finite numbers whose keys are under a level, as a product with a mask would.
+    """Zero finite numbers whose keys are under a level (0 or more), as a masked product would.
 
-    Args:
-        bits: numbers as integers, changed in place.
-        keys: their keys; overwritten.
-        level: of 0 or more.
-        clean: whether zeros lose their sign.
+    `bits` change in place and `keys` are overwritten; with `clean`, zeros lose their sign.
 
     Example:
         >>> values = torch.tensor([0.5, -2.0, 1.0, -0.25])
         >>> bits = values.view(torch.int32).numpy()
-        >>> zero_bits(bits, keys_into(bits, Room()), least_key(1.0, torch.float32), clean=False)
+        >>> zero_bits(bits, keys_into(bits, Scratch()), least_key(1.0, torch.float32), clean=False)
         >>> values
         tensor([ 0., -2.,  1., -0.])
     """
@@ -135,20 +115,14 @@ def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
     np.bitwise_and(bits, kept, out=bits)
 
 
-class Room(threading.local):
-    """The buffers of each thread, kept for its next use of them."""
+class Scratch(threading.local):
+    """Scratch buffers of each thread, used again: fresh memory costs more than a pass over it."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Any] = {}
 
     def array(self, use: str, size: int, dtype: Any) -> Any:
-        """Return an array whose contents do not matter.
-
-        Args:
-            use: two arrays at a time have two uses.
-            size: how many entries.
-            dtype: numpy's dtype of the entries.
-        """
+        """Return an array of any contents; arrays that are needed at once have different uses."""
         count = size * np.dtype(dtype).itemsize
         found = self._arrays.get(use)
         if found is None or found.size < count:
@@ -157,7 +131,7 @@ class Room(threading.local):
 
 
 _PIECE = 2**18  # entries: a piece and its buffers stay in the cache
-_ROOM = Room()
+_SCRATCH = Scratch()
 
 
 def can_scan(tensor: torch.Tensor) -> bool:
@@ -173,17 +147,10 @@ def scan_magnitudes(
     high: float | None,
     most: int,
 ) -> tuple[int, torch.Tensor | None]:
-    """Count the magnitudes under a bracket and collect those inside, in flat order.
+    """Count the magnitudes under a bracket and list those inside, in flat order, by threads.
 
-    Args:
-        tensor: one that can be scanned.
-        living: which of the entries start..stop count; None: all.
-        low: the least magnitude inside; None for no bound.
-        high: the largest magnitude inside; None for no bound, so that NaN is inside.
-        most: how many may be inside.
-
-    Returns:
-        (count under, those inside); no tensor where more are inside.
+    `living` gives which of the entries start..stop count. Bounds are inside; None is no bound, and
+    without an upper one NaN is inside. No tensor is returned where more than `most` are inside.
 
     Example:
         >>> scan_magnitudes(
@@ -204,21 +171,21 @@ def scan_magnitudes(
             return 0, nothing
         stop = min(start + _PIECE, size)
         alive = living(start, stop)
-        keys = keys_into(flat_part(values, start, stop).view(whole).numpy(), _ROOM)
+        keys = keys_into(flat_part(values, start, stop).view(whole).numpy(), _SCRATCH)
         kept = None if alive is None else alive.numpy()
-        under, inside = scan_keys(keys, first, last, kept, _ROOM)
+        under, inside = scan_keys(keys, first, last, kept, _SCRATCH)
         with lock:
             count += inside.size
         return under, inside
 
-    parts = _mapped(piece, range(0, size, _PIECE))
+    parts = _map_in_threads(piece, range(0, size, _PIECE))
     if count > most:
         return 0, None
     inside = np.concatenate([nothing, *(inside for _, inside in parts)])
     return sum(under for under, _ in parts), torch.from_numpy(inside).view(kind)
 
 
-def _mapped(work: Callable[[int], tuple[int, Any]], jobs: range) -> list[tuple[int, Any]]:
+def _map_in_threads(work: Callable[[int], tuple[int, Any]], jobs: range) -> list[tuple[int, Any]]:
     threads = min(torch.get_num_threads(), len(jobs))
     if threads <= 1:
         return [work(job) for job in jobs]

@@ -6,35 +6,29 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fxprune.ranking.digits import chunks_of, is_at, is_under, is_upto, joined, joined_dtype
+from fxprune.ranking.digits import chunks_of, common_dtype, concatenate, is_at, is_under, is_upto
 from fxprune.rewrite import Cut, Ranking, Scores, ScoreSource
 
 # (start, stop, which of the living units among start..stop are pruned)
-Pruned = Iterator[tuple[int, int, torch.Tensor]]
+PrunedChunks = Iterator[tuple[int, int, torch.Tensor]]
 
 
 def pruned_of_group(
     scores: Scores, ranking: Ranking, group: Sequence[str]
-) -> Iterator[tuple[str, Pruned]]:
-    """Yield, for each parameter of a group, which of its living units the ranking prunes.
+) -> Iterator[tuple[str, PrunedChunks]]:
+    """Yield (name, chunks in unit order) of which living units the ranking prunes.
 
-    Args:
-        scores: what the ranking was made of.
-        ranking: cuts and the rule for ties.
-        group: names that were ranked together.
-
-    Yields:
-        (name, chunks in unit order), to be read before the next is asked for.
+    The chunks of one parameter are to be read before the next is asked for.
     """
     if ranking.is_replayed(tuple(group)) and not scores.prune_all_ties:
-        yield from _replayed(scores, ranking, group)
+        yield from _replay_topk(scores, ranking, group)
         return
-    dtype = joined_dtype(scores.sources[name] for name in group)
+    dtype = common_dtype(scores.sources[name] for name in group)
     for name in group:
-        yield name, _pruned(scores.sources[name], ranking.cuts[name], dtype)
+        yield name, _pruned_chunks(scores.sources[name], ranking.cuts[name], dtype)
 
 
-def _pruned(source: ScoreSource, cut: Cut, dtype: torch.dtype) -> Pruned:
+def _pruned_chunks(source: ScoreSource, cut: Cut, dtype: torch.dtype) -> PrunedChunks:
     left = cut.quota if cut.here is None else cut.here
     for start, stop in chunks_of(source):
         values = source.chunk(start, stop).to(dtype)
@@ -56,21 +50,18 @@ def _pruned(source: ScoreSource, cut: Cut, dtype: torch.dtype) -> Pruned:
         yield start, stop, pruned
 
 
-def _replayed(
+def _replay_topk(
     scores: Scores, ranking: Ranking, group: Sequence[str]
-) -> Iterator[tuple[str, Pruned]]:
+) -> Iterator[tuple[str, PrunedChunks]]:
     """Repeat torch.topk's choice among equal scores, which depends on every score's place."""
     sources = [scores.sources[name] for name in group]
-    values = joined(sources)
+    values = concatenate(sources)
     k = sum(ranking.cuts[name].count for name in group)
     # topk's sorting of what it found cannot change which these are, so it is left out.
-    if scores.keep_first:
-        kept = torch.topk(values, len(values) - k, largest=True, sorted=False).indices
-        pruned = torch.ones(values.shape, dtype=torch.bool, device=values.device)
-        pruned[kept] = False
-    else:
-        pruned = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
-        pruned[torch.topk(values, k, largest=False, sorted=False).indices] = True
+    first, largest = (len(values) - k, True) if scores.keep_first else (k, False)
+    chosen = torch.topk(values, first, largest=largest, sorted=False).indices
+    pruned = torch.full(values.shape, largest, dtype=torch.bool, device=values.device)
+    pruned[chosen] = not largest
     parts = pruned.split([source.alive for source in sources])
     for name, source, part in zip(group, sources, parts, strict=True):
         yield name, iter([(0, source.units, part)])

@@ -4,12 +4,8 @@ The processes add up histograms of their scores' bit patterns until the threshol
 the one parameter in whose midst the quota of ties ends, histograms of the ties' indices in the
 whole tensor. So every process finds the cuts that one process with all scores would have found.
 
-What a group of processes holds of some parameters: each entry is counted by one of them.
-
-The processes of a torch.distributed group that prune one Program together.
-
-Before every exchange they meet: each tells whether it has failed and which step it is at. So one
-that raises tells the others, who raise as well, instead of waiting for it.
+Before every exchange they meet: each says whether it has failed and which step it is at. So one
+that raises is heard by the others, who raise as well, instead of waiting for it.
 """
 
 from __future__ import annotations
@@ -37,15 +33,23 @@ from fxprune.program import (
 )
 from fxprune.ranking.digits import (
     CHUNK,
-    Search,
+    DigitSearch,
     chunks_of,
+    common_dtype,
     is_at,
-    joined_dtype,
+    ordered_keys,
     sides_of,
-    sortable,
     value_of,
 )
-from fxprune.ranking.kth import check_amount, check_values, count_of, counting, cut_group, grouped
+from fxprune.ranking.kth import (
+    check_amount,
+    check_values,
+    count_of,
+    cut_group,
+    groups_of,
+    name_in_errors,
+    share_ties,
+)
 from fxprune.rewrite import Cut, Ranking, Scores, ScoreSource
 
 _NOBODY = 2**62
@@ -53,17 +57,11 @@ _ODD = -7046029254386353131  # 2**64 over the golden ratio, as a signed number
 
 
 @dataclass(frozen=True)
-class Tally:
-    """What the processes hold.
+class Holdings:
+    """What the processes hold of some parameters: each entry is counted by one of them."""
 
-    Args:
-        counted: names of the parameters whose part in this process is counted in this process.
-        units: how many units each parameter has, over all processes.
-        alive: how many of these are alive.
-    """
-
-    counted: frozenset[str]
-    units: Mapping[str, int]
+    counted: frozenset[str]  # names whose part in this process is counted in this process
+    units: Mapping[str, int]  # of each parameter, over all processes
     alive: Mapping[str, int]
 
 
@@ -71,37 +69,27 @@ def layouts(program: Program) -> str:
     """Return in words what a Program holds and how it is spread, the same on each process."""
     return "\n".join(
         f"{name} {held.aliases} {tuple(held.stored.shape)} {held.stored.dtype} "
-        f"{held.mask is not None} {_layout(held.stored)}"
+        f"{held.mask is not None} "
+        f"{distributed().layout_of(held.stored) if held.is_spread else 'whole'}"
         for name, held in parameters_of(program).items()
     )
 
 
 def check_parts(program: Program) -> None:
-    """Check that it can be told which entries of each parameter this process holds.
-
-    Raises:
-        PassError: a parameter is a pending sum, or no part of one is a box.
-    """
+    """Raise a PassError where a parameter is a pending sum, or this process's part is no box."""
     for name, held in parameters_of(program).items():
         if held.is_spread:
-            spread.distributed().coordinates(held.stored, name)
+            distributed().coordinates(held.stored, name)
 
 
-def _layout(tensor: torch.Tensor) -> str:
-    return spread.distributed().layout_of(tensor) if spread.is_sharded(tensor) else "whole"
-
-
-def tally(peers: Peers, program: Program, sources: Mapping[str, ScoreSource]) -> Tally:
-    """Find out who counts what, and check that what several processes hold is the same.
+def count_holdings(peers: Peers, program: Program, sources: Mapping[str, ScoreSource]) -> Holdings:
+    """Find out who counts what, and raise a PeerError where no process, or different ones, hold it.
 
     Sends 48 bytes a parameter.
-
-    Raises:
-        PeerError: entries of a parameter are held by none of the processes, or replicas differ.
     """
     held = {n: parameters_of(program)[n].stored for n, source in sources.items() if source.part}
     units = {n: held[n].numel() if n in held else source.units for n, source in sources.items()}
-    counted = _counted(peers, sources, held)
+    counted = _names_counted_here(peers, sources, held)
     rows: list[tuple[int, ...]] = []
     for name, source in sources.items():
         alone = name in held and not _has_replicas(peers, held[name])
@@ -110,35 +98,29 @@ def tally(peers: Peers, program: Program, sources: Mapping[str, ScoreSource]) ->
     table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
     totals = peers.sum(table, "comparing replicas")
     for (name, size), total in zip(units.items(), totals, strict=True):
-        _check(name, size, total)
-    return Tally(counted, units, dict(zip(sources, totals[:, 3].tolist(), strict=True)))
+        _check_total(name, size, total)
+    return Holdings(counted, units, dict(zip(sources, totals[:, 3].tolist(), strict=True)))
 
 
-def _counted(
+def _names_counted_here(
     peers: Peers, sources: Mapping[str, ScoreSource], held: Mapping[str, Any]
 ) -> frozenset[str]:
     """Return the names that this process counts: whole ones in the first process alone.
 
     Meshes that are parts of a larger one hold the same: that of the lowest rank counts.
     """
-    lowest = [spread.distributed().lowest_rank(t) if _holds(t) else _NOBODY for t in held.values()]
-    least = peers.least(torch.tensor(lowest, dtype=torch.int64), "finding who holds what")
-    first = dict(
-        zip(held, (torch.tensor(lowest, dtype=torch.int64) == least).tolist(), strict=True)
-    )
-    return frozenset(
-        name
-        for name in sources
-        if (
-            first[name] and spread.distributed().is_first_replica(held[name])
-            if name in held
-            else peers.rank == 0
-        )
-    )
+    lowest = torch.tensor([_lowest_rank(tensor) for tensor in held.values()], dtype=torch.int64)
+    first = lowest == peers.least(lowest, "finding who holds what")
+    parts = {
+        name: is_lowest and distributed().is_first_replica(held[name])
+        for name, is_lowest in zip(held, first.tolist(), strict=True)
+    }
+    return frozenset(name for name in sources if parts.get(name, peers.rank == 0))
 
 
-def _holds(tensor: Any) -> bool:
-    return tensor.device_mesh.get_coordinate() is not None
+def _lowest_rank(tensor: Any) -> int:
+    held = tensor.device_mesh.get_coordinate() is not None
+    return distributed().lowest_rank(tensor) if held else _NOBODY
 
 
 def _has_replicas(peers: Peers, tensor: Any) -> bool:
@@ -148,13 +130,10 @@ def _has_replicas(peers: Peers, tensor: Any) -> bool:
     return repeated or tensor.device_mesh.size() != peers.size
 
 
-def _check(name: str, size: int, total: torch.Tensor) -> None:
-    """Check what the processes hold and count of one parameter.
+def _check_total(name: str, size: int, total: torch.Tensor) -> None:
+    """Raise a PeerError where what the processes hold of a parameter of `size` units differs.
 
-    Args:
-        name: the parameter.
-        size: how many units it has.
-        total: the sums of (units held, checksums, units counted, units alive, checksums counted).
+    `total` sums units held, checksums, units counted, units alive and checksums counted.
     """
     held, sums, counted, _, once = total.tolist()
     if counted != size or (size and held % size):
@@ -175,9 +154,9 @@ def checksum(source: ScoreSource) -> int:
     found = torch.zeros((), dtype=torch.int64)
     for start, stop in chunks_of(source):
         living = source.living(start, stop)
-        found = _stirred(found, sortable(source.chunk(start, stop)).to(torch.int64))
+        found = _stir(found, ordered_keys(source.chunk(start, stop)).to(torch.int64))
         if living is not None:
-            found = _stirred(found, living.to(torch.int64))
+            found = _stir(found, living.to(torch.int64))
     return int(found)
 
 
@@ -187,11 +166,11 @@ def digest(tensor: torch.Tensor) -> int:
         return 0
     found = torch.zeros((), dtype=torch.int64)
     for piece in tensor.detach().reshape(-1).split(CHUNK):
-        found = _stirred(found, piece.contiguous().view(torch.uint8).to(torch.int64))
+        found = _stir(found, piece.contiguous().view(torch.uint8).to(torch.int64))
     return int(found)
 
 
-def _stirred(found: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _stir(found: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     places = torch.arange(1, len(values) + 1, device=values.device)
     # Odd multipliers that differ from place to place; all products are modulo 2**64.
     mixed = (values ^ (values >> 29)) * (places * _ODD | 1)
@@ -206,17 +185,7 @@ _MESSAGE = 512  # bytes of a failed process's message that the others learn
 class Peers:
     """A process group, and what this process exchanges with it.
 
-    Args:
-        group: a torch.distributed process group that this process is in.
-        whole_masks: whether masks are whole on each process though parameters are not (FSDP2).
-
-    Attributes:
-        rank: of this process in the group.
-        size: how many processes there are.
-        bytes: how many bytes of tensors this process has given to exchanges.
-
-    Raises:
-        PassTypeError: `group` is no process group, or this process is not in it.
+    PassTypeError where `group` is no process group that this process is in.
     """
 
     def __init__(self, group: Any, *, whole_masks: bool = False) -> None:
@@ -230,22 +199,22 @@ class Peers:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         kind = _DEVICES.get(dist.get_backend(group))
         self.device = torch.device("cpu" if kind is None else kind)
-        self.bytes = 0
+        self.bytes = 0  # of tensors given to exchanges
 
     # Exchanges
 
     def sum(self, tensor: torch.Tensor, step: str) -> torch.Tensor:
         """Return the sum of the processes' tensors, int64, on the CPU."""
-        return self._reduced(tensor, dist.ReduceOp.SUM, step)
+        return self._reduce(tensor, dist.ReduceOp.SUM, step)
 
     def least(self, tensor: torch.Tensor, step: str) -> torch.Tensor:
         """Return the least of the processes' numbers, entry by entry, int64, on the CPU."""
-        return self._reduced(tensor, dist.ReduceOp.MIN, step)
+        return self._reduce(tensor, dist.ReduceOp.MIN, step)
 
     def gather(self, tensor: Any, step: str) -> torch.Tensor:
         """Return the whole of a DTensor, which the groups of its mesh gather."""
         self.meet(step)
-        with self._answered(step):
+        with self._expect_answer(step):
             found = tensor.full_tensor()
         self.bytes += found.nbytes
         return found
@@ -257,7 +226,7 @@ class Peers:
         """
         state = mine.get_state()
         self.meet(step)
-        shared = self._from(0, state.to(self.device), step).to(state.device)
+        shared = self._broadcast(0, state.to(self.device), step).to(state.device)
         if self.rank == 0:
             return mine
         other = torch.Generator(mine.device)
@@ -265,15 +234,7 @@ class Peers:
         return other
 
     def agree(self, step: str, **things: str) -> None:
-        """Check that every process was given the same.
-
-        Args:
-            step: what is done, for messages.
-            things: what must be alike, as text, by what it is called in a message.
-
-        Raises:
-            PeerError: names what is not.
-        """
+        """Raise a PeerError that names what the processes were given different texts for."""
         codes = torch.tensor([_code(text) for text in things.values()], dtype=torch.int64)
         found = self.least(torch.cat([codes, -codes]), step)
         least, most = found[: len(codes)], -found[len(codes) :]
@@ -285,15 +246,11 @@ class Peers:
                 )
 
     def meet(self, step: str) -> None:
-        """Wait until every process is at this step.
-
-        Raises:
-            PeerError: one has failed, is at another step, or does not answer.
-        """
+        """Wait until every process is at this step; PeerError if one failed or is silent."""
         code = _code(step)
-        found = self._all(torch.tensor([0, code, -code]), dist.ReduceOp.MAX, step).tolist()
+        found = self._all_reduce(torch.tensor([0, code, -code]), dist.ReduceOp.MAX, step).tolist()
         if found[0]:
-            raise PeerError(self._told(found[0] - 1, "", step))
+            raise PeerError(self._failure_of(found[0] - 1, "", step))
         if found[1] != -found[2]:
             raise PeerError(
                 f"{step}: another process is at another step; call the same operations of fxprune "
@@ -301,59 +258,54 @@ class Peers:
             )
 
     @contextmanager
-    def together(self, step: str) -> Generator[None]:
-        """Tell the others of an exception in here; at the end, wait until none has failed.
-
-        Raises:
-            PeerError: another process failed.
-        """
+    def fail_together(self, step: str) -> Generator[None]:
+        """Tell the others of an exception in here; at the end, wait until none has failed."""
         try:
             yield
         except PeerError:
             raise  # every process has this one
         except Exception as error:
-            self._tell(error, step)
+            self._report_failure(error, step)
             raise
         self.meet(step)
 
-    # Helpers
-
-    def _tell(self, error: Exception, step: str) -> None:
+    def _report_failure(self, error: Exception, step: str) -> None:
         try:
-            failed = self._all(torch.tensor([self.rank + 1, 0, 0]), dist.ReduceOp.MAX, step)
-            self._told(int(failed[0]) - 1, f"{type(error).__name__}: {error}", step)
+            ranks = torch.tensor([self.rank + 1, 0, 0])
+            failed = self._all_reduce(ranks, dist.ReduceOp.MAX, step)
+            self._failure_of(int(failed[0]) - 1, f"{type(error).__name__}: {error}", step)
         except PeerError as silent:
             error.add_note(f"the other processes could not be told: {silent}")
 
-    def _told(self, rank: int, message: str, step: str) -> str:
-        """Return what a process that failed says, as all do in which another one has."""
+    def _failure_of(self, rank: int, message: str, step: str) -> str:
+        """Return the words of the process that failed, which sends them to all others."""
         text = message.encode()[:_MESSAGE].ljust(_MESSAGE)
         sent = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self.device)
-        said = bytes(self._from(rank, sent, step).tolist()).decode(errors="replace").strip()
-        return f"{step}: rank {rank} of the process group failed, and nothing was changed: {said}"
+        words = bytes(self._broadcast(rank, sent, step).tolist()).decode(errors="replace").strip()
+        return f"{step}: rank {rank} of the process group failed, and nothing was changed: {words}"
 
-    def _reduced(self, tensor: torch.Tensor, op: Any, step: str) -> torch.Tensor:
+    def _reduce(self, tensor: torch.Tensor, op: Any, step: str) -> torch.Tensor:
         self.meet(step)
-        return self._all(tensor, op, step)
+        return self._all_reduce(tensor, op, step)
 
-    def _all(self, tensor: torch.Tensor, op: Any, step: str) -> torch.Tensor:
+    def _all_reduce(self, tensor: torch.Tensor, op: Any, step: str) -> torch.Tensor:
         mine = tensor.to(self.device, torch.int64, copy=True)
-        with self._answered(step):
+        with self._expect_answer(step):
             dist.all_reduce(mine, op, group=self.group)
             found = mine.cpu()  # waits for the device
         self.bytes += mine.nbytes
         return found
 
-    def _from(self, rank: int, tensor: torch.Tensor, step: str) -> torch.Tensor:
+    def _broadcast(self, rank: int, tensor: torch.Tensor, step: str) -> torch.Tensor:
         tensor = tensor.clone()
-        with self._answered(step):
+        with self._expect_answer(step):
             dist.broadcast(tensor, dist.get_global_rank(self.group, rank), group=self.group)
             found = tensor.cpu()
         self.bytes += tensor.nbytes
         return found
 
     @contextmanager
-    def _answered(self, step: str) -> Generator[None]:
+    def _expect_answer(self, step: str) -> Generator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -374,31 +326,22 @@ Chunks = Callable[[], Iterator[torch.Tensor]]
 
 @contextmanager
 def together(group: Any) -> Generator[Peers | None]:
-    """Work with the processes of a group, if there is one; if one of them fails, all do.
-
-    Args:
-        group: a torch.distributed process group; None for this process alone.
-    """
+    """Work with the processes of a group, if there is one; if one of them fails, all do."""
     if group is None:
         yield None
         return
     peers = Peers(group)
-    with peers.together("pruning"):
+    with peers.fail_together("pruning"):
         yield peers
 
 
-def ready(peers: Peers, program: Program, rules: str, given: Mapping[str, torch.Tensor]) -> Peers:
+def prepare_peers(
+    peers: Peers, program: Program, rules: str, given: Mapping[str, torch.Tensor]
+) -> Peers:
     """Check that the processes can prune a Program together, and return them as a fact.
 
-    Args:
-        peers: the processes.
-        program: the Program.
-        rules: what it is to be pruned by, as text.
-        given: what the caller gives beside, by any names.
-
-    Raises:
-        PassError: it is wrapped by FSDP2 in a way that masks do not fit.
-        PeerError: the processes were given different Programs or rules.
+    `rules` is what it is pruned by, as text, and `given` what the caller gives beside. PassError
+    where FSDP2 wraps it in a way that masks do not fit, PeerError where the processes differ.
     """
     check_root_alone(program)
     check_takes_masks(program)
@@ -416,65 +359,45 @@ def ready(peers: Peers, program: Program, rules: str, given: Mapping[str, torch.
 
 
 def rank_over(
-    peers: Peers,
-    program: Program,
-    scores: Scores,
-    amount: float | int,
-    scope: str,
-    ties: str,
+    peers: Peers, program: Program, scores: Scores, amount: float | int, scope: str, ties: str
 ) -> Ranking:
-    """Find the cuts that prune the smallest scores of all processes.
+    """Find the cuts that prune the smallest scores of all processes; sources are this process's.
 
-    Args:
-        peers: the processes.
-        program: whose parameters were scored.
-        scores: sources of this process; of whole parameters, or of its part of one.
-        amount: share of the living units (float) or count (int).
-        scope: "local" or "global".
-        ties: "index" or "torch", see `fxprune.rewrite.facts.Ranking`.
-
-    Raises:
-        AmountError: the amount is more than is alive.
-        PassError: torch's choice among ties would need all scores in one place.
-        PeerError: the processes do not hold what they should.
+    AmountError where the amount is more than is alive, PassError where torch's choice among ties
+    would need all scores in one place, PeerError where the processes do not hold what they should.
     """
     check_amount(amount)
     check_values(scores.sources)
-    found = tally(peers, program, scores.sources)
-    groups, cuts = grouped(scores, scope), dict[str, Cut]()
-    spread: list[_Group] = []
+    held = count_holdings(peers, program, scores.sources)
+    groups, cuts = groups_of(scores, scope), dict[str, Cut]()
+    spread: list[_SpreadGroup] = []
     for names in groups:
         sources = {name: scores.sources[name] for name in names}
-        with counting(names):
-            k = count_of(amount, sum(found.alive[name] for name in names), scores.units)
+        with name_in_errors(names):
+            k = count_of(amount, sum(held.alive[name] for name in names), scores.units)
         if k > 0 and any(source.part for source in sources.values()):
-            spread.append(_Group(sources, k))
+            spread.append(_SpreadGroup(sources, k))
         else:
             all_ties = scores.prune_all_ties and ties == "torch"
             cuts |= cut_group(sources, k, all_ties=all_ties)
-    search = _Ranks(peers, program, found)
+    search = _PeerSearch(peers, program, held)
     for start in range(0, len(spread), _TOGETHER):
         cuts |= search.cuts_of(spread[start : start + _TOGETHER])
-    sizes = {name: (found.units[name], found.alive[name]) for name in scores.sources}
-    ordered = {name: cuts[name] for name in scores.sources}
-    ranking = Ranking(ordered, groups, ties, sizes)
-    _refuse_replay(ranking, spread)
-    return ranking
-
-
-def _refuse_replay(ranking: Ranking, spread: Sequence[_Group]) -> None:
+    sizes = {name: (held.units[name], held.alive[name]) for name in scores.sources}
+    ranking = Ranking({name: cuts[name] for name in scores.sources}, groups, ties, sizes)
     for group in spread:
         if ranking.is_replayed(tuple(group.sources)):
-            names = parameters.quoted(tuple(group.sources))
+            names = parameters.quote(tuple(group.sources))
             raise PassError(
                 f"ties = 'torch' would need all scores of {names} in one process, since some at "
                 "the threshold go and some stay; take ties = 'index'"
             )
+    return ranking
 
 
 @dataclass
-class _Group:
-    """Sources that are ranked together, and what is found out of them."""
+class _SpreadGroup:
+    """Sources that are ranked together, and the threshold once it is found."""
 
     sources: Mapping[str, ScoreSource]
     k: int
@@ -482,46 +405,47 @@ class _Group:
 
     @property
     def dtype(self) -> torch.dtype:
-        return joined_dtype(self.sources.values())
+        return common_dtype(self.sources.values())
 
 
 @dataclass(frozen=True)
-class _Ranks:
-    """The searches of a group of processes."""
+class _PeerSearch:
+    """The searches for the thresholds of groups, and for the last tie that goes, with all peers."""
 
     peers: Peers
     program: Program
-    tally: Tally
+    held: Holdings
 
-    def cuts_of(self, groups: Sequence[_Group]) -> dict[str, Cut]:
+    def cuts_of(self, groups: Sequence[_SpreadGroup]) -> dict[str, Cut]:
         """Find the cuts of some groups at once."""
-        keys = [self._search(Search(g.k, _bits(g.dtype)), self._scores(g)) for g in groups]
-        for group, key in zip(groups, self._settled(keys, "finding the threshold"), strict=True):
-            group.threshold = _threshold(key, group.dtype)
-        names = [name for group in groups for name in group.sources]
+        scores = [(DigitSearch(g.k, _bits(g.dtype)), self._scores(g)) for g in groups]
+        for group, key in zip(groups, self._run(scores, "finding the threshold"), strict=True):
+            is_float = group.dtype.is_floating_point
+            make = value_of if is_float else torch.tensor
+            group.threshold = make(key, dtype=group.dtype)
         mine = {n: sides_of(s, g.threshold) for g in groups for n, s in g.sources.items()}
-        counted = [mine[n] if n in self.tally.counted else (0, 0) for n in names]
+        counted = [side if n in self.held.counted else (0, 0) for n, side in mine.items()]
         totals = self.peers.sum(torch.tensor(counted), "counting ties").tolist()
-        sides = dict(zip(names, totals, strict=True))
+        sides = dict(zip(mine, totals, strict=True))
         cuts: dict[str, Cut] = {}
         for group in groups:
-            cuts |= _shared_out(group, sides)
+            own = {name: sides[name] for name in group.sources}
+            cuts |= share_ties(own, group.k, group.threshold)
         return self._with_parts(groups, cuts, {name: tied for name, (_, tied) in mine.items()})
 
     def _with_parts(
-        self, groups: Sequence[_Group], cuts: Mapping[str, Cut], tied: Mapping[str, int]
+        self, groups: Sequence[_SpreadGroup], cuts: Mapping[str, Cut], tied: Mapping[str, int]
     ) -> dict[str, Cut]:
         """Say in each cut how many of its quota are in this process's part."""
         split = [(g, name) for g in groups for name in g.sources if cuts[name].is_ambiguous]
-        searches = [
-            self._search(
-                Search(cuts[name].quota, _index_bits(self.tally.units[name])),
-                self._places(group, name),
-                counts=name in self.tally.counted,
+        places = [
+            (
+                DigitSearch(cuts[name].quota, _index_bits(self.held.units[name])),
+                self._places(group, name) if name in self.held.counted else lambda: iter(()),
             )
             for group, name in split
         ]
-        last = self._settled(searches, "sharing out ties")
+        last = self._run(places, "sharing out ties")
         found = dict(cuts)
         for name in (name for group in groups for name, s in group.sources.items() if s.part):
             found[name] = replace(cuts[name], here=tied[name] if cuts[name].quota else 0)
@@ -531,45 +455,38 @@ class _Ranks:
                 found[name] = replace(cuts[name], here=here)
         return found
 
-    def _search(self, search: Search, chunks: Chunks, *, counts: bool = True) -> _Searching:
-        return search, chunks if counts else lambda: iter(())
-
-    def _settled(self, searches: Sequence[_Searching], step: str) -> list[int]:
-        """Run searches at once, a digit of all of them a round."""
-        while any(not search.done for search, _ in searches):
-            open_ones = [(search, chunks) for search, chunks in searches if not search.done]
-            counts = torch.stack([search.count(chunks()) for search, chunks in open_ones])
+    def _run(self, searches: Sequence[tuple[DigitSearch, Chunks]], step: str) -> list[int]:
+        """Run searches at once, a digit of all of them a round; return the keys."""
+        while unfinished := [pair for pair in searches if not pair[0].finished]:
+            counts = torch.stack([search.count(chunks()) for search, chunks in unfinished])
             totals = self.peers.sum(counts, step)
-            for (search, _), total in zip(open_ones, totals, strict=True):
+            for (search, _), total in zip(unfinished, totals, strict=True):
                 search.take(total)
         return [search.key for search, _ in searches]
 
-    def _scores(self, group: _Group) -> Chunks:
+    def _scores(self, group: _SpreadGroup) -> Chunks:
         """Return what makes the keys of a group's scores that this process counts."""
         return lambda: (
-            sortable(source.chunk(start, stop).to(group.dtype))
+            ordered_keys(source.chunk(start, stop).to(group.dtype))
             for name, source in group.sources.items()
-            if name in self.tally.counted
+            if name in self.held.counted
             for start, stop in chunks_of(source)
         )
 
-    def _places(self, group: _Group, name: str) -> Chunks:
+    def _places(self, group: _SpreadGroup, name: str) -> Chunks:
         """Return what makes the keys of the indices in the whole of units at a threshold."""
         source, parameter = group.sources[name], parameters.parameter(self.program, name)
-        first = 2 ** (_index_bits(self.tally.units[name]) - 1)
+        first = 2 ** (_index_bits(self.held.units[name]) - 1)
         lines = distributed().coordinates(parameter, name) if source.part else ()
 
         def make() -> Iterator[torch.Tensor]:
             for start, stop in chunks_of(source):
-                places = _tied(source, start, stop, group.threshold)
+                places = _units_at(source, start, stop, group.threshold)
                 if source.part:
                     places = distributed().flat_indices(lines, parameter.shape, places)
                 yield places - first
 
         return make
-
-
-_Searching = tuple[Search, Chunks]
 
 
 def _bits(dtype: torch.dtype) -> int:
@@ -580,26 +497,10 @@ def _index_bits(units: int) -> int:
     return max(units - 1, 1).bit_length()
 
 
-def _threshold(key: int, dtype: torch.dtype) -> torch.Tensor:
-    return value_of(key, dtype) if dtype.is_floating_point else torch.tensor(key, dtype=dtype)
-
-
-def _tied(source: ScoreSource, start: int, stop: int, threshold: torch.Tensor) -> torch.Tensor:
+def _units_at(source: ScoreSource, start: int, stop: int, threshold: torch.Tensor) -> torch.Tensor:
     """Return the units among start..stop that are alive and at a threshold."""
     values = source.chunk(start, stop).to(threshold.dtype)
     tied = is_at(values, threshold.to(values.device))
     living = source.living(start, stop)
     units = torch.arange(start, stop, device=values.device)
     return (units if living is None else units[living])[tied]
-
-
-def _shared_out(group: _Group, sides: Mapping[str, Sequence[int]]) -> dict[str, Cut]:
-    """Share the quota of ties out to a group's parameters, in order."""
-    left = group.k - sum(sides[name][0] for name in group.sources)
-    cuts: dict[str, Cut] = {}
-    for name in group.sources:
-        under, tied = sides[name]
-        quota = min(tied, left)
-        left -= quota
-        cuts[name] = Cut(group.threshold.item(), under + quota, tied, quota)
-    return cuts

@@ -1,8 +1,4 @@
-"""Units of a parameter as passes rank them: channels with their norms, and masks that meet masks.
-
-`combined_mask` lets a new mask join the one that is there, as torch's PruningContainer does;
-`slice_sums` sums the slices of a tensor along several dimensions in one pass.
-"""
+"""Units of a parameter as passes rank them: channels with norms, and masks that meet masks."""
 
 from __future__ import annotations
 
@@ -21,12 +17,7 @@ _TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 class ChannelScores(ScoreSource):
-    """Scores of the living channels of a tensor: few enough to be held.
-
-    Args:
-        scores: of the living channels.
-        kept: which channels are alive, or None for all.
-    """
+    """Scores of the living channels of a tensor (those in `kept`): few enough to be held."""
 
     def __init__(self, scores: torch.Tensor, kept: torch.Tensor | None) -> None:
         self._scores, self._kept = scores, kept
@@ -54,14 +45,7 @@ def channel_norms(
 ) -> torch.Tensor:
     """Return the norm of each living channel by the very expression of torch.nn.utils.prune.
 
-    Args:
-        tensor: of two dimensions or more.
-        n: order of the norm, as `p` of torch.norm.
-        dim: the dimension of the channels.
-        kept: which channels are alive, or None for all.
-
-    Raises:
-        NormError: torch cannot take that norm.
+    The tensor has two dimensions or more; NormError where torch cannot take that norm.
     """
     if kept is not None:  # on the same slice as in torch, for norms that are equal to the bit
         index: list[Any] = [slice(None)] * tensor.dim()
@@ -80,30 +64,23 @@ def channel_norms(
 
 
 def combined_mask(method: Any, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Ask a method for a mask of what is alive, and put it into the mask that is there.
+    """Ask a method of torch.nn.utils.prune for a mask, and put it into the one that is there.
 
-    Args:
-        method: has PRUNING_TYPE and `compute_mask(t, default_mask)`.
-        value: what the method ranks.
-        mask: of its shape; None where nothing is masked: the method then sees the whole tensor.
-
-    Raises:
-        ShapeError: the method's mask has another shape than what it was given.
-        PassTypeError: the method's PRUNING_TYPE is unknown, or what it gave is no tensor.
-        DimError: a structured method's `dim` does not exist.
+    As torch's PruningContainer does: the method sees what is alive, or the whole tensor where there
+    is no mask. Raises ShapeError, PassTypeError or DimError for what the method gave or lacks.
     """
     value = value.detach()
     if mask is None:
         ones = torch.ones(value.shape, dtype=value.dtype, device=value.device)
-        return _computed(method, value, ones)
+        return _call_method(method, value, ones)
     new = mask.detach().to(value.dtype).clone(memory_format=torch.contiguous_format)
-    alive = _alive(method, value, new)
-    part = _computed(method, value[alive], new[alive])
+    alive = _living_index(method, value, new)
+    part = _call_method(method, value[alive], new[alive])
     new[alive] = part.to(new.dtype)
     return new
 
 
-def _alive(method: Any, value: torch.Tensor, mask: torch.Tensor) -> Any:
+def _living_index(method: Any, value: torch.Tensor, mask: torch.Tensor) -> Any:
     kind = method.PRUNING_TYPE
     if kind == "unstructured":
         return mask == 1
@@ -124,7 +101,7 @@ def _alive(method: Any, value: torch.Tensor, mask: torch.Tensor) -> Any:
     return tuple(index)
 
 
-def _computed(method: Any, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _call_method(method: Any, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         found = method.compute_mask(value, default_mask=mask)
     if not isinstance(found, torch.Tensor):
@@ -143,12 +120,9 @@ _JOINS: dict[float, np.ufunc] = {math.inf: np.maximum, -math.inf: np.minimum}
 
 
 def slice_sums(tensor: torch.Tensor, dims: Sequence[int], order: float) -> dict[int, Numbers]:
-    """Return the sum of |x|^n over each slice, float64; of n = 0, how many are not 0.
+    """Return the sum of |x|^order over each slice along some dimensions, float64, in one pass.
 
-    Args:
-        tensor: any tensor of numbers.
-        dims: along which the slices lie, each once.
-        order: n; inf and -inf give the largest and the smallest |x| instead.
+    An order of 0 counts what is not 0; inf and -inf give the largest and the smallest |x|.
 
     Example:
         >>> found = slice_sums(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), (0, 1), 2.0)
@@ -163,7 +137,7 @@ def slice_sums(tensor: torch.Tensor, dims: Sequence[int], order: float) -> dict[
         # Dimension 0 and the columns of all others; the inner ones are small, and come last.
         for dim in dims:
             part = found[dim][first : first + len(block)] if dim == 0 else found[dim]
-            join(part, _joined(join, powers, dim), out=part)
+            join(part, _reduce_others(join, powers, dim), out=part)
     return found
 
 
@@ -189,7 +163,7 @@ def _powers(block: Numbers, order: float) -> Numbers:
         return np.power(sizes, order)
 
 
-def _joined(join: np.ufunc, powers: Numbers, dim: int) -> Numbers:
+def _reduce_others(join: np.ufunc, powers: Numbers, dim: int) -> Numbers:
     """Join all dimensions but one, the outermost first: that is where whole rows are added."""
     if dim == 0:
         return join.reduce(powers.reshape(len(powers), -1), axis=1)

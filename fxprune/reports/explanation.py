@@ -113,7 +113,7 @@ class Explanation:
         for row in self.parameters:
             if name in row.aliases:
                 return row
-        known = parameters.quoted([row.name for row in self.parameters])
+        known = parameters.quote([row.name for row in self.parameters])
         raise MissingParameterError(f"{name!r} is not explained here; there are {known}")
 
     def to_json(self) -> str:

@@ -16,7 +16,7 @@ from fxprune.program import (
     ParamRecord,
     Program,
     RuleRecord,
-    count_of,
+    count_true,
     parameters,
 )
 from fxprune.words import dtype_name
@@ -165,7 +165,7 @@ def rows_of(program: Program, records: Iterable[RuleRecord]) -> Iterator[Paramet
             shape=tuple(parameter.shape),
             dtype=dtype_name(parameter.dtype),
             numel=parameter.numel(),
-            zeros=count_of(parameters.value(program, name) == 0),
+            zeros=count_true(parameters.value(program, name) == 0),
             bytes=parameter.nbytes,
             mask_bytes=0 if mask is None else mask.nbytes,
             rules=tuple(dict.fromkeys(rules.get(name, ()))),

@@ -100,7 +100,7 @@ class ShrinkReport:
             found[reason] = (count + stay.count, [*names, stay.tensor])
         ordered = sorted(found.items(), key=lambda item: -item[1][0])
         for reason, (count, names) in ordered[:_SHOWN]:
-            shown = parameters.quoted(list(dict.fromkeys(names)))
+            shown = parameters.quote(list(dict.fromkeys(names)))
             channels = "channel" if count == 1 else "channels"
             yield f"stays: {count:,} {channels} of {shown}: {reason}"
         if len(ordered) > _SHOWN:

@@ -131,7 +131,7 @@ class Report(Totals):
         for row in self.parameters:
             if name == row.name or name in row.aliases:
                 return row
-        known = parameters.quoted([row.name for row in self.parameters])
+        known = parameters.quote([row.name for row in self.parameters])
         raise MissingParameterError(f"the report has no parameter {name!r}; there are {known}")
 
 

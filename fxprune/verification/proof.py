@@ -13,7 +13,7 @@ from fxprune.program import (
     EVAL,
     TRAIN,
     Program,
-    Shell,
+    TreeModule,
     example_of,
     fingerprint,
     is_product,
@@ -124,7 +124,7 @@ def _tensors(program: Program) -> Iterator[tuple[str, torch.Tensor]]:
 def _layers(program: Program) -> Iterator[tuple[str, str]]:
     """Yield what is called as it is: layers and nested graphs, by path, with their settings."""
     for path, module in program.named_modules(remove_duplicate=False):
-        if path and not isinstance(module, Shell):
+        if path and not isinstance(module, TreeModule):
             yield path, _told(module)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.channels import CoupledScores, Coupling, Layer, Place
+from fxprune.channels import CoupledLayer, CoupledScores, Coupling, UnitPlace
 from fxprune.recipe import Rule
 from fxprune.rewrite import Ranking, Scores, Selection
 from fxprune.support import same_bits
@@ -342,13 +342,13 @@ class _CoupledUnits:
                     f"{self.rule.amount} with its limits is {wanted}"
                 )
 
-    def _most(self, layer: Layer) -> int:
+    def _most(self, layer: CoupledLayer) -> int:
         alive = self.scores.sources[layer.name].alive
         # A share of a third of 3 is 1, though the product is a little less.
         share = math.floor(self.rule.max_share * layer.units + 1e-9) - (layer.units - alive)
         return max(0, min(alive - self.rule.min_keep, share))
 
-    def _counts(self, layers: Sequence[Layer]) -> list[int]:
+    def _counts(self, layers: Sequence[CoupledLayer]) -> list[int]:
         alive = [self.scores.sources[layer.name].alive for layer in layers]
         if self.rule.scope == "local":
             return [
@@ -363,7 +363,7 @@ class _CoupledUnits:
         first = [at for _, at in open_to[: rounded(self.rule.amount, sum(alive))]]
         return [first.count(at) for at in range(len(layers))]
 
-    def _ordered(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ordered(self, layer: CoupledLayer) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a layer's scores in order, and the places of these among its living units."""
         scores = self.scores.sources[layer.name].chunk(0, layer.units)
         ordered = torch.sort(scores, stable=True)
@@ -421,6 +421,6 @@ class _CoupledUnits:
         return np.sqrt(total) if n == 2 else total
 
 
-def _slices(tensor: torch.Tensor, place: Place) -> torch.Tensor:
+def _slices(tensor: torch.Tensor, place: UnitPlace) -> torch.Tensor:
     """Return what a tensor holds at each index of a place, a row an index."""
     return tensor.detach().movedim(place.dim, 0).reshape(len(place.units), -1)

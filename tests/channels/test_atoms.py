@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.channels.atoms import LIVE, Atoms, Read
-from fxprune.channels.axes import joined_axis, reshape
+from fxprune.channels.atoms import LIVE, Atoms, WeightRead
+from fxprune.channels.axes import reshape, tie_axes
 from fxprune.channels.removal import removal_of
 from fxprune.channels.values import Factor, Value, unknown
 from fxprune.channels.weights import Weights
@@ -82,7 +82,7 @@ def test_joint_axes_tie_index_by_index(left: list[int], right: list[int]):
     a = tuple(Factor(n, atoms.fresh(n)) if i == 0 else Factor(n) for i, n in enumerate(left))
     size = int(np.prod(left))
     b = (Factor(size, atoms.fresh(size)),)
-    joined = joined_axis(atoms, a, b, None)  # pyright: ignore[reportArgumentType]
+    joined = tie_axes(atoms, a, b, None)  # pyright: ignore[reportArgumentType]
     assert joined is not None
     labels = atoms.components()
     first, second = cells(unknown([a]), labels), cells(unknown([b]), labels)
@@ -99,7 +99,7 @@ def test_what_a_dead_row_reads_is_dead():
     atoms.pin(outputs[:1], "it is an output", None)
     weights = Weights(torch.tensor([[True, False, False], [True, True, False]]))
     everything = np.ones(3, dtype=bool)
-    atoms.reads.append(Read(channels, everything, rows, weights, None))  # pyright: ignore
+    atoms.reads.append(WeightRead(channels, everything, rows, weights, None))  # pyright: ignore
     values = [unknown([(Factor(len(ids), ids),)]) for ids in (channels, rows, outputs)]
     removal = removal_of(atoms, values, [])
     assert removal.kept(channels).tolist() == [True, False, False]
@@ -111,7 +111,7 @@ def test_an_axis_keeps_one_channel_and_what_that_reads():
     atoms = Atoms()
     channels, rows = atoms.fresh(2), atoms.fresh(2)
     weights = Weights(torch.tensor([[False, True], [False, False]]))
-    atoms.reads.append(Read(channels, np.ones(2, dtype=bool), rows, weights, None))  # pyright: ignore
+    atoms.reads.append(WeightRead(channels, np.ones(2, dtype=bool), rows, weights, None))  # pyright: ignore
     values = [unknown([(Factor(2, ids),)]) for ids in (channels, rows)]
     removal = removal_of(atoms, values, [])
     assert removal.kept(rows).sum() == 1

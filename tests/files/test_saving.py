@@ -31,7 +31,7 @@ from fxprune.files.fxp_document import SavedInput, SavedInputs
 from fxprune.files.writers import export
 from fxprune.program.calls import PATH, VALUE
 from fxprune.program.captured import Captured
-from fxprune.program.inputs import Input, InputSpec, OpenSpec
+from fxprune.program.inputs import Input, InputSpec, UnshapedSpec
 from fxprune.program.program import Program
 from fxprune.testing.architecture import Arch, build
 from fxprune.testing.comparing import with_batch
@@ -229,7 +229,7 @@ def test_nodes_keep_their_path_shape_lines_and_author(tmp_path: Path) -> None:
 SAVED = {
     Input: SavedInput,
     InputSpec: SavedInputs,
-    OpenSpec: SavedInputs,
+    UnshapedSpec: SavedInputs,
 }
 
 

@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant("wrong cat offset", "fxprune.channels.rules.parts:_atoms", rolled),
     Mutant("wrong view size", f"{SURGERY}set_sizes", sizes_of_the_uncut),
     Mutant("parts of the uncut", f"{SURGERY}set_parts", not_done),
-    Mutant("slice off by one", f"{SURGERY}_moved", off_by_one),
+    Mutant("slice off by one", f"{SURGERY}_new_places", off_by_one),
     Mutant("kept channels off by one", f"{SURGERY}index", shifted),
     Mutant("live channels cut", "fxprune.channels.removal:_is_read", nothing_read),
     Mutant("sums not tied", "fxprune.channels.atoms:Atoms.tie", not_done),

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.channels.coupling import CoupledScores, Coupling, Layer, scores_of_units
+from fxprune.channels.coupling import CoupledLayer, CoupledScores, Coupling, scores_of_units
 from fxprune.errors import AmountError
 from fxprune.rewrite.facts import Ranking
 from fxprune.rewrite.passes import Facts
@@ -20,10 +20,10 @@ from tests.tools.helpers import program
 
 
 def facts(scores: list[list[float]], living: list[list[bool]], widths: Any = (1,)) -> Facts:
-    layers: list[Layer] = []
+    layers: list[CoupledLayer] = []
     for at, part in enumerate(scores):
         start = layers[-1].stop if layers else 0
-        layers.append(Layer(f"w{at}", (f"w{at}",), start, len(part), widths))
+        layers.append(CoupledLayer(f"w{at}", (f"w{at}",), start, len(part), widths))
     coupling = Coupling(tuple(layers), ())
     flat = torch.tensor([score for part in scores for score in part])
     alive = torch.tensor([each for part in living for each in part])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxprune.ranking.magnitudes import (
-    Room,
+    Scratch,
     bounds_of,
     infinity_of,
     integers_of,
@@ -64,7 +64,7 @@ def test_keys_at_a_bound_of_another_dtype_are_the_nearest_on_its_side(
 def test_nan_is_over_all_and_at_itself(dtype: torch.dtype):
     values = drawn(0, dtype)
     values[:50] = math.nan
-    keys = keys_into(bits_of(values), Room())
+    keys = keys_into(bits_of(values), Scratch())
     under, upto = bounds_of(math.nan, dtype)
     assert np.array_equal(keys > under, values.isnan().numpy())
     assert keys.max() <= upto
@@ -79,7 +79,7 @@ def test_a_scan_counts_and_collects_as_torch_does(
     low, high = sorted(bounds)
     living = torch.rand(200, generator=torch.Generator().manual_seed(seed)) < 0.5
     kept = living if masked else torch.ones(200, dtype=torch.bool)
-    room = Room()
+    room = Scratch()
     first, last = least_key(low, dtype), most_key(high, dtype)
     flags = living.numpy() if masked else None
     under, inside = scan_keys(keys_into(bits_of(values), room), first, last, flags, room)
@@ -103,5 +103,5 @@ def test_zeroing_bits_is_a_product_with_a_mask(
     if clean:
         wanted.masked_fill_(mask == 0, 0)
     bits = bits_of(values)
-    zero_bits(bits, keys_into(bits, Room()), key, clean=clean)
+    zero_bits(bits, keys_into(bits, Scratch()), key, clean=clean)
     assert same_bits(values, wanted)

@@ -19,7 +19,7 @@ from fxprune.errors import PassError
 from fxprune.passes import magnitude
 from fxprune.passes.magnitude import MagnitudeScores
 from fxprune.ranking import digits, kth, magnitudes
-from fxprune.ranking.digits import Search, find_by_digits, keys_of, value_of
+from fxprune.ranking.digits import DigitSearch, find_by_digits, keys_of, value_of
 from fxprune.ranking.masks import pruned_of_group
 from fxprune.rewrite.facts import Cut, Ranking, Scores, ScoreSource
 from fxprune.rewrite.units import Entries, flat_part, picked
@@ -237,8 +237,8 @@ def test_digits_find_the_kth_score(case: Drawn, share: float):
 def test_histograms_of_two_halves_add_up():
     case = Drawn((40, 40), "normal", torch.float32, None, 5)
     first, second = case.sources().values()
-    search, rounds = Search(40, bits=32), 0
-    while not search.done:
+    search, rounds = DigitSearch(40, bits=32), 0
+    while not search.finished:
         halves = [search.count([keys_of(half.chunk(0, half.units))]) for half in (first, second)]
         assert [len(half) for half in halves] == [2048, 2048]
         search.take(halves[0] + halves[1])

@@ -1,6 +1,6 @@
 """Transfer rules of attention: heads pass, and what is attended to is mixed place by place.
 
-Means weighted by a softmax: what is the same in all rows is the mean, too.
+A softmax makes means: what is the same in all rows is the mean, too.
 """
 
 from __future__ import annotations
@@ -10,65 +10,63 @@ from typing import Any
 
 from torch.fx.node import Node
 
-from fxprune.channels import Axis, Flow, Value, broadcast, sizes_of, transfer, unknown
+from fxprune.channels import (
+    Axis,
+    Flow,
+    FollowError,
+    Value,
+    axis_size,
+    broadcast,
+    transfer,
+    unknown,
+    widen,
+)
 from fxprune.program import ops
-from fxprune.rewrite import Refusal
 
 
 @transfer("scaled_dot_product_attention")
-def attention(flow: Flow, node: Node) -> Value | Refusal:
+def attention(flow: Flow, node: Node) -> Value:
     """Heads go together in queries, keys and values; their inner size, and so the scale, stays."""
     query, key, value = (flow.value(arg) for arg in node.args[:3])
     if min(len(query.axes), len(key.axes), len(value.axes)) < 2:
-        return Refusal("it reads no matrices", node)
+        raise FollowError("it reads no matrices")
     for axis in (query.axes[-1], key.axes[-1]):
         flow.pin(axis, "the size of a head sets its scale", node)
     for axis in (key.axes[-2], value.axes[-2]):
         flow.pin(axis, "it runs over all places", node)
     if flow.number(flow.argument(node, "enable_gqa", False)) is not False:
-        key, value = (_repeated(flow, part, query) for part in (key, value))
+        key, value = (_repeat_heads(flow, part, query) for part in (key, value))
     others = [unknown(part.axes[:-2]) for part in (query, key, value)]
     mask = flow.argument(node, "attn_mask")
     if isinstance(mask, Node):
         if mask not in flow.values:
-            return Refusal("its mask is no tensor", node)
+            raise FollowError("its mask is no tensor")
         given = flow.value(mask)
         others.append(unknown(given.axes[:-2]))
         for axis in given.axes[-2:]:
             flow.pin(axis, "it runs over all places", node)
-    batch = broadcast(flow, node, others)
-    if isinstance(batch, Refusal):
-        return batch
-    axes = (*batch[0], query.axes[-2], value.axes[-1])
-    dropped = flow.number(flow.argument(node, "dropout_p", 0.0))
-    return mixed(axes, value) if dropped == 0 else unknown(axes)
+    batch, _ = broadcast(flow, node, others)
+    axes = (*batch, query.axes[-2], value.axes[-1])
+    dropout = flow.number(flow.argument(node, "dropout_p", 0.0))
+    return mean_of(axes, value) if dropout == 0 else unknown(axes)
 
 
-def _repeated(flow: Flow, part: Value, query: Value) -> Value:
+def _repeat_heads(flow: Flow, part: Value, query: Value) -> Value:
     """Return keys or values of which each head serves several of the queries'."""
     if len(part.axes) < 3 or len(query.axes) < 3:
         return part
-    times, rest = divmod(sizes_of(query.axes[-3]), sizes_of(part.axes[-3]))
+    times, rest = divmod(axis_size(query.axes[-3]), axis_size(part.axes[-3]))
     if rest or times == 1:
         return part
     heads: Axis = (*part.axes[-3], *flow.copies(times))
     place = part.first_factor(len(part.axes) - 3) + len(part.axes[-3])
-    axes = (*part.axes[:-3], heads, *part.axes[-2:])
-    shape = part.const.shape
-    return Value(axes, part.const.reshape([*shape[:place], 1, *shape[place:]]))
+    return Value((*part.axes[:-3], heads, *part.axes[-2:]), widen(part.const, place))
 
 
 _SAME = frozenset(
     (
-        "to",
-        "_to_copy",
-        "clone",
-        "contiguous",
-        "type_as",
-        "view",
-        "reshape",
-        "expand",
-        "_unsafe_view",
+        *("to", "_to_copy", "clone", "contiguous", "type_as"),
+        *("view", "reshape", "expand", "_unsafe_view"),
     )
 )
 
@@ -89,18 +87,13 @@ def sums_to_one(flow: Flow, node: Any) -> bool:
     return False
 
 
-def mixed(axes: Sequence[Axis], value: Value) -> Value:
-    """Return means over the last but one axis of a value.
-
-    Args:
-        axes: those of the result.
-        value: what is averaged.
-    """
-    first = value.first_factor(len(value.axes) - 2)
-    rows = len(value.axes[-2])
-    lead, last = value.const.shape[:first], value.const.shape[first + rows :]
+def mean_of(axes: Sequence[Axis], value: Value) -> Value:
+    """Return means over the last but one axis of a value, with the axes of the result."""
+    rows = len(value.axes) - 2
+    first = value.first_factor(rows)
+    lead, last = value.const.shape[:first], value.dims(rows + 1)
     batch = [factor.size for axis in axes[:-2] for factor in axis]
-    if any(size > 1 for size in value.const.shape[first : first + rows]):
+    if any(size > 1 for size in value.dims(rows)):
         return unknown(axes)
     if any(size > 1 for size in lead):  # for each head its own: only where these are the same
         own = [factor.size for axis in value.axes[:-2] for factor in axis]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,62 +15,59 @@ from fxprune.channels import (
     Factor,
     Flat,
     Flow,
+    FollowError,
     Ids,
     Value,
     Weights,
-    meet,
+    consume,
     nonzero,
     row_constants,
     split_factor,
     transfer,
 )
-from fxprune.channels.rules.linear import Layer, outputs
+from fxprune.channels.rules.linear import MISFIT, WeightedSum, outputs
+from fxprune.channels.rules.windows import pads
 from fxprune.program import ops
-from fxprune.rewrite import Refusal
 
 _TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
 
 
 @transfer(f"conv1d conv2d conv3d {_TRANSPOSED} convolution")
-def convolution(flow: Flow, node: Node) -> Value | Refusal:
+def convolution(flow: Flow, node: Node) -> Value:
     """Axis 1 is summed over, within groups."""
-    layer = Layer(flow, node)
+    layer = WeightedSum(flow, node)
     value, rows = flow.value(node.args[0]), flow.value(layer.weight)
     weight, shape = flow.concrete(layer.weight), flow.shape(node)
     if weight is None or shape is None:
-        return Refusal("its weight is computed", node)
+        raise FollowError("its weight is computed")
     if len(value.axes) != weight.dim() or any(len(axis) != 1 for axis in rows.axes):
-        return Refusal("its input has no batch axis, or its weight is a view", node)
+        raise FollowError("its input has no batch axis, or its weight is a view")
     for axis in (*value.axes[2:], *rows.axes[2:]):
         flow.pin(axis, KERNEL, node)
     places = tuple((Factor(size),) for size in shape[2:])
-    turned = _is_transposed(flow, node)
-    if int(flow.argument(node, "groups", 1)) > 1:
-        found = _grouped(layer, value, rows, weight, turned=turned)
-    else:
-        found = _plain(layer, value, rows, weight, turned=turned)
-    if isinstance(found, Refusal):
-        return found
-    out, const = found
+    named = "transpose" in ops.canonical_name(node.target)
+    transposed = named or bool(flow.argument(node, "transposed", False))
+    grouped = int(flow.argument(node, "groups", 1)) > 1
+    follow = _in_groups if grouped else _in_one_group
+    out, const = follow(layer, value, rows, weight, transposed=transposed)
     return outputs(value.axes[:1], layer.with_bias(out), places, const)
 
 
-def _plain(
-    layer: Layer, value: Value, rows: Value, weight: torch.Tensor, *, turned: bool
-) -> tuple[Axis, Array] | Refusal:
+def _in_one_group(
+    layer: WeightedSum, value: Value, rows: Value, weight: torch.Tensor, *, transposed: bool
+) -> tuple[Axis, Array]:
     flow, node = layer.flow, layer.node
-    into, out = (0, 1) if turned else (1, 0)
-    if flow.tie(value.axes[1], rows.axes[into], node) is None:
-        return Refusal("its input is made of parts that its weight cannot have", node)
-    weight = weight.transpose(0, 1) if turned else weight
+    into, out = (0, 1) if transposed else (1, 0)
+    flow.tie(value.axes[1], rows.axes[into], node, MISFIT)
+    weight = weight.transpose(0, 1) if transposed else weight
     entering = flow.flat(value, 1, node)
-    uniform = not turned and not _pads(flow, node)
+    uniform = not transposed and not pads(flow, node)
     return rows.axes[out], layer.sum_over(entering, weight, rows.axes[out], absorbs=uniform)
 
 
-def _grouped(
-    layer: Layer, value: Value, rows: Value, weight: torch.Tensor, *, turned: bool
-) -> tuple[Axis, Array] | Refusal:
+def _in_groups(
+    layer: WeightedSum, value: Value, rows: Value, weight: torch.Tensor, *, transposed: bool
+) -> tuple[Axis, Array]:
     """Follow a convolution in groups.
 
     With one channel a group, groups go; else the same places go from all groups, so that all keep
@@ -82,38 +78,38 @@ def _grouped(
     entering = flow.flat(value, 1, node)
     ids = rows.axes[0][0].atoms
     if entering.atoms is None or ids is None:
-        return Refusal("its groups read an input that cannot be cut", node)
+        raise FollowError("its groups read an input that cannot be cut")
     per_in = entering.size // groups
-    per_out = weight.shape[1] if turned else weight.shape[0] // groups
-    out = _through_groups(layer, entering, rows, (groups, per_in, per_out), turned=turned)
-    uniform = not turned and not _pads(flow, node)
+    per_out = weight.shape[1] if transposed else weight.shape[0] // groups
+    out = _through_groups(layer, entering, rows, (groups, per_in, per_out), transposed=transposed)
+    uniform = not transposed and not pads(flow, node)
     if per_in == 1:
         flow.edits.append(lambda cut: cut.set_count(node, "groups", entering.atoms))
         const = _each_alone(layer, entering, weight, per_out, uniform=uniform)
     else:
         parts = weight.chunk(groups)
-        parts = [part.transpose(0, 1) for part in parts] if turned else parts
-        outs = [rows.axes[1][0].atoms] * groups if turned else ids.reshape(groups, -1)
+        parts = [part.transpose(0, 1) for part in parts] if transposed else parts
+        outs = [rows.axes[1][0].atoms] * groups if transposed else ids.reshape(groups, -1)
         const = _by_group(layer, entering, parts, outs, uniform=uniform)
     return tuple(factor for factor in out if factor.size > 1) or (Factor(1),), const
 
 
 def _through_groups(
-    layer: Layer, entering: Flat, rows: Value, sizes: tuple[int, int, int], *, turned: bool
+    layer: WeightedSum,
+    entering: Flat,
+    rows: Value,
+    sizes: tuple[int, int, int],
+    *,
+    transposed: bool,
 ) -> Sequence[Factor]:
     """Tie inputs to the weight's axes, and return the outputs' factors: groups, and what is in one.
 
-    Args:
-        layer: the convolution.
-        entering: its input channels.
-        rows: its weight.
-        sizes: how many groups there are, and inputs and outputs of each.
-        turned: whether it is transposed.
+    The sizes are those of groups, and of inputs and outputs of each.
     """
     flow, node, (groups, per_in, per_out) = layer.flow, layer.node, sizes
     tracked = 0 if per_in == 1 else 1
     into = split_factor(flow.atoms, entering.factor, (groups, per_in), tracked)
-    if not turned:
+    if not transposed:
         out = split_factor(flow.atoms, rows.axes[0][0], (groups, per_out), tracked)
         flow.tie((into[tracked],), (out[0],) if tracked == 0 else rows.axes[1], node)
         return out
@@ -127,7 +123,7 @@ def _through_groups(
 
 
 def _each_alone(
-    layer: Layer, entering: Flat, weight: torch.Tensor, per_out: int, *, uniform: bool
+    layer: WeightedSum, entering: Flat, weight: torch.Tensor, per_out: int, *, uniform: bool
 ) -> Array:
     """Return the outputs' constants where each channel is read by its own weights alone."""
     own = weight.reshape(entering.size * per_out, -1)
@@ -136,40 +132,26 @@ def _each_alone(
     empty = ~nonzero(own).any(-1)
     known = given * sums if uniform else np.full(1, np.nan)
     if entering.atoms is not None:
-        layer.flow.atoms.met(entering.atoms)
+        layer.flow.atoms.visit(entering.atoms)
     return layer.plus_bias(np.where((empty & np.isfinite(sums)) | (given == 0), 0.0, known))
 
 
 def _by_group(
-    layer: Layer,
+    layer: WeightedSum,
     entering: Flat,
     weights: Sequence[torch.Tensor],
     rows: Iterable[Ids | None],
     *,
     uniform: bool,
 ) -> Array:
-    """Meet each group's channels, and return the outputs' constants."""
+    """Consume each group's channels, and return the outputs' constants."""
     groups, per_in = len(weights), weights[0].shape[1]
-    spread = entering.spread.reshape(groups, per_in)
-    own = [Weights(part) for part in weights]
-    if entering.atoms is not None:
-        triples = zip(entering.atoms.reshape(groups, -1), rows, own, strict=True)
-        for at, (ids, outs, reads) in enumerate(triples):
-            # A bias could take over constants other than 0 as well: kept simple.
-            meet(layer.flow, layer.node, Flat(per_in, ids, spread[at]), reads, outs)
-    parts = zip(weights, own, spread, strict=True)
-    found = [row_constants(w, r, c, None, absorbs=uniform) for w, r, c in parts]
+    atoms = [None] * groups if entering.atoms is None else entering.atoms.reshape(groups, -1)
+    consts = entering.spread.reshape(groups, per_in)
+    found: list[Array] = []
+    for weight, ids, const, outs in zip(weights, atoms, consts, rows, strict=True):
+        reads = Weights(weight)
+        # A bias could take over constants other than 0 as well: kept simple.
+        consume(layer.flow, layer.node, Flat(per_in, ids, const), reads, outs)
+        found.append(row_constants(weight, reads, const, None, absorbs=uniform))
     return layer.plus_bias(np.concatenate(found))
-
-
-def _is_transposed(flow: Flow, node: Node) -> bool:
-    return "transpose" in ops.canonical_name(node.target) or bool(
-        flow.argument(node, "transposed", False)
-    )
-
-
-def _pads(flow: Flow, node: Node) -> bool:
-    padding: Any = flow.argument(node, "padding", 0)
-    if isinstance(padding, str):
-        return padding != "valid"
-    return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)

@@ -1,8 +1,7 @@
-"""Transfer rules of linear, bilinear and embedding layers.
+"""Transfer rules of linear, bilinear, embedding and recurrent layers, and what they share.
 
-What rules of layers share: inputs meet the weights, outputs get constants.
-
-Transfer rules of recurrent layers: features of the input may go, hidden sizes stay.
+Inputs meet the weights, outputs get constants. Of recurrent layers, features of the input may go,
+hidden sizes stay.
 """
 
 from __future__ import annotations
@@ -19,67 +18,71 @@ from fxprune.channels import (
     Factor,
     Flat,
     Flow,
+    FollowError,
     Sink,
     Value,
     Weights,
-    meet,
+    axis_size,
+    consume,
+    known_along,
     nonzero,
     opaque,
     row_constants,
     sums_of,
+    tie_axes,
     transfer,
     unknown,
 )
 from fxprune.program import ops, parameter_of
-from fxprune.rewrite import Refusal, bias_name
+from fxprune.rewrite import bias_name
+
+MISFIT = "its input is made of parts that its weight cannot have"
+_COMPUTED = "its weight is computed"
 
 
 @transfer("linear")
-def linear(flow: Flow, node: Node) -> Value | Refusal:
+def linear(flow: Flow, node: Node) -> Value:
     """The last axis is summed over; rows of the weight are the outputs."""
-    layer = Layer(flow, node)
+    layer = WeightedSum(flow, node)
     value, rows = flow.value(node.args[0]), flow.value(layer.weight)
     weight = flow.concrete(layer.weight)
     if weight is None or len(rows.axes) != 2 or not value.axes:
-        return Refusal("its weight is computed", node)
-    if flow.tie(value.axes[-1], rows.axes[1], node) is None:
-        return Refusal("its input is made of parts that its weight cannot have", node)
+        raise FollowError(_COMPUTED)
+    flow.tie(value.axes[-1], rows.axes[1], node, MISFIT)
     entering = flow.flat(value, len(value.axes) - 1, node)
     const = layer.sum_over(entering, weight, rows.axes[0], absorbs=True)
     return outputs(value.axes[:-1], layer.with_bias(rows.axes[0]), (), const)
 
 
 @transfer("addmm")
-def addmm(flow: Flow, node: Node) -> Value | Refusal:
+def addmm(flow: Flow, node: Node) -> Value:
     """A bias and a product with a stored matrix, whose columns are the outputs."""
-    scaled = [flow.argument(node, role) for role in ("beta", "alpha")]
-    layer = Layer(flow, node, weight="mat2", bias="self")
+    scales = [flow.argument(node, role) for role in ("beta", "alpha")]
+    layer = WeightedSum(flow, node, weight="mat2", bias="self")
     value, columns = flow.value(node.args[1]), flow.value(layer.weight)
     weight = flow.concrete(layer.weight)
-    if weight is None or len(value.axes) != 2 or scaled != [1, 1]:
-        return Refusal("its weight is computed, or its terms are scaled", node)
+    if weight is None or len(value.axes) != 2 or scales != [1, 1]:
+        raise FollowError("its weight is computed, or its terms are scaled")
     if len(flow.value(layer.bias).axes) != 1:
-        return Refusal("its bias is no vector", node)
-    if flow.tie(value.axes[1], columns.axes[0], node) is None:
-        return Refusal("its input is made of parts that its weight cannot have", node)
+        raise FollowError("its bias is no vector")
+    flow.tie(value.axes[1], columns.axes[0], node, MISFIT)
     const = layer.sum_over(flow.flat(value, 1, node), weight.t(), columns.axes[1], absorbs=True)
     return outputs(value.axes[:1], layer.with_bias(columns.axes[1]), (), const)
 
 
 @transfer("bilinear")
-def bilinear(flow: Flow, node: Node) -> Value | Refusal:
+def bilinear(flow: Flow, node: Node) -> Value:
     """The last axes of two inputs are summed over; rows of the weight are the outputs."""
-    layer = Layer(flow, node)
+    layer = WeightedSum(flow, node)
     rows, weight = flow.value(layer.weight), flow.concrete(layer.weight)
     values = [flow.value(arg) for arg in node.args[:2]]
     if weight is None or any(not value.axes for value in values):
-        return Refusal("its weight is computed", node)
+        raise FollowError(_COMPUTED)
     zero = False
     for at, value in enumerate(values, 1):
-        if flow.tie(value.axes[-1], rows.axes[at], node) is None:
-            return Refusal("its input is made of parts that its weight cannot have", node)
+        flow.tie(value.axes[-1], rows.axes[at], node, MISFIT)
         entering = flow.flat(value, len(value.axes) - 1, node)
-        meet(flow, node, entering, Weights(weight.movedim(at, 1)), rows.axes[0][0].atoms)
+        consume(flow, node, entering, Weights(weight.movedim(at, 1)), rows.axes[0][0].atoms)
         zero = zero or bool((entering.spread == 0).all())
     out = layer.with_bias(rows.axes[0])
     unread = ~nonzero(weight).any(axis=(1, 2))
@@ -91,11 +94,11 @@ def bilinear(flow: Flow, node: Node) -> Value | Refusal:
 
 
 @transfer("embedding")
-def embedding(flow: Flow, node: Node) -> Value | Refusal:
+def embedding(flow: Flow, node: Node) -> Value:
     """Rows are looked up; columns are the outputs."""
     table, index = flow.value(node.args[0]), flow.value(node.args[1])
     if len(table.axes) != 2:
-        return Refusal("its table is no matrix", node)
+        raise FollowError("its table is no matrix")
     flow.pin(table.axes[0], "any row may be looked up", node)
     weight = flow.concrete(node.args[0])
     if weight is None:
@@ -106,13 +109,13 @@ def embedding(flow: Flow, node: Node) -> Value | Refusal:
 
 
 @transfer("embedding_bag")
-def bag(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
+def embedding_bag(flow: Flow, node: Node) -> tuple[Value, ...]:
     """Rows are looked up and joined; columns are the outputs, 0 where all rows are."""
     table, weight = flow.value(node.args[0]), flow.concrete(node.args[0])
     shapes = {user.args[1]: flow.shape(user) for user in node.users if len(user.args) > 1}
     shape = shapes.get(0)
     if len(table.axes) != 2 or shape is None or len(shape) != 2:
-        return Refusal("its output has no noted shape", node)
+        raise FollowError("its output has no noted shape")
     flow.pin(table.axes[0], "any row may be looked up", node)
     zero = np.full(1, False) if weight is None else ~nonzero(weight).any(0)
     const = np.where(zero, 0.0, np.nan)
@@ -124,15 +127,8 @@ def bag(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
 _MOST = 2**18  # entries of a stored operand that are looked at
 
 
-class Layer:
-    """A node that sums over channels with stored weights, and adds a bias.
-
-    Args:
-        flow: whose node it is.
-        node: the node.
-        weight: the name of the argument that is the weight.
-        bias: the name of the argument that is the bias.
-    """
+class WeightedSum:
+    """A node that sums over channels with stored weights, and adds a bias, by their roles there."""
 
     def __init__(self, flow: Flow, node: Node, weight: str = "weight", bias: str = "bias") -> None:
         self.flow, self.node, self.role = flow, node, bias
@@ -140,18 +136,15 @@ class Layer:
         self.bias: Any = flow.argument(node, bias)
 
     def sum_over(self, entering: Flat, weight: torch.Tensor, rows: Axis, *, absorbs: bool) -> Array:
-        """Meet the channels of an axis; return the outputs' constants.
+        """Consume the channels of an axis; return the outputs' constants.
 
-        Args:
-            entering: the channels.
-            weight: shape (outputs, channels, ...).
-            rows: the outputs, as an axis of the stored weight.
-            absorbs: whether a constant channel gives the same everywhere: nothing is padded.
+        The weight has shape (outputs, channels, ...), and `rows` is its axis of outputs; with
+        `absorbs` a constant channel gives the same everywhere: nothing is padded.
         """
         read = Weights(weight)
         key = self._absorber() if absorbs else None
         outs = rows[0].atoms if len(rows) == 1 else None
-        meet(self.flow, self.node, entering, read, outs, absorbs=key is not None)
+        consume(self.flow, self.node, entering, read, outs, absorbs=key is not None)
         if key is not None:
             self._remember(entering, weight, rows, key)
         const = row_constants(weight, read, entering.spread, self._numbers(), absorbs=absorbs)
@@ -164,10 +157,9 @@ class Layer:
         """Tie the bias to the outputs."""
         if not isinstance(self.bias, Node):
             return axis
-        value = self.flow.value(self.bias)
-        return (
-            axis if len(value.axes) != 1 else self.flow.tie(axis, value.axes[0], self.node) or axis
-        )
+        axes = self.flow.value(self.bias).axes
+        both = tie_axes(self.flow.atoms, axis, axes[0], self.node) if len(axes) == 1 else None
+        return both or axis
 
     def plus_bias(self, const: Array) -> Array:
         """Return constants with the bias added."""
@@ -203,21 +195,12 @@ class Layer:
 
 def outputs(before: tuple[Axis, ...], out: Axis, after: tuple[Axis, ...], const: Array) -> Value:
     """Return a value whose constants run along one of its axes."""
-    sizes = [factor.size for factor in out]
-    dims = [1] * sum(map(len, before)) + sizes + [1] * sum(map(len, after))
-    return Value(
-        (*before, out, *after), np.broadcast_to(const, (int(np.prod(sizes)),)).reshape(dims)
-    )
+    each = np.broadcast_to(const, (axis_size(out),))
+    return known_along((*before, out, *after), len(before), each)
 
 
 def with_numbers(flow: Flow, operand: object, *, floating: bool = False) -> Value:
-    """Return the value of an operand, with its numbers where it is stored, as a table is.
-
-    Args:
-        flow: whose node it is.
-        operand: the node.
-        floating: whether numbers of floating dtypes alone are of use.
-    """
+    """Return the value of an operand, with its numbers where it is stored, as a table is."""
     value = flow.value(operand)
     stored = flow.concrete(operand) if isinstance(operand, Node) and not value.known() else None
     if stored is None or stored.numel() > _MOST or (floating and not stored.is_floating_point()):
@@ -234,12 +217,12 @@ _STAYS = "a recurrent layer keeps its size"
 
 
 @transfer("lstm | gru | rnn_tanh | rnn_relu")
-def recurrent(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
+def recurrent(flow: Flow, node: Node) -> tuple[Value, ...]:
     """Features of the input meet the first layer's weights."""
     params = flow.argument(node, "params")
     value = flow.value(node.args[0])
     if not isinstance(params, (list, tuple)) or not ops.has_role(node, "input") or not value.axes:
-        return Refusal("it reads a packed sequence", node)
+        raise FollowError("it reads a packed sequence")
     for axis in value.axes[:-1]:
         flow.pin(axis, _STAYS, node)
     entering = flow.flat(value, len(value.axes) - 1, node)
@@ -253,30 +236,29 @@ def recurrent(flow: Flow, node: Node) -> tuple[Value, ...] | Refusal:
             flow.pin_value(stored, _STAYS, node)
             continue
         flow.pin(stored.axes[0], _STAYS, node)
-        flow.tie(value.axes[-1], stored.axes[1], node)
-        meet(flow, node, entering, Weights(weight))
+        tie_axes(flow.atoms, value.axes[-1], stored.axes[1], node)
+        consume(flow, node, entering, Weights(weight))
     if any(flow.concrete(read) is None for read in first):
         flow.pin(value.axes[-1], "a weight that reads it is computed", node)
-    return _outputs(flow, node)
+    return _opaque_parts(flow, node)
 
 
 @transfer("lstm_cell | gru_cell | rnn_tanh_cell | rnn_relu_cell")
-def cell(flow: Flow, node: Node) -> tuple[Value, ...] | Value | Refusal:
+def recurrent_cell(flow: Flow, node: Node) -> tuple[Value, ...] | Value:
     """Features of the input meet the weights; states keep their size."""
     value, read = flow.value(node.args[0]), flow.argument(node, "w_ih")
     rows, weight = flow.value(read), flow.concrete(read)
     if weight is None or len(value.axes) != 2 or len(rows.axes) != 2:
-        return Refusal("its weight is computed", node)
-    if flow.tie(value.axes[1], rows.axes[1], node) is None:
-        return Refusal("its input is made of parts that its weight cannot have", node)
+        raise FollowError(_COMPUTED)
+    flow.tie(value.axes[1], rows.axes[1], node, MISFIT)
     for other in node.all_input_nodes:
         if other not in (node.args[0], read):
             flow.pin_value(flow.value(other), _STAYS, node)
     flow.pin(value.axes[0], _STAYS, node)
     flow.pin(rows.axes[0], _STAYS, node)
-    meet(flow, node, flow.flat(value, 1, node), Weights(weight))
+    consume(flow, node, flow.flat(value, 1, node), Weights(weight))
     shape = flow.shape(node)
-    return _outputs(flow, node) if shape is None else opaque(shape)
+    return _opaque_parts(flow, node) if shape is None else opaque(shape)
 
 
 def _first_layer(node: Node, params: Any) -> list[Node]:
@@ -286,7 +268,7 @@ def _first_layer(node: Node, params: Any) -> list[Node]:
     return [params[period * direction] for direction in range(directions)]
 
 
-def _outputs(flow: Flow, node: Node) -> tuple[Value, ...]:
+def _opaque_parts(flow: Flow, node: Node) -> tuple[Value, ...]:
     """Return values of which nothing can be cut, from the shapes of the parts that are read."""
     found: dict[int, Value] = {}
     for user in node.users:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch.fx.node import Node
 
@@ -10,45 +12,48 @@ from fxprune.channels import (
     Axis,
     Factor,
     Flow,
+    FollowError,
     Value,
+    known_along,
     split_factor,
     transfer,
     unknown,
-    with_axis,
 )
 from fxprune.channels.rules.linear import numbers
-from fxprune.rewrite import Refusal
 
 _COUNTS = "a norm counts all channels"
 
 
 @transfer("batch_norm instance_norm")
-def per_channel(flow: Flow, node: Node) -> Value | Refusal:
+def batch_norm(flow: Flow, node: Node) -> Value:
     """Each channel of axis 1 alone; with stored statistics affine, else a constant is the bias."""
     value = flow.value(node.args[0])
     if len(value.axes) < 2:
-        return Refusal("its input has no channels", node)
-    axis = value.axes[1]
-    for role in ("weight", "bias", "running_mean", "running_var"):
-        read = flow.argument(node, role)
-        if not isinstance(read, Node):
-            continue
-        tied = flow.tie(axis, flow.value(read).axes[0], node)
-        if tied is None:
-            return Refusal("its channels are made of different parts", node)
-        axis = tied
+        raise FollowError("its input has no channels")
+    roles = ("weight", "bias", "running_mean", "running_var")
+    axis = _tie_vectors(flow, node, value.axes[1], roles)
     given = flow.flat(value, 1, node).spread
     scale, offset = _vectors(flow, node)
-    const = _affine(_normed(flow, node, given), scale, offset)
+    const = _affine(_normalize(flow, node, given), scale, offset)
     alone = _affine(np.where(np.isnan(given), np.nan, 0.0), scale, offset)
-    found = with_axis(unknown(value.axes), 1, axis, const)
+    found = known_along(value.axes_with(1, axis), 1, const)
     with np.errstate(invalid="ignore"):
         away = ~(np.abs(const - alone) <= 1e-12)
     flow.shift(node, found, away.reshape(found.const.shape))
     return found
 
 
-def _normed(flow: Flow, node: Node, given: Array) -> Array:
+def _tie_vectors(flow: Flow, node: Node, axis: Axis, roles: Sequence[str]) -> Axis:
+    """Tie stored vectors to an axis, and return the axis that stands for all of them."""
+    for role in roles:
+        read = flow.argument(node, role)
+        if isinstance(read, Node):
+            other = flow.value(read).axes[0]
+            axis = flow.tie(axis, other, node, "its channels are made of different parts")
+    return axis
+
+
+def _normalize(flow: Flow, node: Node, given: Array) -> Array:
     """Return the constants of channels before weight and bias, in eval mode."""
     mean, spread = (_vector(flow, node, role) for role in ("running_mean", "running_var"))
     batch = flow.argument(node, "training", flow.argument(node, "use_input_stats", True))
@@ -82,7 +87,7 @@ def _vector(flow: Flow, node: Node, role: str) -> Array | None:
 
 
 @transfer("group_norm")
-def group_norm(flow: Flow, node: Node) -> Value | Refusal:
+def group_norm(flow: Flow, node: Node) -> Value:
     """Whole groups may go; within one all channels count."""
     value = flow.value(node.args[0])
     groups = int(flow.argument(node, "num_groups"))
@@ -91,28 +96,24 @@ def group_norm(flow: Flow, node: Node) -> Value | Refusal:
     if groups == 1:
         flow.atoms.pin(parts[0].atoms, _COUNTS, node)
     axis: Axis = tuple(part for part in parts if part.size > 1) or (Factor(1),)
-    for role in ("weight", "bias"):
-        read = flow.argument(node, role)
-        tied = flow.tie(axis, flow.value(read).axes[0], node) if isinstance(read, Node) else axis
-        if tied is None:
-            return Refusal("its channels are made of different parts", node)
-        axis = tied
+    axis = _tie_vectors(flow, node, axis, ("weight", "bias"))
     flow.edits.append(lambda cut: cut.set_count(node, "num_groups", parts[0].atoms))
     rows = entering.spread.reshape(groups, -1)
     away = rows - rows.mean(1, keepdims=True)
     eps = float(flow.argument(node, "eps", 1e-5))
     normed = (away / np.sqrt(rows.var(1, keepdims=True) + eps)).reshape(-1)
-    return with_axis(unknown(value.axes), 1, axis, _affine(normed, *_vectors(flow, node)))
+    const = _affine(normed, *_vectors(flow, node))
+    return known_along(value.axes_with(1, axis), 1, const)
 
 
 @transfer("_weight_norm _weight_norm_interface")
-def weight_norm(flow: Flow, node: Node) -> Refusal:
+def weight_norm(flow: Flow, node: Node) -> Value:
     """Rows of zeros are NaN behind it, so that nothing of its parts is cut."""
-    return Refusal("weight_norm makes a weight of it; remove_parametrizations folds it", node)
+    raise FollowError("weight_norm makes a weight of it; remove_parametrizations folds it")
 
 
 @transfer("layer_norm rms_norm")
-def layer_norm(flow: Flow, node: Node) -> Value | Refusal:
+def layer_norm(flow: Flow, node: Node) -> Value:
     """The last axes are counted whole, so their channels stay."""
     value = flow.value(node.args[0])
     count = len(flow.argument(node, "normalized_shape"))

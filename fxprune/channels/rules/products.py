@@ -1,6 +1,6 @@
-"""Transfer rules of products of two tensors.
+"""Transfer rules of products of two tensors, and where these are 0.
 
-Where products of tensors are 0: along what is 0 in one of them, wherever the others are.
+A product is 0 along what is 0 in one of them, wherever the others are.
 """
 
 from __future__ import annotations
@@ -18,97 +18,85 @@ from fxprune.channels import (
     Factor,
     Flat,
     Flow,
+    FollowError,
     Value,
     broadcast,
+    broadcast_const,
     letters_of,
     nonzero,
-    spread,
     transfer,
     unknown,
 )
-from fxprune.channels.rules.attention import mixed, sums_to_one
+from fxprune.channels.rules.attention import mean_of, sums_to_one
 from fxprune.channels.rules.linear import with_numbers
-from fxprune.rewrite import Refusal
 
 _LIVE = "a live channel is summed over"
 
 
 @transfer("matmul bmm mm mv")
-def product(flow: Flow, node: Node) -> Value | Refusal:
+def matmul(flow: Flow, node: Node) -> Value:
     """The last axis of one and the last but one of the other are summed over."""
-    return multiplied(flow, node, node.args[0], node.args[1])
+    return _product(flow, node, node.args[0], node.args[1])
 
 
 @transfer("baddbmm")
-def product_and_sum(flow: Flow, node: Node) -> Value | Refusal:
+def baddbmm(flow: Flow, node: Node) -> Value:
     """A product added to a tensor."""
-    found = multiplied(flow, node, node.args[1], node.args[2])
-    if isinstance(found, Refusal):
-        return found
-    joined = broadcast(flow, node, [unknown(flow.value(node.args[0]).axes), unknown(found.axes)])
-    return joined if isinstance(joined, Refusal) else unknown(joined[0])
+    product = _product(flow, node, node.args[1], node.args[2])
+    terms = [unknown(flow.value(node.args[0]).axes), unknown(product.axes)]
+    return unknown(broadcast(flow, node, terms)[0])
 
 
 # The second is what transformers puts into graphs in the first one's place.
 @transfer("_grouped_mm grouped_mm_fallback")
-def grouped(flow: Flow, node: Node) -> Value | Refusal:
+def grouped_mm(flow: Flow, node: Node) -> Value:
     """Runs of rows, each times a matrix of its own, as experts are: all matrices stay."""
     rows, matrices = flow.value(node.args[0]), flow.value(node.args[1])
     if (len(rows.axes), len(matrices.axes)) != (2, 3):
-        return Refusal("it multiplies no rows by several matrices", node)
+        raise FollowError("it multiplies no rows by several matrices")
     flow.pin(matrices.axes[0], "rows are dealt out to all of them", node)
-    found = multiplied(flow, node, node.args[0], node.args[1])
-    return found if isinstance(found, Refusal) else unknown(found.axes[1:])
+    return unknown(_product(flow, node, node.args[0], node.args[1]).axes[1:])
 
 
-def multiplied(flow: Flow, node: Node, first: object, second: object) -> Value | Refusal:
-    """Return the product of two nodes' values.
-
-    Args:
-        flow: whose nodes they are.
-        node: the operator.
-        first: the node whose last axis is summed over.
-        second: the node whose last but one axis is.
-    """
+def _product(flow: Flow, node: Node, first: object, second: object) -> Value:
+    """Return the product of two nodes' values: the first one's last axis is summed over."""
     left, right = flow.value(first), flow.value(second)
     if len(left.axes) < 2 or not right.axes:
-        return Refusal("it multiplies a vector", node)
+        raise FollowError("it multiplies a vector")
     summed = -min(len(right.axes), 2)  # which axis of the second one
-    if flow.tie(left.axes[-1], right.axes[summed], node) is None:
-        return Refusal("its operands' axes are made of different parts", node)
+    flow.tie(left.axes[-1], right.axes[summed], node)
     a = flow.flat(left, len(left.axes) - 1, node)
     b = flow.flat(right, len(right.axes) + summed, node)
     zero = (a.const == 0) | (b.const == 0)
     for part, axis in ((first, -1), (second, summed)):
         zero = zero | _unread(flow, part, axis)
     for part in (a, b):
-        _meet(flow, node, part, zero)
+        _consume(flow, node, part, zero)
     if summed == -1:
-        return _without_last(left)
-    batch = broadcast(flow, node, [unknown(left.axes[:-2]), unknown(right.axes[:-2])])
-    if isinstance(batch, Refusal):
-        return batch
-    axes = (*batch[0], left.axes[-2], right.axes[-1])
+        return _times_vector(left)
+    batch, _ = broadcast(flow, node, [unknown(left.axes[:-2]), unknown(right.axes[:-2])])
+    axes = (*batch, left.axes[-2], right.axes[-1])
     if bool(zero.all()):
         return Value(axes, np.zeros((1,) * sum(map(len, axes))))
     ranks = len(left.axes), len(right.axes)
     orders = [*range(ranks[0] - 1), None], [*range(ranks[1] - 2), None, ranks[1] - 1]
     const = zeros_of(flow, axes, (first, second), orders)
     if sums_to_one(flow, first):
-        const = np.where(const == 0, const, mixed(axes, right).const)
+        const = np.where(const == 0, const, mean_of(axes, right).const)
     return Value(axes, const)
 
 
-def _without_last(value: Value) -> Value:
+def _times_vector(value: Value) -> Value:
     """Return what a vector makes of a value's rows: 0 where all of a row is."""
     first = value.first_factor(len(value.axes) - 1)
     rows = (value.const == 0).all(axis=tuple(range(first, value.const.ndim)))
     return Value(value.axes[:-1], np.where(rows, 0.0, np.nan))
 
 
-def _meet(flow: Flow, node: Node, part: Flat, zero: Bools) -> None:
+def _consume(flow: Flow, node: Node, part: Flat, zero: Bools) -> None:
+    """Let the channels of an axis that is summed over stay, but where the product is 0."""
     if part.atoms is not None:
-        flow.atoms.met(part.atoms)
+        flow.atoms.visit(part.atoms)
         flow.atoms.pin(part.atoms[~np.broadcast_to(zero, (part.size,))], _LIVE, node)
 
 
@@ -122,22 +110,19 @@ def _unread(flow: Flow, part: object, axis: int) -> Bools:
 
 
 @transfer("einsum")
-def summed(flow: Flow, node: Node) -> Value | Refusal:
+def einsum(flow: Flow, node: Node) -> Value:
     """Axes of one letter are tied; letters that the result lacks are summed over."""
     reads = list(node.args[1]) if isinstance(node.args[1], (list, tuple)) else []
     values = [flow.value(read) for read in reads]
     if str(node.args[0]).count(",") + 1 != len(reads):
-        return Refusal("its operands are no list", node)
+        raise FollowError("its operands are no list")
     terms, output = letters_of(str(node.args[0]), [len(value.axes) for value in values])
     if any(len(set(t)) != len(v.axes) for t, v in zip(terms, values, strict=True)):
-        return Refusal("its axes have no letters of their own", node)
+        raise FollowError("its axes have no letters of their own")
     axes: dict[str, Axis] = {}
     for term, value in zip(terms, values, strict=True):
         for letter, axis in zip(term, value.axes, strict=True):
-            tied = flow.tie(axes[letter], axis, node) if letter in axes else axis
-            if tied is None:
-                return Refusal("its operands' axes are made of different parts", node)
-            axes[letter] = tied
+            axes[letter] = flow.tie(axes[letter], axis, node) if letter in axes else axis
     for letter in set("".join(terms)) - set(output):
         _sum_letter(flow, node, letter, list(zip(terms, reads, strict=True)))
     found = tuple(axes[letter] for letter in output)
@@ -153,7 +138,7 @@ def _sum_letter(flow: Flow, node: Node, letter: str, terms: list[tuple[str, Any]
     for (at, read), part in zip(have, parts, strict=True):
         zero = zero | (part.const == 0) | _unread(flow, read, at - len(flow.value(read).axes))
     for part in parts:
-        _meet(flow, node, part, zero)
+        _consume(flow, node, part, zero)
 
 
 def zeros_of(
@@ -164,20 +149,17 @@ def zeros_of(
 ) -> Array:
     """Return 0 where a product is, NaN elsewhere.
 
-    Args:
-        flow: whose nodes they are.
-        axes: those of the product.
-        operands: the nodes that are multiplied.
-        orders: for each of them, which of its axes each of the product's last axes is; None for
-            none of them. Axes that are not named are summed over.
+    `orders` says, for each operand, which of its axes each of the product's last axes is; None for
+    none of them. Axes that are not named are summed over.
     """
     zero = np.zeros((1,) * sum(map(len, axes)), dtype=np.bool_)
     for operand, order in zip(operands, orders, strict=True):
-        zero = zero | (spread(_collapsed(with_numbers(flow, operand), order), axes) == 0)
+        value = _zeros_in_order(with_numbers(flow, operand), order)
+        zero = zero | (broadcast_const(value, axes) == 0)
     return np.where(zero, 0.0, np.nan)
 
 
-def _collapsed(value: Value, order: Sequence[int | None]) -> Value:
+def _zeros_in_order(value: Value, order: Sequence[int | None]) -> Value:
     """Return a value with its axes in an order, 0 where it is along all of those that go."""
     dims = {
         at: range(value.first_factor(at), value.first_factor(at) + len(axis))
