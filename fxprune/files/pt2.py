@@ -260,6 +260,9 @@ _PATHS = frozenset(
 )
 _PYTREES: Mapping[Any, Any] = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE
 _TEXTS = frozenset({"as_string", "as_strings", *_KEPT})
+# Numbers that JSON cannot hold: torch writes them as texts, as in attention's masks of -inf.
+_FLOATS = frozenset({"as_float", "as_floats", "as_float_lists", "real", "imag"})
+_NOT_FINITE = frozenset({"Infinity", "-Infinity", "NaN"})
 # These stand for objects that are unpickled, or for functions that are called by their name.
 _REFUSED = frozenset({"as_custom_obj", "custom_obj", "custom_obj_values", "as_operator", "token"})
 
@@ -401,6 +404,7 @@ _CHECKS: Mapping[str, Callable[[str], bool | None]] = {
     **dict.fromkeys(_NAMES, _is_name),
     **dict.fromkeys(_PATHS, _is_path),
     **dict.fromkeys(_TEXTS, lambda text: len(text) < 1_000_000),
+    **dict.fromkeys(_FLOATS, _NOT_FINITE.__contains__),
     "expr_str": check_expression,
     "target": _check_target,
     "in_spec": _check_nesting,
