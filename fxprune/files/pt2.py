@@ -49,7 +49,7 @@ _SETTINGS = ("archive_format", "archive_version", "byteorder", ".data/version")
 
 
 def load_pt2(path: PathLike) -> ExportedProgram:
-    """Read a .pt2 that torch.export.save wrote; nothing in the file is run, whoever made it.
+    """Read a .pt2 that torch.export.save wrote, from any source; nothing in the file is run.
 
     The whole file is read into memory. A graph in it can call only operators of torch's that
     compute.
