@@ -11,7 +11,7 @@ import pytest
 
 from fxprune.compiler.recheck import read_certificate
 from fxprune.errors import FormatError
-from fxprune.reports.plans import parse
+from fxprune.reports.plans import Plan
 from fxprune.support.reading import header_size, parse_json
 
 
@@ -36,8 +36,10 @@ def test_json_that_is_not_strict_is_refused(raw: str | bytes, reason: str) -> No
 
 @pytest.mark.parametrize("text", ['{"format": NaN}', '{"version": 1, "version": 1}'])
 def test_plans_and_certificates_are_read_as_strictly(text: str, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"p\.json: this is no plan: this is not JSON.*; make the plan again"):
-        parse(text, "p.json", allow_imports=False)
+    with pytest.raises(
+        FormatError, match=r"p\.json: this is no plan: this is not JSON.*; make the plan again"
+    ):
+        Plan.from_json(text, where="p.json")
     path = tmp_path / "certificate.json"
     path.write_text(text)
     with pytest.raises(FormatError, match=r"certificate\.json: this is not JSON"):
