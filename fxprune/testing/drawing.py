@@ -31,17 +31,18 @@ from fxprune.testing.architecture import (
     SPATIAL,
     Activation,
     Arch,
+    ArchLayer,
     Attention,
     Concat,
     Conv,
     Dropout,
-    Layer,
     Linear,
     Norm,
     Recurrent,
     Residual,
     Shared,
     build,
+    width_after,
 )
 from fxprune.testing.calls import KINDS, STRUCTURED, Call
 from fxprune.testing.code import network_code, recipe_code
@@ -53,37 +54,37 @@ _LONGEST_RUN = 8
 _OUTLIERS = (float("inf"), float("nan"), -0.0, 1e-40)
 
 
-def _linears(width: st.SearchStrategy[int]) -> st.SearchStrategy[Layer]:
+def _linears(width: st.SearchStrategy[int]) -> st.SearchStrategy[ArchLayer]:
     return st.builds(Linear, width, st.booleans())
 
 
-def _convs(width: st.SearchStrategy[int]) -> st.SearchStrategy[Layer]:
+def _convs(width: st.SearchStrategy[int]) -> st.SearchStrategy[ArchLayer]:
     kernels = st.sampled_from([1, 3])
     return st.builds(Conv, width, kernels, st.booleans(), st.booleans())
 
 
-def _attentions(width: int) -> st.SearchStrategy[Layer]:
+def _attentions(width: int) -> st.SearchStrategy[ArchLayer]:
     heads = [h for h in (1, 2, 3) if width % h == 0]
     return st.builds(Attention, st.sampled_from(heads), st.booleans())
 
 
-def _weighted(shape: str, width: st.SearchStrategy[int]) -> st.SearchStrategy[Layer]:
+def _weighted(shape: str, width: st.SearchStrategy[int]) -> st.SearchStrategy[ArchLayer]:
     """Draw a linear layer, or a convolution where the shape is spatial."""
     return _convs(width) if shape in SPATIAL else _linears(width)
 
 
-def _norms(shape: str) -> st.SearchStrategy[Layer]:
+def _norms(shape: str) -> st.SearchStrategy[ArchLayer]:
     if shape in SPATIAL:
         return st.sampled_from([Norm("batch"), Norm("group")])
     kinds = ["layer", "batch"] if shape == "features" else ["layer"]
     return st.sampled_from([Norm(kind) for kind in kinds])
 
 
-def _wrapped(shape: str, width: int) -> st.SearchStrategy[Layer]:
+def _wrapped(shape: str, width: int) -> st.SearchStrategy[ArchLayer]:
     """Draw layers around a layer: a skip, a concatenation, a second call."""
     same = _weighted(shape, st.just(width))
     inner = same | _attentions(width) if shape == "sequence" else same
-    options: list[st.SearchStrategy[Layer]] = [
+    options: list[st.SearchStrategy[ArchLayer]] = [
         st.builds(Residual, inner),
         st.builds(Shared, same | _norms(shape), st.sampled_from([1, 2])),
     ]
@@ -92,19 +93,19 @@ def _wrapped(shape: str, width: int) -> st.SearchStrategy[Layer]:
     return st.one_of(options)
 
 
-def _recurrents() -> st.SearchStrategy[Layer]:
+def _recurrents() -> st.SearchStrategy[ArchLayer]:
     kinds = st.sampled_from(list(RECURRENT))
     widths = st.integers(1, _MAX_WIDTH)
     return st.builds(Recurrent, kinds, widths, st.sampled_from([1, 2]), st.booleans())
 
 
-def _owning(shape: str, width: int) -> list[st.SearchStrategy[Layer]]:
+def _owning(shape: str, width: int) -> list[st.SearchStrategy[ArchLayer]]:
     """Return the kinds of layers that own a matrix."""
     plain = _weighted(shape, st.integers(1, _MAX_WIDTH))
     return [plain, _recurrents(), _attentions(width)] if shape == "sequence" else [plain]
 
 
-def _layers(shape: str, width: int, last: Layer) -> st.SearchStrategy[Layer]:
+def _layers(shape: str, width: int, last: ArchLayer) -> st.SearchStrategy[ArchLayer]:
     """Draw a layer for `width` channels, each kind as likely; one kind is the last layer again."""
     options = [
         *_owning(shape, width),
@@ -113,7 +114,7 @@ def _layers(shape: str, width: int, last: Layer) -> st.SearchStrategy[Layer]:
         _wrapped(shape, width),
         st.builds(Dropout, st.sampled_from([0.2, 0.5])),
     ]
-    if last.width_out(width) == width:
+    if width_after(last, width) == width:
         options.append(st.just(last))
     # not one_of: it flattens what is nested, and so makes nested kinds likelier
     return st.sampled_from(options).flatmap(lambda option: option)
@@ -150,10 +151,10 @@ def architectures(
     first = draw(st.integers(1, _MAX_WIDTH))
     inner = "sequence" if shape == "tokens" else shape
     stack = [draw(draw(st.sampled_from(_owning(inner, first))))]
-    width = stack[0].width_out(first)
+    width = width_after(stack[0], first)
     for _ in range(draw(st.integers(0, max_layers - 1))):
         stack.append(draw(_layers(inner, width, stack[-1])))
-        width = stack[-1].width_out(width)
+        width = width_after(stack[-1], width)
     if runs:
         pointwise = st.sampled_from(list(ACTIVATIONS)).map(Activation)
         stack += draw(st.lists(pointwise, max_size=_LONGEST_RUN))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fxprune.errors import FxpruneError, InvariantError
 from fxprune.program import Program
 from fxprune.rewrite import Pass, Rewrite, Scores
-from fxprune.testing.architecture import Activation, Arch, Dropout, Layer, Linear, Norm, build
+from fxprune.testing.architecture import Activation, Arch, ArchLayer, Dropout, Linear, Norm, build
 from fxprune.testing.assert_pass import (
     Given,
     assert_frozen,
@@ -79,11 +79,11 @@ def _simpler_archs(arch: Arch) -> Iterator[Arch]:
             yield dataclasses.replace(arch, layers=(*layers[:at], simpler, *layers[at + 1 :]))
 
 
-def _simpler_layers(layer: Layer) -> Iterator[Layer]:
+def _simpler_layers(layer: ArchLayer) -> Iterator[ArchLayer]:
     if not isinstance(layer, Linear | Activation | Norm | Dropout):
         yield Linear(1)
     inner = getattr(layer, "inner", None)
-    if isinstance(inner, Layer):
+    if isinstance(inner, ArchLayer):
         yield inner
         for simpler in _simpler_layers(inner):
             yield _with(layer, "inner", simpler)
