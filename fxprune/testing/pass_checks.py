@@ -20,7 +20,7 @@ from fxprune.program import Program
 from fxprune.rewrite import Pass, Rewrite, Scores
 from fxprune.testing.architecture import Activation, Arch, ArchLayer, Dropout, Linear, Norm, build
 from fxprune.testing.assert_pass import (
-    Given,
+    GivenFacts,
     assert_frozen,
     assert_idempotent,
     assert_promise,
@@ -174,7 +174,7 @@ def check_pass(
     step: Pass | type[Pass],
     *,
     networks: st.SearchStrategy[Arch] | None = None,
-    given: Given = (),
+    given: GivenFacts = (),
     random: bool = False,
     torch_method: str | None = None,
     max_examples: int = 40,
@@ -232,7 +232,7 @@ def check_pass(
 @dataclass(frozen=True)
 class _Battery:
     step: Pass
-    given: Given
+    given: GivenFacts
     random: bool
     torch_method: str | None
     tally: Tally
