@@ -55,8 +55,7 @@ def assert_promise(
         after = copy_and_run(program, step, given).program
     except InvariantError as error:
         raise DifferenceError(str(error)) from error
-    fault = broken_promise(program, after, step, trials=trials)
-    if fault is not None:
+    if fault := broken_promise(program, after, step, trials=trials):
         raise DifferenceError(fault)
 
 
@@ -157,14 +156,12 @@ def assert_pure(
             fault = None if random else drawn.generator_fault()
         if fault is not None:
             raise DifferenceError(f"{step.name}: {fault}")
-        fault = memory.difference(program, generators=False)
-        if fault is not None:
+        if fault := memory.difference(program, generators=False):
             raise DifferenceError(f"{step.name} changed the caller's Program: {fault}")
     first, second = outcomes
     _check_equal(first.program, second.program, f"another run of {step.name}")
     for kind in step.gives:
-        fault = difference(_fact_values(first.facts[kind]), _fact_values(second.facts[kind]))
-        if fault is not None:
+        if fault := difference(_fact_values(first.facts[kind]), _fact_values(second.facts[kind])):
             raise DifferenceError(
                 f"another run of {step.name} gives another {kind.__name__}: {fault}"
             )
@@ -195,8 +192,7 @@ def assert_frozen(program: Program, step: Pass, *, given: GivenFacts = ()) -> No
             raise DifferenceError(
                 f"{step.name} put another {kind.__name__} in the place of the given"
             )
-        fault = difference(_fact_values(fact), seen[kind])
-        if fault is not None:
+        if fault := difference(_fact_values(fact), seen[kind]):
             raise DifferenceError(f"{step.name} edited the {kind.__name__} it was given: {fault}")
     for frozen in (step, *(facts[kind] for kind in step.gives)):
         parameters = getattr(type(frozen), "__dataclass_params__", None)
@@ -262,16 +258,14 @@ def _check_fails_cleanly(
     try:
         act(program)
     except raises:
-        fault = memory.difference(program)
-        if fault is not None:
+        if fault := memory.difference(program):
             raise DifferenceError(f"{label} left the Program changed: {fault}") from None
         return
     raise DifferenceError(f"{label} raised no {raises.__name__}")
 
 
 def _check_equal(first: Program, second: Program, label: str) -> None:
-    fault = _program_difference(first, second)
-    if fault is not None:
+    if fault := _program_difference(first, second):
         raise DifferenceError(f"{label} gives another Program: {fault}")
 
 
@@ -339,8 +333,7 @@ class Memory:
 
     def difference(self, model: nn.Module, *, generators: bool = True) -> str | None:
         """Return what changed first in the same model; None where nothing did."""
-        fault = self._value_difference(_values(model))
-        if fault is not None:
+        if fault := self._value_difference(_values(model)):
             return fault
         parts = _parts(model)
         changed = next((key for key in self._parts if parts[key] != self._parts[key]), None)

@@ -65,8 +65,7 @@ def _check_source(name: str, source: ScoreSource) -> None:
         raise DifferenceError(f"{name!r}: scores are {whole.dtype}, and said are {source.dtype}")
     middle = source.units // 2
     parts = torch.cat([source.chunk(0, middle), source.chunk(middle, source.units)])
-    fault = difference(parts, whole)
-    if fault is not None:
+    if fault := difference(parts, whole):
         raise DifferenceError(f"{name!r}: scores in two parts differ from the whole: {fault}")
     living = source.living(0, source.units)
     if living is not None and int(living.sum()) != source.alive:
@@ -101,6 +100,5 @@ def _check_torch_masks(
             oracle.apply(Call(method, (name.replace(".", "/"),), amount=amount, seed=None))
     theirs = oracle.masks()
     for name in names:
-        fault = difference(masked.masks[name], theirs[name.replace(".", "/")])
-        if fault is not None:
+        if fault := difference(masked.masks[name], theirs[name.replace(".", "/")]):
             raise DifferenceError(f"the mask of {name!r} is not that of {method}: {fault}")

@@ -14,9 +14,9 @@ from torch.nn.utils import prune
 from fxprune.testing import architecture
 from fxprune.testing.architecture import Arch, ArchLayer, build
 from fxprune.testing.calls import KINDS, STRUCTURED, Call, methods_of
-from fxprune.testing.comparing import with_batch
 from fxprune.testing.drawing import SHAPES, architectures, pruning_sequences
 from tests.models.cases import Case, canonical, cases
+from tests.tools.batches import with_batch
 
 # Always the same examples, none of them shrunk.
 SAMPLED = settings(
