@@ -12,14 +12,8 @@ Program a PassTypeError, for a name that it lacks a MissingParameterError, for a
 range an AmountError, for a dimension that is not there a DimError, for a mask or scores of another
 shape a ShapeError.
 
-What the method classes of `fxprune.functional` share: they mask Programs by one-rule recipes.
-
-The method classes of torch.nn.utils.prune, for Programs and with fxprune's own masks.
-
-They derive from torch's BasePruningMethod, so that code which checks for it goes on working, but
-`apply` masks a Program, and no mask is made by torch's code.
-
-A Program around one tensor, so that the passes can mask what belongs to no model.
+The method classes derive from torch's BasePruningMethod, so that code which checks for it goes on
+working, but `apply` masks a Program, and no mask is made by torch's code.
 """
 
 from __future__ import annotations
@@ -168,15 +162,23 @@ def global_unstructured(
         raise PassTypeError("global_unstructured: importance_scores must be a dict")
     pairs = list(parameters)
     for program, _ in pairs:
-        check_module(program)
+        _check_module(program)
     programs = {id(program): program for program, _ in pairs}
     if len(programs) != 1:
         raise PassTypeError(
             f"global_unstructured: parameters name {len(programs)} programs; name some of one"
         )
+    method: Any = (_OF_TORCH.get(pruning_method) or pruning_method)(**kwargs)
+    if not isinstance(method, torch_prune.BasePruningMethod):
+        raise PassTypeError(f"{pruning_method!r} is no subclass of BasePruningMethod")
+    kind = getattr(method, "PRUNING_TYPE", None)
+    if kind != "unstructured":
+        raise PassTypeError(
+            f"global pruning takes methods of PRUNING_TYPE 'unstructured'; "
+            f"{type(method).__name__} is {kind!r}"
+        )
     scores = {name: tensor for (_, name), tensor in (importance_scores or {}).items()}
-    names = tuple(name for _, name in pairs)
-    apply_globally(pairs[0][0], names, pruning_method, scores, kwargs)
+    _mask_parameters(pairs[0][0], tuple(name for _, name in pairs), method, scores, "global")
 
 
 def custom_from_mask(module: Program, name: str, mask: torch.Tensor) -> Program:
@@ -201,7 +203,7 @@ def remove(module: Program, name: str) -> Program:
     Raises:
         NotPrunedError: the parameter has no mask.
     """
-    check_module(module)
+    _check_module(module)
     step = create("finalize", names=(name,), source_order=False)
     return edit(module, step, inplace=True)
 
@@ -224,14 +226,9 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         importance_scores: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Mask one parameter of a Program in place, and return the method.
+        """Mask one parameter of a Program, by its full name, in place, and return the method.
 
-        Args:
-            module: the Program.
-            name: the parameter's full name.
-            *args: arguments of the class.
-            importance_scores: of the parameter's shape; the method gets them in its place.
-            **kwargs: arguments of the class.
+        Other arguments are those of the class, which gets the importance scores in its place.
         """
         # torch's own methods take the scores by position, too: behind the arguments of the class.
         if importance_scores is None and len(args) > len(inspect.signature(cls).parameters):
@@ -243,12 +240,12 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
             )
         method._tensor_name = name
         scores = {} if importance_scores is None else {name: importance_scores}
-        mask_parameters(module, (name,), method, scores, "local")
+        _mask_parameters(module, (name,), method, scores, "local")
         return method
 
     def rule(self) -> dict[str, Any]:
         """Return the keys of the recipe's rule that stands for this method."""
-        return imported_rule(self)
+        return _imported_rule(self)
 
     def apply_mask(self, module: Program) -> torch.Tensor:
         """Return the masked parameter, with its gradient."""
@@ -258,17 +255,11 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
 
     def remove(self, module: Program) -> None:
         """Fold the mask into the parameter."""
-        edit(
-            module, create("finalize", names=(self._tensor_name,), source_order=False), inplace=True
-        )
+        remove(module, self._tensor_name)
 
 
 class PruningContainer(BasePruningMethod):
-    """Methods on one parameter, of which the last computes the mask of what is still alive.
-
-    Args:
-        *args: the methods, in order.
-    """
+    """Methods on one parameter, of which the last computes the mask of what is still alive."""
 
     def __init__(self, *args: Any) -> None:
         self._pruning_methods: tuple[Any, ...] = ()
@@ -278,12 +269,7 @@ class PruningContainer(BasePruningMethod):
             self.add_pruning_method(method)
 
     def add_pruning_method(self, method: Any) -> None:
-        """Add a method for the same parameter.
-
-        Raises:
-            PassTypeError: it is no pruning method.
-            PassError: it is for another parameter.
-        """
+        """Add a method for the same parameter."""
         if not isinstance(method, torch_prune.BasePruningMethod):
             raise PassTypeError(f"{type(method).__name__} is no subclass of BasePruningMethod")
         if method._tensor_name != self._tensor_name:
@@ -309,7 +295,7 @@ class PruningContainer(BasePruningMethod):
         return combined_mask(self._pruning_methods[-1], t, default_mask)
 
 
-def mask_parameters(
+def _mask_parameters(
     program: Any,
     names: tuple[str, ...],
     method: Any,
@@ -318,18 +304,10 @@ def mask_parameters(
 ) -> None:
     """Mask parameters of a Program in place by one method, as a one-rule recipe.
 
-    Args:
-        program: the Program.
-        names: full names, in the order in which they are ranked.
-        method: an instance of a pruning method, fxprune's or a user's.
-        scores: importance scores by name.
-        scope: "local" or "global".
-
-    Raises:
-        PassTypeError: `program` is no Program.
+    Names are full and in the order in which they are ranked, importance scores are by name.
     """
-    check_module(program)
-    keys = method.rule() if isinstance(method, BasePruningMethod) else imported_rule(method)
+    _check_module(program)
+    keys = method.rule() if isinstance(method, BasePruningMethod) else _imported_rule(method)
     if keys["method"] != "identity":
         keys["scope"] = scope
     rule = Rule(name="functional", select="*", ties="torch", **keys)
@@ -340,20 +318,16 @@ def mask_parameters(
     run_stages(program, [stage], given, inplace=True)
 
 
-def check_module(module: Any) -> None:
-    """Check that a function of torch.nn.utils.prune's name was handed a Program.
-
-    Raises:
-        PassTypeError: it was handed something else.
-    """
+def _check_module(module: Any) -> None:
+    """Raise PassTypeError where a function of torch.nn.utils.prune's name was handed no Program."""
     if not isinstance(module, Program):
         raise PassTypeError(
-            f"this is no Program but a {type(module).__name__}; capture the model first: "
+            f"expected a Program, got a {type(module).__name__}; capture the model first: "
             "program = fxprune.capture(model, args), and name parameters as 'conv1.weight'"
         )
 
 
-def imported_rule(method: Any) -> dict[str, Any]:
+def _imported_rule(method: Any) -> dict[str, Any]:
     """Return the rule's keys for a class that the recipe knows by its module and name only."""
     kind = type(method)
     return {"method": f"{kind.__module__}:{kind.__name__}"}
@@ -375,14 +349,9 @@ class _BuiltIn(BasePruningMethod):
     def compute_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, t: torch.Tensor, default_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Return `default_mask` with zeros where the method prunes `t`.
-
-        Args:
-            t: what is ranked, any shape.
-            default_mask: of its shape.
-        """
-        program = bare_program(t)
-        mask_parameters(program, ("t",), self, {}, "local")
+        """Return `default_mask` with zeros where the method prunes `t`, both of one shape."""
+        program = _program_around(t)
+        _mask_parameters(program, ("t",), self, {}, "local")
         pruned = parameters.masks(program)["t"].to(default_mask.dtype) == 0
         return default_mask.clone(memory_format=torch.contiguous_format).masked_fill_(pruned, 0)
 
@@ -393,7 +362,12 @@ class Identity(_BuiltIn):
     method = "identity"
 
 
-class RandomUnstructured(_BuiltIn):
+class _Unstructured(_BuiltIn):
+    def __init__(self, amount: float | int) -> None:
+        self.amount = _amount(amount)
+
+
+class RandomUnstructured(_Unstructured):
     """Prune entries at random.
 
     Args:
@@ -402,11 +376,8 @@ class RandomUnstructured(_BuiltIn):
 
     method = "random_unstructured"
 
-    def __init__(self, amount: float | int) -> None:
-        self.amount = _amount(amount)
 
-
-class L1Unstructured(_BuiltIn):
+class L1Unstructured(_Unstructured):
     """Prune the entries of smallest magnitude.
 
     Args:
@@ -414,9 +385,6 @@ class L1Unstructured(_BuiltIn):
     """
 
     method = "l1_unstructured"
-
-    def __init__(self, amount: float | int) -> None:
-        self.amount = _amount(amount)
 
 
 class RandomStructured(_BuiltIn):
@@ -466,11 +434,7 @@ class CustomFromMask(_BuiltIn):
     def compute_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, t: torch.Tensor, default_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Return the product of the two masks.
-
-        Raises:
-            ShapeError: they differ in shape.
-        """
+        """Return the product of the two masks."""
         if self.mask.shape != default_mask.shape:
             raise ShapeError(
                 f"the masks differ in shape: {tuple(self.mask.shape)} and "
@@ -481,7 +445,7 @@ class CustomFromMask(_BuiltIn):
     def rule(self) -> dict[str, Any]:
         """Return the keys of the recipe's rule."""
         own = type(self).compute_mask is CustomFromMask.compute_mask
-        return {"method": self.method} if own else imported_rule(self)
+        return {"method": self.method} if own else _imported_rule(self)
 
 
 # torch's own classes stand for fxprune's; a user's subclass of one is the user's own method.
@@ -495,30 +459,6 @@ _OF_TORCH: dict[type[Any], type[_BuiltIn]] = {
 }
 
 
-def apply_globally(
-    program: Program,
-    names: tuple[str, ...],
-    pruning_method: Any,
-    scores: Mapping[str, torch.Tensor],
-    kwargs: Mapping[str, Any],
-) -> None:
-    """Rank parameters together by a method class; see `functional.global_unstructured`.
-
-    Raises:
-        PassTypeError: the class is no pruning method, or is not unstructured.
-    """
-    method: Any = (_OF_TORCH.get(pruning_method) or pruning_method)(**kwargs)
-    if not isinstance(method, torch_prune.BasePruningMethod):
-        raise PassTypeError(f"{pruning_method!r} is no subclass of BasePruningMethod")
-    kind = getattr(method, "PRUNING_TYPE", None)
-    if kind != "unstructured":
-        raise PassTypeError(
-            f"global pruning takes methods of PRUNING_TYPE 'unstructured'; "
-            f"{type(method).__name__} is {kind!r}"
-        )
-    mask_parameters(program, names, method, scores, "global")
-
-
 def _dim(dim: Any) -> int:
     if not isinstance(dim, int):
         raise PassTypeError(f"dim={dim!r} must be an int: the dimension of the channels")
@@ -530,7 +470,7 @@ def _amount(amount: Any) -> float | int:
     return int(amount) if isinstance(amount, numbers.Integral) else float(amount)
 
 
-def bare_program(t: torch.Tensor) -> Program:
+def _program_around(t: torch.Tensor) -> Program:
     """Return a Program that holds one parameter `t` and computes nothing."""
     tree = nn.Module()
     tree.register_parameter("t", nn.Parameter(t.detach(), requires_grad=False))

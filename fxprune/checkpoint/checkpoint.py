@@ -23,6 +23,7 @@ from fxprune.support import PathLike
 from fxprune.words import plain_table
 
 OnProgress = Callable[[str, int, int], None]
+_NO_EXPORT = "[export] was left out: a checkpoint is written in the layout in which it was read"
 _HEADER = ("rule", "method", "tensors", "alive", "pruned")
 _RIGHT = frozenset({"tensors", "alive", "pruned"})
 
@@ -110,16 +111,17 @@ def prune_checkpoint(
     with open_checkpoint(source) as checkpoint:
         target = target_of(checkpoint, out)
         with target.replacing() as aside:
-            return _pruned(checkpoint, rules, target, aside, on_progress or _quiet)
+            return _prune(checkpoint, rules, target, aside, on_progress or (lambda *step: None))
 
 
-def _pruned(
+def _prune(
     checkpoint: Checkpoint, recipe: Recipe, target: Target, aside: Path, on_progress: OnProgress
 ) -> CheckpointReport:
     seconds: dict[str, float] = {}
     with ExitStack() as stack:
-        workers, spill = stack.enter_context(Workers()), Spill(aside)
+        workers, spill = Workers(), Spill(aside)
         stack.callback(spill.close)
+        stack.callback(workers.close)
         weights, refused = weights_of(checkpoint, workers.room)
         sites = [stored.site for _, stored in checkpoint.tensors.values()]
         rules = Rules(sites, weights, refused, workers, spill, stack)
@@ -148,28 +150,11 @@ def _pruned(
         pruned=sum(bool(weight.factors) for weight in weights.values()),
         rules=tuple(records),
         seconds=seconds,
-        notes=_notes(recipe),
+        notes=() if recipe.export is None else (_NO_EXPORT,),
     )
-
-
-def _notes(recipe: Recipe) -> tuple[str, ...]:
-    if recipe.export is None:
-        return ()
-    return ("[export] was left out: a checkpoint is written in the layout in which it was read",)
 
 
 def _row(record: RuleRecord) -> tuple[str, ...]:
-    alive = sum(row.alive or 0 for row in record.parameters)
-    pruned = [row.pruned for row in record.parameters if row.pruned is not None]
-    counted = bool(pruned)
-    return (
-        record.rule,
-        record.method,
-        str(len(record.parameters)),
-        f"{alive:,}" if counted else "",
-        f"{sum(pruned):,}" if counted else "",
-    )
-
-
-def _quiet(step: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    counted = any(row.pruned is not None for row in record.parameters)
+    counts = (f"{n:,}" if counted else "" for n in (record.alive, record.pruned))
+    return (record.rule, record.method, str(len(record.parameters)), *counts)

@@ -1,8 +1,7 @@
 """The rules of a recipe on a checkpoint: each adds factors to the masks of the tensors it takes.
 
-What a rule decides is what the passes of the same rule decide on a model in memory.
-
-Which tensors of a checkpoint a rule takes; what needs a graph is refused.
+What a rule decides is what the passes of the same rule decide on a model in memory; a rule that
+needs a graph is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 
 from fxprune.checkpoint.scores import FileMagnitudes, channels_of, inner_of, norm_scores
 from fxprune.checkpoint.source import INDEX, SUFFIX, Checkpoint, Workers, open_checkpoint
-from fxprune.checkpoint.weights import FLOATS, ByChannel, ByCut, Given, Ones, Spill, Weight
+from fxprune.checkpoint.weights import FLOATS, ByChannel, ByCut, GivenMask, Ones, Spill, Weight
 from fxprune.errors import PassError, RecipeError, SelectError, ShapeError
 from fxprune.program import ParamRecord, ParamSite, RuleRecord, quote
 from fxprune.ranking import (
@@ -40,37 +39,19 @@ MOST_REPLAYED = 2**22  # entries among which torch's own choice of ties can be r
 
 @dataclass(frozen=True)
 class Rules:
-    """What the rules of one recipe share.
+    """What the rules of one recipe share."""
 
-    Args:
-        sites: all tensors, in order.
-        weights: those that can be pruned, by name.
-        refused: why the others cannot, by name.
-        workers: threads for passes.
-        spill: where bits go that cannot be found again.
-        files: keeps files of masks open.
-    """
-
-    sites: Sequence[ParamSite]
-    weights: Mapping[str, Weight]
-    refused: Mapping[str, str]
+    sites: Sequence[ParamSite]  # all tensors, in order
+    weights: Mapping[str, Weight]  # those that can be pruned, by name
+    refused: Mapping[str, str]  # why the others cannot, by name
     workers: Workers
     spill: Spill
-    files: ExitStack
+    files: ExitStack  # keeps files of masks open
 
     def run(
         self, rules: Sequence[Rule], name: str, on_progress: Callable[[str, int, int], None]
     ) -> RuleRecord:
-        """Carry out one rule, or the rules of one group.
-
-        Args:
-            rules: of equal method, amount and ties.
-            name: what the rules are called together.
-            on_progress: called with the name, bytes that were read and bytes to read.
-
-        Raises:
-            SelectError, AmountError, PassError, FormatError: as in memory.
-        """
+        """Carry out one rule, or those of a group; `on_progress` gets the name and bytes read."""
         began, rule = time.perf_counter(), rules[0]
         selection = select_tensors(rules, self.sites, self.refused)
         chosen = {site.name: self.weights[site.name] for site in selection.sites}
@@ -111,7 +92,7 @@ class Rules:
                     f"the mask of {name!r} has shape {tuple(stored.shape)}, the tensor "
                     f"{tuple(weight.stored.shape)}"
                 )
-            weight.add(Given(shard, stored), None)
+            weight.add(GivenMask(shard, stored), None)
 
     def _scores(
         self, rule: Rule, chosen: Mapping[str, Weight], on_read: Callable[[int], None]
@@ -147,11 +128,7 @@ class Rules:
                 yield _record(name, scores.sources[name], cut, cut.count)
 
     def _add(self, weight: Weight, scores: Scores, pruned: PrunedChunks) -> int:
-        """Add what was pruned to a mask: bits in a file, or the channels that are kept.
-
-        Returns:
-            How many units went, which torch's choice of ties decides, not the cut.
-        """
+        """Add what was pruned to a mask, as bits or as channels; return how many units went."""
         source, went = scores.sources[weight.stored.name], 0
 
         def keep_units() -> Iterator[torch.Tensor]:
@@ -225,11 +202,7 @@ _INSTEAD = "select by path, regex, param, exclude, ndim, dtype or min_numel"
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Check that a recipe asks for nothing that a file of tensors does not have.
-
-    Raises:
-        RecipeError: names the rule and the key.
-    """
+    """Check that a recipe asks for nothing that a file of tensors does not have."""
     for rule in recipe.rules:
         _check_rule(rule)
     for key in ("passes", "shrink"):
@@ -242,12 +215,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def weights_of(checkpoint: Checkpoint, room: Scratch) -> tuple[dict[str, Weight], dict[str, str]]:
-    """Return the tensors that can be pruned, by name, and why the others cannot.
-
-    Args:
-        checkpoint: the files.
-        room: buffers.
-    """
+    """Return the tensors that can be pruned, by name, and why the others cannot."""
     weights: dict[str, Weight] = {}
     refused: dict[str, str] = {}
     known = ", ".join(dtype_name(dtype) for dtype in FLOATS)
@@ -263,16 +231,7 @@ def weights_of(checkpoint: Checkpoint, room: Scratch) -> tuple[dict[str, Weight]
 def select_tensors(
     rules: Sequence[Rule], sites: Sequence[ParamSite], refused: Mapping[str, str]
 ) -> Selection:
-    """Select the tensors that any of some rules takes.
-
-    Args:
-        rules: one, or those of a group.
-        sites: all tensors, in order.
-        refused: why some of them cannot be pruned, by name.
-
-    Raises:
-        SelectError: nothing is selected, and a rule is not optional.
-    """
+    """Select the tensors that any of some rules takes; an error where a rule must take some."""
     selects = [rule.select or Select() for rule in rules]
     found = [hold_to(select, sites, refused) for select in selects]
     selection = select_any(found)

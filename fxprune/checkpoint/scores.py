@@ -1,7 +1,4 @@
-"""Scores of a checkpoint's tensors, read from the file when they are asked for.
-
-Channels of a checkpoint's tensors: norms and living ones, a block of channels at a time.
-"""
+"""Scores of a checkpoint's tensors, read when they are asked for: magnitudes, norms of channels."""
 
 from __future__ import annotations
 
@@ -34,13 +31,7 @@ _RUN = 256  # neighbouring entries that are sampled together: a read costs as mu
 
 
 class FileMagnitudes(ScoreSource):
-    """|t| of each living entry of a tensor in a file.
-
-    Args:
-        weight: the tensor.
-        workers: threads for passes over it.
-        on_read: called with the number of bytes that were read.
-    """
+    """|t| of each living entry of a tensor in a file; `on_read` gets the number of bytes read."""
 
     def __init__(self, weight: Weight, workers: Workers, on_read: Callable[[int], None]) -> None:
         self.weight, self._workers, self._on_read = weight, workers, on_read
@@ -114,28 +105,14 @@ MOST = 2**25  # bytes of a block
 
 
 def inner_of(weight: Weight, dim: int) -> int:
-    """Return how many neighbouring entries belong to the same channel.
-
-    Raises:
-        PassError, DimError: the tensor has no such channels.
-    """
+    """Return how many neighbouring entries belong to the same channel."""
     check_channels(weight.stored.site, dim)
     shape = weight.stored.shape
     return math.prod(shape[dim % len(shape) + 1 :])
 
 
 def norm_scores(weight: Weight, n: Any, dim: int) -> ChannelScores:
-    """Return the norms of the living channels, equal to those of the whole tensor to the bit.
-
-    Args:
-        weight: the tensor.
-        n: order of the norm.
-        dim: the dimension of the channels.
-
-    Raises:
-        PassError, DimError: the tensor has no such channels, or one is too large to be held.
-        NormError: torch cannot take that norm.
-    """
+    """Return the norms of the living channels, equal to those of the whole tensor to the bit."""
     parts, kept = list[torch.Tensor](), list[torch.Tensor]()
     whole = _fits(weight)
     for values, mask in _blocks(weight, dim):
@@ -156,11 +133,7 @@ def norm_scores(weight: Weight, n: Any, dim: int) -> ChannelScores:
 
 
 def channels_of(weight: Weight, dim: int) -> Entries:
-    """Return the channels, and which of them are alive.
-
-    Raises:
-        PassError, DimError: the tensor has no such channels.
-    """
+    """Return the channels, and which of them are alive."""
     check_channels(weight.stored.site, dim)
     channels = torch.empty(weight.stored.shape[dim])
     if not weight.factors:

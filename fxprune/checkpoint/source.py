@@ -1,8 +1,6 @@
 """Checkpoints on disk: a safetensors file, or an index and its shards (Hugging Face's layout).
 
-The header of a safetensors file: which tensor lies where. safetensors itself checks it.
-
-Reads and writes at an offset, from any thread, and the threads that do them.
+Headers, which safetensors itself checks, say which tensor lies where; threads read and write there.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -42,16 +39,8 @@ _TORCH = {
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor of a file.
-
-    Args:
-        name: its name.
-        kind: its dtype, in the format's words.
-        shape: its shape.
-        begin: the offset of its first byte in the file.
-        end: the offset behind its last one.
-    """
+class StoredTensor:
+    """A tensor of a file: its dtype in the words of the format, and the offsets of its bytes."""
 
     name: str
     kind: str
@@ -77,27 +66,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a file says.
+    """What the header of a file says."""
 
-    Args:
-        size: of the file, in bytes.
-        tensors: in the order in which they lie in the file, as safetensors lists them.
-    """
-
-    size: int
-    tensors: tuple[Stored, ...]
+    size: int  # of the file, in bytes
+    tensors: tuple[StoredTensor, ...]  # as they lie in the file, which is as safetensors lists them
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of a safetensors file.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FormatError: the file is missing or truncated, or its header does not describe it.
-    """
-    with _opened(path) as file:
+    """Read the header of a safetensors file and check that it describes the file."""
+    with _open(path) as file:
         try:
             # Not for its tensors: it maps the file, and what is read there counts as memory.
             with safe_open(path, "numpy"):
@@ -108,18 +85,14 @@ def read_header(path: Path) -> Header:
         start, size = file.tell(), file.seek(0, 2)
     table = parse_table(path, raw)
     table.pop(_METADATA, None)
-    found = [_stored(path, name, entry, start) for name, entry in table.items()]
+    found = [_stored_tensor(path, name, entry, start) for name, entry in table.items()]
     found.sort(key=lambda tensor: (tensor.begin, tensor.end))
     return Header(size, tuple(found))
 
 
 def read_limited(path: Path) -> bytes:
-    """Read a small file.
-
-    Raises:
-        FormatError: it is missing, or is larger than 100 MB.
-    """
-    with _opened(path) as file:
+    """Read a file of at most 100 MB."""
+    with _open(path) as file:
         raw = file.read(MOST_HEADER + 1)
     if len(raw) > MOST_HEADER:
         raise _fault(path, "it is larger than 100 MB")
@@ -127,11 +100,7 @@ def read_limited(path: Path) -> bytes:
 
 
 def parse_table(path: Path, raw: bytes) -> dict[str, Any]:
-    """Parse a table in JSON.
-
-    Raises:
-        FormatError: it is none.
-    """
+    """Parse a table in JSON."""
     try:
         table = parse_json(raw)
     except FormatError as error:
@@ -141,7 +110,7 @@ def parse_table(path: Path, raw: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", table)
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise FormatError(f"{path}: this {what}; give the path of a .safetensors file or its index")
@@ -151,11 +120,13 @@ def _opened(path: Path) -> Any:
         raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _stored(path: Path, name: str, entry: Any, start: int) -> Stored:
+def _stored_tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     begin, end = entry["data_offsets"]
     if len(entry["shape"]) > _MOST_DIMS:
         raise _fault(path, f"{show(name)} has more than {_MOST_DIMS} dimensions")
-    return Stored(name, entry["dtype"], torch.Size(entry["shape"]), start + begin, start + end)
+    return StoredTensor(
+        name, entry["dtype"], torch.Size(entry["shape"]), start + begin, start + end
+    )
 
 
 def _fault(path: Path, text: str) -> FormatError:
@@ -168,26 +139,15 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Shard:
-    """A safetensors file that is read by offset, from any thread.
-
-    Args:
-        path: the file.
-        header: what its header says.
-        file: the file, opened.
-        stamp: when it was last changed, and its size.
-    """
+    """A safetensors file that is read by offset, from any thread."""
 
     path: Path
     header: Header
     file: FileIO
-    stamp: tuple[int, int]
+    stamp: tuple[int, int]  # when it was last changed, and its size
 
     def read_into(self, view: memoryview, at: int) -> None:
-        """Fill a buffer of bytes with those from an offset on.
-
-        Raises:
-            FormatError: the file became shorter meanwhile, or cannot be read.
-        """
+        """Fill a buffer of bytes with those from an offset on."""
         try:
             whole = fill(self.file.fileno(), view, at)
         except OSError as error:
@@ -203,20 +163,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The files of a checkpoint.
+    """The files of a checkpoint."""
 
-    Args:
-        path: the file, or the index.
-        shards: in the order of their names.
-        index: the bytes of the index; None for a single file.
-    """
-
-    path: Path
-    shards: tuple[Shard, ...]
+    path: Path  # of the file, or the index
+    shards: tuple[Shard, ...]  # in the order of their names
     index: bytes | None = None
 
     @property
-    def tensors(self) -> dict[str, tuple[Shard, Stored]]:
+    def tensors(self) -> dict[str, tuple[Shard, StoredTensor]]:
         """Each tensor by name: shards by name, and in a shard as safetensors lists them."""
         return {t.name: (shard, t) for shard in self.shards for t in shard.header.tensors}
 
@@ -228,14 +182,7 @@ class Checkpoint:
 
 @contextmanager
 def open_checkpoint(path: PathLike) -> Generator[Checkpoint]:
-    """Open a checkpoint's files and check their headers; no tensor is read.
-
-    Args:
-        path: a `.safetensors` file, or a `.safetensors.index.json` beside its shards.
-
-    Raises:
-        FormatError: a file is missing, truncated or not what its name says.
-    """
+    """Open the files of a .safetensors or .safetensors.index.json, and check their headers."""
     source = Path(path)
     with ExitStack() as files:
         if source.name.endswith(INDEX):
@@ -316,13 +263,7 @@ _Result = TypeVar("_Result")
 
 
 def fill(descriptor: int, view: memoryview, at: int) -> bool:
-    """Fill a buffer of bytes from a file; tell whether the file was long enough.
-
-    Args:
-        descriptor: of the file.
-        view: the buffer.
-        at: the offset in the file.
-    """
+    """Fill a buffer of bytes from an offset of a file on; tell whether the file was long enough."""
     while view:
         count = _read(descriptor, view, at)
         if count == 0:
@@ -357,22 +298,15 @@ def _write(descriptor: int, view: memoryview, at: int) -> int:
 
 
 class Workers:
-    """A few threads and their buffers; use it as a context."""
+    """A few threads and their buffers."""
 
     def __init__(self) -> None:
         self.room = Scratch()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fxprune")
 
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self) -> None:
+        """Wait until no thread runs."""
+        self._pool.shutdown(cancel_futures=True)
 
     def map(
         self, work: Callable[[_Job], _Result], jobs: Iterable[_Job]

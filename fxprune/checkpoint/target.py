@@ -1,6 +1,6 @@
-"""Where a pruned checkpoint goes: all files are written aside and moved when they are complete.
+"""Where a pruned checkpoint goes: each piece is read, masked in place and written aside.
 
-Write the files of a pruned checkpoint: each piece is read, masked in place and written.
+All files are moved to their place when they are complete.
 """
 
 from __future__ import annotations
@@ -35,19 +35,12 @@ _KEPT = "kept"
 
 @dataclass(frozen=True)
 class Target:
-    """The files to write.
+    """The files to write."""
 
-    Args:
-        place: the file, or the folder.
-        names: the files' names, the index last.
-        folder: whether `place` is a folder.
-        size: how many bytes they have.
-    """
-
-    place: Path
-    names: tuple[str, ...]
+    place: Path  # the file, or the folder
+    names: tuple[str, ...]  # of the files, the index last
     folder: bool
-    size: int
+    size: int  # in bytes
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -56,11 +49,7 @@ class Target:
 
     @contextmanager
     def replacing(self) -> Generator[Path]:
-        """Give a temporary folder, and move what is in it to its place if the block does not raise.
-
-        Raises:
-            FormatError: the disk is full, or a file cannot be written.
-        """
+        """Give a temporary folder; its files are moved to their place unless the block raises."""
         parent = self.place.resolve().parent
         for folder in (self.place, parent):
             _clean(folder, self.place.name)
@@ -102,15 +91,7 @@ class Target:
 
 
 def target_of(source: Checkpoint, out: PathLike) -> Target:
-    """Check, before the work, where a checkpoint is to be written.
-
-    Args:
-        source: what is pruned; never written to.
-        out: a file for a file; for an index a folder, which is made, or an index in a folder.
-
-    Raises:
-        FormatError: it is of the wrong kind, cannot be written, or is the source itself.
-    """
+    """Check, before the work, where a checkpoint is to be written: a file, or a folder of files."""
     place = Path(out)
     names = tuple(shard.path.name for shard in source.shards)
     size = source.size + len(source.index or b"")
@@ -146,8 +127,8 @@ def _check_paths(target: Target, source: Checkpoint) -> None:
             raise FormatError(f"{path}: this is no regular file; give another place")
         if any(os.path.samefile(path, other) for other in own):
             raise FormatError(
-                f"{path}: this is the checkpoint that is pruned; give another place, so that it "
-                "stays whole if the run is interrupted"
+                f"{path}: output path is the input checkpoint; choose another, so that the "
+                "input stays whole if the run is interrupted"
             )
 
 
@@ -167,11 +148,7 @@ def _clean(beside: Path, name: str) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Generator[None]:
-    """Hold the lock of a folder; the system takes it back from a process that is killed.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
+    """Hold the lock of a folder, or raise BlockingIOError; a process that is killed loses it."""
     if fcntl is None:
         yield
         return
@@ -190,28 +167,15 @@ def _put_back(kept: Path, old: Path) -> None:
 
 @dataclass(frozen=True)
 class _Segment:
-    """Neighbouring bytes of a file that are treated alike.
-
-    Args:
-        begin: the offset of the first one.
-        end: the offset behind the last one.
-        weight: the tensor whose entries they are; None where they stay as they are.
-    """
+    """Neighbouring bytes of a file that are treated alike."""
 
     begin: int
     end: int
-    weight: Weight | None = None
+    weight: Weight | None = None  # whose entries they are, where it has a mask
 
 
 class ShardWriter:
-    """Writes shards.
-
-    Args:
-        weights: the tensors that may have masks, by name.
-        workers: threads.
-        clean: whether +0.0 is written wherever a mask is 0.
-        on_write: called with the number of bytes written.
-    """
+    """Writes shards; with `clean`, +0.0 wherever a mask is 0. `on_write` gets the bytes written."""
 
     def __init__(
         self,
@@ -225,12 +189,7 @@ class ShardWriter:
         self._on_write, self._clean = on_write, clean
 
     def write(self, shard: Shard, path: Path) -> None:
-        """Write one shard, with its header as it is.
-
-        Args:
-            shard: the source.
-            path: a file that does not exist.
-        """
+        """Write one shard to a file that does not exist, with its header as it is."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags, 0o666)
         try:

@@ -1,9 +1,7 @@
-"""A tensor of a checkpoint, read chunk by chunk, and what rules have made of its mask.
+"""A tensor of a checkpoint, read chunk by chunk, and its mask as the factors that rules added.
 
-Masks of a checkpoint's tensors as factors that are made again, chunk by chunk, when needed.
-
-A mask as large as the tensor is never held: what a rule pruned is told by its cut and the weights,
-by a bit an entry in a temporary file, or by the file of masks that the rule names.
+A mask as large as the tensor is never held: a factor is made again when it is needed, of a cut and
+the weights, of a bit an entry in a temporary file, or of the file of masks that a rule names.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.checkpoint.source import PIECE, Shard, Stored, fill, put
+from fxprune.checkpoint.source import PIECE, Shard, StoredTensor, fill, put
 from fxprune.errors import FormatError
 from fxprune.ranking import Scratch, bounds_of, integers_of, keys_into
 
@@ -25,21 +23,13 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Weight:
-    """A floating-point tensor of a checkpoint.
+    """A floating-point tensor of a checkpoint, and the factors that rules added to its mask."""
 
-    Args:
-        shard: the file that it is in.
-        stored: its place there.
-        dtype: its dtype.
-        room: buffers.
-
-    Attributes:
-        factors: what rules did to its mask, in order; empty where none did.
-    """
-
-    def __init__(self, shard: Shard, stored: Stored, dtype: torch.dtype, room: Scratch) -> None:
+    def __init__(
+        self, shard: Shard, stored: StoredTensor, dtype: torch.dtype, room: Scratch
+    ) -> None:
         self.shard, self.stored, self.dtype, self.room = shard, stored, dtype, room
-        self.factors: tuple[Factor | Given, ...] = ()
+        self.factors: tuple[MaskFactor | GivenMask, ...] = ()
         self._alive: int | None = stored.numel
 
     @property
@@ -71,15 +61,10 @@ class Weight:
     @property
     def is_binary(self) -> bool:
         """Whether its mask holds 0 and 1 alone."""
-        return not any(isinstance(factor, Given) for factor in self.factors)
+        return not any(isinstance(factor, GivenMask) for factor in self.factors)
 
-    def add(self, factor: Factor | Given, alive: int | None) -> None:
-        """Add a factor to the mask.
-
-        Args:
-            factor: made of what the factors before leave.
-            alive: how many entries have the mask 1 then; None to count them when asked.
-        """
+    def add(self, factor: MaskFactor | GivenMask, alive: int | None) -> None:
+        """Add a factor that leaves so many entries alive; None to count them when asked."""
         self.factors, self._alive = (*self.factors, factor), alive
 
     def read_into(self, view: memoryview, start: int) -> None:
@@ -87,11 +72,10 @@ class Weight:
         self.shard.read_into(view, self.stored.begin + start * self.dtype.itemsize)
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, Any, Any]]:
-        """Read the entries start..stop, in flat order, a piece at a time.
+        """Read the entries start..stop in flat order, a piece at a time.
 
-        Yields:
-            (flat index of the first entry, the entries' keys, which of them have the mask 1 or
-            None for all), in buffers that the next piece overwrites.
+        Yields the index of the first one, the keys, and which have the mask 1 (None: all); the next
+        piece overwrites them.
         """
         size = PIECE // self.dtype.itemsize
         for at in range(start, stop, size):
@@ -116,7 +100,9 @@ class Weight:
             return (self.mask_of(keys, start) == 1).numpy()
         found: Any = None
         for factor in self.factors:
-            kept: Any = factor.keep(keys, start, self.room) if isinstance(factor, Factor) else None
+            kept: Any = (
+                factor.keep(keys, start, self.room) if isinstance(factor, MaskFactor) else None
+            )
             if kept is None:
                 continue
             if found is None:
@@ -129,7 +115,7 @@ class Weight:
         """Return the mask of some neighbouring entries, a vector of the tensor's dtype."""
         mask = torch.ones(keys.size, dtype=self.dtype)
         for factor in self.factors:
-            if isinstance(factor, Given):
+            if isinstance(factor, GivenMask):
                 factor.multiply(mask, start)
                 continue
             kept = factor.keep(keys, start, self.room)
@@ -150,21 +136,18 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(data)
 
 
-class Factor(ABC):
+class MaskFactor(ABC):
     """What one rule does to the mask of one tensor: it keeps an entry or not."""
 
     @abstractmethod
     def keep(self, keys: Any, start: int, room: Scratch) -> Any:
-        """Return which of some neighbouring entries stay, an array of bool; None for all.
+        """Return which of neighbouring entries stay, by their keys; None for all.
 
-        Args:
-            keys: of the entries, see `fxprune.bitwise`.
-            start: the flat index of the first one.
-            room: buffers; the array may be one of them.
+        `start` is the flat index of the first; the array of bool may be a buffer of `room`.
         """
 
 
-class Ones(Factor):
+class Ones(MaskFactor):
     """All stay; but NaN changes its bits, as a product with 1 does that."""
 
     def keep(self, keys: Any, start: int, room: Scratch) -> Any:
@@ -172,14 +155,8 @@ class Ones(Factor):
         return None
 
 
-class ByCut(Factor):
-    """Entries whose magnitude is under a threshold go, and the first ones at it.
-
-    Args:
-        threshold: the largest magnitude that goes.
-        dtype: of the tensor.
-        upto: the flat index before which entries at the threshold go.
-    """
+class ByCut(MaskFactor):
+    """Entries under a threshold go, and those at it before the flat index `upto`."""
 
     def __init__(self, threshold: float, dtype: torch.dtype, upto: int) -> None:
         self.under, self.at = bounds_of(threshold, dtype)
@@ -197,13 +174,8 @@ class ByCut(Factor):
         return min(max(self.upto - start, 0), count)
 
 
-class ByChannel(Factor):
-    """Whole channels go.
-
-    Args:
-        kept: which channels stay, a vector of bool.
-        inner: how many neighbouring entries belong to the same channel.
-    """
+class ByChannel(MaskFactor):
+    """Whole channels go; `inner` neighbouring entries belong to the same one."""
 
     def __init__(self, kept: torch.Tensor, inner: int) -> None:
         self._kept, self._inner = kept.numpy(), inner
@@ -216,13 +188,8 @@ class ByChannel(Factor):
         return np.repeat(self._kept[channels], self._inner)[offset : offset + keys.size]
 
 
-class ByBits(Factor):
-    """Entries go whose bit in a temporary file is 0.
-
-    Args:
-        spill: the file.
-        begin: the offset of the tensor's first bits.
-    """
+class ByBits(MaskFactor):
+    """Entries go whose bit in a temporary file is 0; the first bit is at the offset `begin`."""
 
     def __init__(self, spill: Spill, begin: int) -> None:
         self._spill, self._begin = spill, begin
@@ -235,15 +202,10 @@ class ByBits(Factor):
         return bits[start % 8 :][: keys.size].view(np.bool_)
 
 
-class Given:
-    """A mask from a file, which may hold other numbers than 0 and 1.
+class GivenMask:
+    """A mask from a file, which may hold other numbers than 0 and 1."""
 
-    Args:
-        shard: the file.
-        stored: the mask in it.
-    """
-
-    def __init__(self, shard: Shard, stored: Stored) -> None:
+    def __init__(self, shard: Shard, stored: StoredTensor) -> None:
         if stored.dtype is None:
             raise FormatError(f"{shard.path}: torch has no tensors of dtype {stored.kind}")
         self._shard, self._stored, self._dtype = shard, stored, stored.dtype
@@ -257,11 +219,7 @@ class Given:
 
 
 class Spill:
-    """A temporary file of bits, which is gone when it is closed, or when the process is killed.
-
-    Args:
-        folder: where there is room for it.
-    """
+    """A temporary file of bits, which is gone when it is closed, or when the process is killed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""Programs as files: torch.export's .pt2, ONNX, safetensors weights, and fxprune's own .fxp."""
+"""A writer for each format of export: .pt2 and .onnx through torch.export, .safetensors, .fxp."""
 
 from __future__ import annotations
 
@@ -18,20 +18,13 @@ from fxprune.files.fxp import write_fxp
 from fxprune.program import Program, example_of
 from fxprune.support import quiet_export, sink, write_tensor_file
 
-SOURCE = ".py"  # two files, which fxprune.source_code writes
+SOURCE = ".py"  # two files, so that it is no writer of one
 _BATCH = 4  # neither 0 nor 1, which torch.export takes for constants; even, for models that halve
 _MOST_ONNX_BYTES = 2**31 - 1  # what protobuf can hold
 
 
 def check_format(suffix: str) -> None:
-    """Check that a format is known and that what writes it is installed.
-
-    Args:
-        suffix: with its dot, as ".pt2".
-
-    Raises:
-        FormatError: says which formats there are, or what to install.
-    """
+    """Raise FormatError if a format, as ".pt2", is unknown or what writes it is not installed."""
     if suffix not in (*WRITERS, SOURCE):
         known = ", ".join((*WRITERS, SOURCE))
         raise FormatError(f"{suffix or 'no suffix'!r} is no format to export to; there are {known}")
@@ -43,28 +36,15 @@ def check_format(suffix: str) -> None:
 
 
 def write_pt2(program: Program, path: Path) -> None:
-    """Write the current mode's graph and the weights as torch.export.save does.
-
-    Args:
-        program: not changed.
-        path: ends in .pt2; `torch.export.load` reads it.
-    """
+    """Write the current mode's graph and the weights as torch.export.save does."""
     with quiet_export():
-        exported = _exported(program)
+        exported = _export(program)
         with sink(path) as file:
             torch.export.save(exported, file)
 
 
 def write_onnx(program: Program, path: Path) -> None:
-    """Write the current mode as one .onnx file, weights included.
-
-    Args:
-        program: not changed.
-        path: the file.
-
-    Raises:
-        FormatError: the weights are larger than one .onnx file can hold.
-    """
+    """Write the current mode as one .onnx file; raises FormatError where weights take 2 GiB."""
     size = sum(tensor.nbytes for tensor in program.state_dict().values())
     if size > _MOST_ONNX_BYTES:
         raise FormatError(
@@ -72,31 +52,16 @@ def write_onnx(program: Program, path: Path) -> None:
             "export to .pt2 or .safetensors"
         )
     with quiet_export():
-        exported = _exported(program)
+        exported = _export(program)
         names = _by_argument(program, _symbols)
         written: Any = torch.onnx.export(exported, dynamo=True, dynamic_shapes=names, verbose=False)
         written.save(str(path), external_data=False)
 
 
-def write_safetensors(program: Program, path: Path) -> None:
-    """Write `state_dict()` as a safetensors file that loads strictly into the source class.
-
-    The format lets no two keys share memory, and the source class wants every key, so a tied
-    parameter is written once under each of its names.
-
-    Args:
-        program: not changed.
-        path: the file; `safetensors.torch.load_file` reads it.
-    """
-    write_tensors(program.state_dict(), path)
-
-
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors by key as a safetensors file; those that share memory are written apart.
+    """Write tensors by key as a safetensors file, in which no two keys may share memory.
 
-    Args:
-        tensors: not changed.
-        path: the file.
+    The source class of a Program wants every key, so a tied parameter is written under each name.
     """
     seen: set[int] = set()
     state: dict[str, torch.Tensor] = {}
@@ -110,19 +75,19 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 WRITERS: Mapping[str, Callable[[Program, Path], None]] = {
     ".pt2": write_pt2,
-    ".safetensors": write_safetensors,
+    ".safetensors": lambda program, path: write_tensors(program.state_dict(), path),
     ".onnx": write_onnx,
     ".fxp": write_fxp,
 }
 
 
-def _exported(program: Program) -> torch.export.ExportedProgram:
+def _export(program: Program) -> torch.export.ExportedProgram:
     """Export a private copy in the program's current mode, its symbolic dimensions dynamic."""
     args, kwargs = example_of(program, batch=_BATCH)
-    shapes = _by_argument(program, _dynamic)
+    shapes = _by_argument(program, lambda size: torch.export.Dim.AUTO)
     source = copy.deepcopy(program)
     for graph in source.graphs.values():
-        graph.eliminate_dead_code(_matters)
+        graph.eliminate_dead_code(_has_effect)
         _drop_empty_regions(graph)
     source.recompile()
     return torch.export.export(source, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -138,7 +103,7 @@ def _drop_empty_regions(graph: fx.Graph) -> None:
             graph.erase_node(begin)
 
 
-def _matters(node: Node) -> bool:
+def _has_effect(node: Node) -> bool:
     """Tell whether a node does anything where nothing reads its value."""
     if node.op == "get_attr":
         return False
@@ -156,10 +121,6 @@ def _by_argument(program: Program, mark: Callable[[str], Any]) -> dict[str, Any]
     ]
     args, kwargs = spec.nesting.unflatten(leaves)
     return dict(zip(spec.names, args, strict=True)) | dict(kwargs)
-
-
-def _dynamic(size: str) -> Any:
-    return torch.export.Dim.AUTO
 
 
 def _symbols(size: str) -> str | Any:

@@ -1,19 +1,13 @@
 """All of a Program in one safetensors file, which is read without running anything in it.
 
-The tensors are the file's tensors, each piece of memory once. The rest, graphs included, is a JSON
-document in the file's metadata.
-
-A Program as a document and tensors, and back.
-
-The module tree of a .fxp: names, tensors and flags, each shared module once.
-
-Tensors for a safetensors file: each piece of memory once, however many tensors look at it.
+The tensors are the file's tensors, each piece of memory once. The rest, graphs and module tree
+included, is a JSON document in the file's metadata.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +105,7 @@ def write_fxp(program: Program, path: Path) -> None:
 
 
 def load(path: PathLike) -> Program:
-    """Read a Program that `save` wrote; nothing in the file is run, whoever made it.
+    """Read a Program that `save` wrote; a file may be from any source, and nothing in it is run.
 
     A file can name only operators of torch's that compute, and classes that are already imported.
 
@@ -127,14 +121,14 @@ def load(path: PathLike) -> Program:
     source = Path(path)
     with read_safely(source, _damage):
         check_is_file(source, ".fxp")
-        return _loaded(source)
+        return _read(source)
 
 
 def _damage(error: Exception) -> str:
     return f"this .fxp file is damaged, and nothing in it was run: {str(error)[:200]!a}"
 
 
-def _loaded(source: Path) -> Program:
+def _read(source: Path) -> Program:
     with source.open("rb") as file:
         try:
             header_size(file)
@@ -159,17 +153,9 @@ _FLAGS = {True: "train", False: "eval"}
 
 
 def encode_program(program: Program) -> tuple[SavedProgram, dict[str, torch.Tensor]]:
-    """Return a Program as a document and the tensors that it names.
-
-    Args:
-        program: not changed; its tensors are shared where they are as the file wants them.
-
-    Raises:
-        FormatError: says which node, tensor or module a file cannot hold.
-    """
+    """Return a Program as a document, and the tensors that it names, shared where they fit."""
     captured = program.captured
-    writer = TensorWriter()
-    writer.survey(dict(names_of(program)))
+    writer = TensorWriter(program)
     modules = encode_tree(program, captured.kind, writer)
     traces: dict[str, int] = {}
     graphs = {
@@ -199,17 +185,12 @@ def encode_program(program: Program) -> tuple[SavedProgram, dict[str, torch.Tens
 
 
 def decode_program(saved: SavedProgram, data: Mapping[str, torch.Tensor]) -> Program:
-    """Return the Program of a document.
-
-    Args:
-        saved: from a file.
-        data: the file's tensors by key; they become the Program's.
-
-    Raises:
-        FormatError: says what does not fit.
-    """
+    """Return the Program of a document; the tensors in the file become its own."""
     tree = decode_tree(saved.modules, decode_tensors(saved.tensors, data))
-    graphs = {mode: _graph(mode, graph, tree, saved.traces) for mode, graph in saved.graphs.items()}
+    graphs = {
+        mode: _at(f"graphs.{mode[:40]}", decode_graph, graph.nodes, tree, saved.traces)
+        for mode, graph in saved.graphs.items()
+    }
     if set(graphs) not in ({BOTH}, {TRAIN, EVAL}):
         raise FormatError("graphs: there must be one for both modes, or one for train and for eval")
     if BOTH not in graphs and not saved.deciders:
@@ -222,9 +203,11 @@ def decode_program(saved: SavedProgram, data: Mapping[str, torch.Tensor]) -> Pro
     for mode, graph in graphs.items():
         _check_leaves(mode, graph, len(inputs.inputs), outputs[mode].tree.num_leaves)
     _check_first(saved.first, tree)
+    if set(saved.frozen) != set(_FLAGS.values()):
+        raise FormatError("frozen: give the flags for train and for eval")
+    flagged = [*saved.deciders, *(name for flags in saved.frozen.values() for name in flags)]
     paths = {name for name, _ in tree.named_modules(remove_duplicate=False)}
-    unknown = [name for name in (*saved.deciders, *_flagged(saved)) if name not in paths]
-    if unknown:
+    if unknown := [name for name in flagged if name not in paths]:
         raise FormatError(f"frozen, deciders: there is no module {unknown[0][:200]!a}")
     captured = Captured(
         inputs=inputs,
@@ -242,28 +225,17 @@ def decode_program(saved: SavedProgram, data: Mapping[str, torch.Tensor]) -> Pro
     return Program.assemble(tree, graphs, captured)
 
 
-def _at(place: str, decode: Any, data: Any) -> Any:
+def _at(place: str, decode: Callable[..., Any], *data: Any) -> Any:
     try:
-        return decode(data)
+        return decode(*data)
     except FormatError as error:
         raise FormatError(f"{place}: {error}") from error
 
 
-def _graph(mode: str, saved: SavedGraph, tree: nn.Module, traces: list[str]) -> fx.Graph:
-    return _at(f"graphs.{mode[:40]}", lambda nodes: decode_graph(nodes, tree, traces), saved.nodes)
-
-
-def _flagged(saved: SavedProgram) -> list[str]:
-    if set(saved.frozen) != set(_FLAGS.values()):
-        raise FormatError("frozen: give the flags for train and for eval")
-    return [name for flags in saved.frozen.values() for name in flags]
-
-
 def _check_leaves(mode: str, graph: fx.Graph, inputs: int, outputs: int) -> None:
     """Check that a graph takes and gives as many values as the document says."""
-    nodes = list(graph.nodes)
-    taken = sum(node.op == "placeholder" for node in nodes)
-    given: Any = nodes[-1].args[0]
+    taken = len(graph.find_nodes(op="placeholder"))
+    given: Any = graph.output_node().args[0]
     if taken != inputs or len(given) != outputs:
         raise FormatError(
             f"graphs.{mode}: it takes {taken} and gives {len(given)} values, but the document has "
@@ -274,18 +246,18 @@ def _check_leaves(mode: str, graph: fx.Graph, inputs: int, outputs: int) -> None
 def _check_first(first: Mapping[str, str], tree: nn.Module) -> None:
     """Check that the names of parameters are those of the tree."""
     owners = dict(tree.named_modules(remove_duplicate=False))
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for name in first:
         path, _, attribute = name.rpartition(".")
         if path not in owners:
             raise FormatError(f"first: there is no module {path[:200]!a}")
-        found[name] = raw_parameter(owners[path], attribute)
-        if found[name] is None:
+        named[name] = raw_parameter(owners[path], attribute)
+        if named[name] is None:
             raise FormatError(f"first: there is no parameter {name[:200]!a}")
     for name, other in first.items():
-        if first.get(other) != other or found[name] is not found[other]:
+        if first.get(other) != other or named[name] is not named[other]:
             raise FormatError(f"first: {name[:200]!a} is no other name of {other[:200]!a}")
-    known = {id(parameter) for parameter in found.values()}
+    known = {id(parameter) for parameter in named.values()}
     for name, parameter in tree.named_parameters():
         if id(parameter) not in known:
             raise FormatError(f"first: the parameter {name[:200]!a} is missing")
@@ -297,60 +269,40 @@ _TAKEN = frozenset(dir(TreeModule("")))
 
 
 def encode_tree(root: nn.Module, kind: str, writer: TensorWriter) -> list[SavedModule]:
-    """Return a tree's modules, each after those that it holds; the root is the last.
-
-    Args:
-        root: the Program, or a part of it.
-        kind: the class name of the root.
-        writer: takes the tensors; it has surveyed them.
-
-    Raises:
-        FormatError: a module is no plain place in a tree.
-    """
-    made: list[SavedModule] = []
+    """Return a tree's modules, each after its children; the root, a `kind`, is the last."""
+    saved: list[SavedModule] = []
     numbers: dict[int, int] = {}
-    _encode(root, kind, "", writer, made, numbers)
-    return made
 
-
-def _encode(
-    module: nn.Module,
-    kind: str,
-    path: str,
-    writer: TensorWriter,
-    made: list[SavedModule],
-    numbers: dict[int, int],
-) -> int:
-    if id(module) in numbers:
-        return numbers[id(module)]
-    # Tensors are taken in the order of state_dict: a module's own before those of its children.
-    parameters = _tensors(module._parameters, path, writer)
-    buffers = _tensors(module._buffers, path, writer)
-    children: dict[str, int | None] = {}
-    for name, child in module._modules.items():
-        inner = f"{path}{name}"
-        _check_name(inner, name)
-        if child is not None and not isinstance(child, TreeModule):
-            raise FormatError(
-                f"the graph calls a nested graph, {inner!r}, which a .fxp cannot hold"
+    def encode(module: nn.Module, kind: str, path: str) -> int:
+        if id(module) in numbers:
+            return numbers[id(module)]
+        # Tensors are taken in the order of state_dict: a module's own before those of its children.
+        parameters = _tensors(module._parameters, path, writer)
+        buffers = _tensors(module._buffers, path, writer)
+        children: dict[str, int | None] = {}
+        for name, child in module._modules.items():
+            inner = f"{path}{name}"
+            _check_name(inner, name)
+            if child is not None and not isinstance(child, TreeModule):
+                raise FormatError(
+                    f"the graph calls a nested graph, {inner!r}, which a .fxp cannot hold"
+                )
+            children[name] = None if child is None else encode(child, kind_of(child), f"{inner}.")
+        numbers[id(module)] = len(saved)
+        saved.append(
+            SavedModule(
+                kind=kind,
+                training=module.training,
+                parameters=parameters,
+                buffers=buffers,
+                unsaved=[name for name in buffers if name in module._non_persistent_buffers_set],
+                children=children,
             )
-        children[name] = (
-            None
-            if child is None
-            else _encode(child, kind_of(child), f"{inner}.", writer, made, numbers)
         )
-    numbers[id(module)] = len(made)
-    made.append(
-        SavedModule(
-            kind=kind,
-            training=module.training,
-            parameters=parameters,
-            buffers=buffers,
-            unsaved=[name for name in buffers if name in module._non_persistent_buffers_set],
-            children=children,
-        )
-    )
-    return numbers[id(module)]
+        return numbers[id(module)]
+
+    encode(root, kind, "")
+    return saved
 
 
 def _tensors(
@@ -358,28 +310,16 @@ def _tensors(
 ) -> dict[str, int | None]:
     for name in named:
         _check_name(f"{path}{name}", name)
-    return {
-        name: None if tensor is None else writer.add(f"{path}{name}", tensor)
-        for name, tensor in named.items()
-    }
+    return {name: None if tensor is None else writer.add(tensor) for name, tensor in named.items()}
 
 
 def decode_tree(saved: list[SavedModule], tensors: list[torch.Tensor]) -> nn.Module:
-    """Return the tree that `encode_tree` made `saved` of.
-
-    Args:
-        saved: from a file.
-        tensors: parameters and buffers by number.
-
-    Raises:
-        FormatError: a number or a name is at fault, something is left over, or the tree is too
-            large to walk.
-    """
+    """Return the tree that `encode_tree` made `saved` of; its tensors are given by number."""
     _check_size(saved)
     modules: list[nn.Module] = []
     for at, module in enumerate(saved):
         try:
-            modules.append(_decoded(module, tensors, modules))
+            modules.append(_decode_module(module, tensors, modules))
         except FormatError as error:
             raise FormatError(f"modules[{at}]: {error}") from error
     _check_all_used("modules", len(saved) - 1, (m.children for m in saved))
@@ -388,7 +328,7 @@ def decode_tree(saved: list[SavedModule], tensors: list[torch.Tensor]) -> nn.Mod
     return modules[-1]
 
 
-def _decoded(
+def _decode_module(
     saved: SavedModule, tensors: list[torch.Tensor], before: list[nn.Module]
 ) -> TreeModule:
     shell = TreeModule(saved.kind)
@@ -452,9 +392,9 @@ def _check_all_used(what: str, count: int, named: Iterable[Mapping[str, int | No
 
 
 def _check_name(full: str, name: str) -> None:
-    """Check a name that stands in generated code and must not hide what a module needs."""
+    """Check a name that stands in generated code and must not hide an attribute of a module."""
     if name in _TAKEN or name.startswith("__"):
-        raise FormatError(f"{full[:200]!a}: {name[:100]!a} is a name that a module needs itself")
+        raise FormatError(f"{full[:200]!a}: {name[:100]!a} is reserved by nn.Module")
     if not name or not name.isprintable() or any(mark in name for mark in ".\\\"'{}"):
         raise FormatError(f"{full[:200]!a}: a name has no dots, quotes, backslashes or braces")
 
@@ -469,31 +409,23 @@ _KINDS = (
 _PAIRS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
-@dataclass
 class TensorWriter:
-    """Collects the tensors of a Program.
+    """Collects the tensors of a Program; those that are the same view of memory are written once.
 
-    Attributes:
-        records: what the document says of each tensor, in the order of `add`.
-        data: what the file holds, by key.
+    Raises FormatError where a tensor is of a kind that safetensors does not hold, or is another
+    view of memory that a tensor before it looks at.
     """
 
-    records: list[SavedTensor] = field(default_factory=list[SavedTensor])
-    data: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
-    _numbers: dict[int, int] = field(default_factory=dict[int, int])
-    _keys: dict[_View, str] = field(default_factory=dict[Any, str])
-
-    def survey(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Look which tensors are views of the same memory, which is written once.
-
-        Args:
-            named: every tensor by its names, before any is added.
-
-        Raises:
-            FormatError: a tensor is of a kind that safetensors does not hold, or is another view
-                of memory that a tensor before it looks at.
-        """
-        for name, tensor in named.items():
+    def __init__(self, program: nn.Module) -> None:
+        self.records: list[SavedTensor] = []
+        self.data: dict[str, torch.Tensor] = {}  # what the file holds
+        self._numbers: dict[int, int] = {}
+        self._keys: dict[_View, str] = {}
+        named = dict(program.named_parameters(remove_duplicate=False))
+        for name, tensor in {
+            **named,
+            **dict(program.named_buffers(remove_duplicate=False)),
+        }.items():
             _check(name, tensor)
             self._keys.setdefault(_view_of(tensor), name)
         spans = sorted(
@@ -508,13 +440,8 @@ class TensorWriter:
                     "cannot hold; clone one of them"
                 )
 
-    def add(self, name: str, tensor: torch.Tensor) -> int:
-        """Take a tensor, and return its number; the same for the same object.
-
-        Args:
-            name: one of its names, as the survey had it.
-            tensor: a parameter or a buffer.
-        """
+    def add(self, tensor: torch.Tensor) -> int:
+        """Take a tensor of the Program and return its number, the same for the same object."""
         if id(tensor) not in self._numbers:
             self._numbers[id(tensor)] = len(self.records)
             self.records.append(self._record(tensor))
@@ -523,7 +450,9 @@ class TensorWriter:
     def _record(self, tensor: torch.Tensor) -> SavedTensor:
         key = self._keys[_view_of(tensor)]
         if key not in self.data:
-            self.data[key] = _stored(tensor.detach())
+            plain = tensor.detach()
+            plain = torch.view_as_real(plain.resolve_conj()) if tensor.dtype in _PAIRS else plain
+            self.data[key] = plain.resolve_neg().cpu().contiguous()
         is_permuted = not tensor.is_contiguous() and _is_dense(tensor.shape, tensor.stride())
         return SavedTensor(
             data=key,
@@ -558,30 +487,22 @@ def _view_of(tensor: torch.Tensor) -> _View:
 def decode_tensors(
     records: list[SavedTensor], data: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Return the tensors of a file, buffers and parameters alike as plain tensors.
-
-    Args:
-        records: what the document says of them.
-        data: what the file holds, by key; not shared with anything else.
-
-    Raises:
-        FormatError: a record does not fit the data, or some data has no record.
-    """
+    """Return the tensors of a file by number; `data`, by key, must be shared with nothing else."""
     used = {record.data for record in records}
     extra = next((key for key in data if key not in used), None)
     if extra is not None:
         raise FormatError(f"tensor {extra[:100]!a}: the document says nothing of it")
-    made: dict[Any, torch.Tensor] = {}
-    found: list[torch.Tensor] = []
+    views: dict[str, torch.Tensor] = {}
+    tensors: list[torch.Tensor] = []
     for at, record in enumerate(records):
         where = f"tensor {record.data[:100]!a}"
         if record.data not in data:
             raise FormatError(f"tensors[{at}]: there is no {where}")
         key = record.model_dump_json(exclude={"grad", "parameter"})
-        if key not in made:
-            made[key] = _decode_tensor(record, data[record.data], where)
-        found.append(_as_recorded(record, made[key], where))
-    return found
+        if key not in views:
+            views[key] = _decode_tensor(record, data[record.data], where)
+        tensors.append(_as_recorded(record, views[key], where))
+    return tensors
 
 
 def _as_recorded(record: SavedTensor, tensor: torch.Tensor, where: str) -> torch.Tensor:
@@ -595,26 +516,17 @@ def _as_recorded(record: SavedTensor, tensor: torch.Tensor, where: str) -> torch
 
 def _decode_tensor(record: SavedTensor, data: torch.Tensor, where: str) -> torch.Tensor:
     dtype = decode_dtype(record.dtype)
-    if data.dtype is not _PAIRS.get(dtype, dtype) or (dtype in _PAIRS and not _has_pairs(data)):
+    if data.dtype is not _PAIRS.get(dtype, dtype) or (dtype in _PAIRS and data.shape[-1:] != (2,)):
         raise FormatError(f"{where}: the document says {record.dtype}, the data is {data.dtype}")
-    found = torch.view_as_complex(data) if dtype in _PAIRS else data
+    tensor = torch.view_as_complex(data) if dtype in _PAIRS else data
     shape, stride = tuple(record.shape), record.stride
-    if tuple(found.shape) != shape:
-        raise FormatError(f"{where}: the document says {shape}, the data is {tuple(found.shape)}")
+    if tuple(tensor.shape) != shape:
+        raise FormatError(f"{where}: the document says {shape}, the data is {tuple(tensor.shape)}")
     if stride is None:
-        return found
+        return tensor
     if not _is_dense(shape, tuple(stride)):
         raise FormatError(f"{where}: the strides {stride} do not fit the shape {shape}")
-    return torch.empty_strided(shape, stride, dtype=dtype).copy_(found)
-
-
-def _has_pairs(data: torch.Tensor) -> bool:
-    return data.dim() > 0 and data.shape[-1] == 2
-
-
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    plain = torch.view_as_real(tensor.resolve_conj()) if tensor.dtype in _PAIRS else tensor
-    return plain.resolve_neg().cpu().contiguous()
+    return torch.empty_strided(shape, stride, dtype=dtype).copy_(tensor)
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:
@@ -643,9 +555,3 @@ def _is_dense(shape: tuple[int, ...] | torch.Size, stride: tuple[int, ...]) -> b
             return False
         expected *= size
     return True
-
-
-def names_of(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every parameter and buffer under every one of its names, in the tree's order."""
-    yield from root.named_parameters(remove_duplicate=False)
-    yield from root.named_buffers(remove_duplicate=False)

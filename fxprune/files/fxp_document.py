@@ -1,7 +1,4 @@
-"""What the metadata of a .fxp says, checked key by key: the types, the limits, nothing unknown.
-
-What a .fxp says of a Program's arguments.
-"""
+"""What the metadata of a .fxp says, checked key by key: the types, the limits, nothing unknown."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ _VERSION = 1
 _MOST_FAULTS = 5
 _MOST_NAMES = 100_000  # in one table
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
 
 
 _Item = TypeVar("_Item")
@@ -64,101 +61,67 @@ Many = Annotated[list[_Item], Field(fail_fast=True)]
 Named = Annotated[dict[str, _Item], BeforeValidator(_small)]
 
 
-class _Table(BaseModel):
+class _Saved(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class SavedTensor(_Table):
-    """A parameter or buffer: which data it looks at, and how.
+class SavedTensor(_Saved):
+    """A parameter or buffer: which data of the file it looks at, and how."""
 
-    Args:
-        data: the key in the safetensors file.
-        dtype: its dtype, as `float32`.
-        shape: its shape.
-        parameter: whether it is a Parameter.
-        grad: whether it requires a gradient.
-        stride: where its dimensions lie in another order in memory.
-    """
-
-    data: Name
-    dtype: Name
+    data: _Name  # the key in the safetensors file
+    dtype: _Name  # as "float32"
     shape: Many[Count]
     parameter: bool = False
     grad: bool = False
-    stride: Many[Count] | None = None
+    stride: Many[Count] | None = None  # where dimensions lie in another order in memory
 
 
-class SavedNode(_Table):
-    """A node of a graph; `args` and `kwargs` as `fxprune.saved_values` writes them.
+class SavedNode(_Saved):
+    """A node of a graph; `args` and `kwargs` as `fxp_values` writes them."""
 
-    Args:
-        op: "placeholder", "get_attr", "call_function", "call_method" or "output".
-        name: its name, unique in the graph.
-        target: the argument, attribute, function or method; none for the output.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        path: the module whose forward made it.
-        shape: of its tensor; a text is a symbolic size.
-        dtype: of its tensor.
-        trace: the number of its stack trace.
-        by: the pass that made it.
-    """
-
-    op: Name
-    name: Name
-    target: Name | None = None
+    op: _Name
+    name: _Name
+    target: _Name | None = None
     args: Many[Any] = Field(default_factory=list[Any])
     kwargs: Named[Any] = Field(default_factory=dict[str, Any])
-    path: Text | None = None
-    shape: Many[Count | Name] | None = None
-    dtype: Name | None = None
-    trace: Count | None = None
-    by: Text | None = None
+    path: Text | None = None  # of the module whose forward made it
+    shape: Many[Count | _Name] | None = None  # a text is a symbolic size
+    dtype: _Name | None = None
+    trace: Count | None = None  # the number of its stack trace
+    by: Text | None = None  # the pass that made it
 
 
-class SavedModule(_Table):
-    """A place in the module tree; numbers are of tensors, or of modules before it.
+class SavedModule(_Saved):
+    """A place in the module tree; numbers are of tensors, or of modules before it."""
 
-    Args:
-        kind: the class name of the source's module.
-        training: its training flag.
-        parameters: tensors by name; null for a name without one.
-        buffers: likewise.
-        unsaved: buffers that `state_dict()` leaves out.
-        children: modules by name.
-    """
-
-    kind: Text
+    kind: Text  # the class name of the source's module
     training: bool
     parameters: Named[Count | None] = Field(default_factory=dict[str, int | None])
     buffers: Named[Count | None] = Field(default_factory=dict[str, int | None])
-    unsaved: Many[Name] = Field(default_factory=list[str])
+    unsaved: Many[_Name] = Field(default_factory=list[str])  # not in state_dict()
     children: Named[Count | None] = Field(default_factory=dict[str, int | None])
 
 
-class SavedInput(_Table):
-    """An input: see `fxprune.program.inputs.Input`."""
+class SavedInput(_Saved):
+    """An `Input`."""
 
     name: Text
-    shape: Many[Count | Name] = Field(default_factory=list[int | str])
-    dtype: Name | None = None
+    shape: Many[Count | _Name] = Field(default_factory=list[int | str])
+    dtype: _Name | None = None
     low: int | None = None
     high: int | None = None
     constant: Any = None
 
 
-class SavedInputs(_Table):
-    """The arguments: see `fxprune.program.inputs.InputSpec`.
-
-    Those of a program without an example have `defaults`: see `UnshapedSpec`.
-    """
+class SavedInputs(_Saved):
+    """An `InputSpec`, or with `defaults` an `UnshapedSpec`."""
 
     inputs: Many[SavedInput]
     nesting: Any
-    names: Many[Name]
-    keywords: Many[Name]
-    positional: Many[Name] = Field(default_factory=list[str])
-    float_dtype: Name | None = None
+    names: Many[_Name]
+    keywords: Many[_Name]
+    positional: Many[_Name] = Field(default_factory=list[str])
+    float_dtype: _Name | None = None
     smallest: Annotated[int, Field(ge=1, le=2)] = 1
     bounds: Named[Annotated[list[Count | None], Field(min_length=2, max_length=2)]] = Field(
         default_factory=dict[str, list[int | None]]
@@ -166,20 +129,20 @@ class SavedInputs(_Table):
     defaults: Named[Any] | None = None
 
 
-class SavedGraph(_Table):
+class SavedGraph(_Saved):
     """A graph and the nesting of what it returns."""
 
     nodes: Many[SavedNode]
     outputs: Any
 
 
-class SavedProgram(_Table):
+class SavedProgram(_Saved):
     """All of a Program but the values of its tensors."""
 
     version: int
     inputs: SavedInputs
     graphs: Named[SavedGraph]
-    first: Named[Name]
+    first: Named[_Name]
     frozen: Named[Named[bool]]
     deciders: Many[str]
     notes: Many[Text]
@@ -199,14 +162,7 @@ def write_document(program: SavedProgram) -> str:
 
 
 def parse_document(text: str) -> SavedProgram:
-    """Return the document of a file.
-
-    Args:
-        text: from a file; of a size that the caller has limited.
-
-    Raises:
-        FormatError: says which key is at fault.
-    """
+    """Return the document of a file; its size is limited by the caller."""
     data = parse_json(text)
     version = cast("dict[str, Any]", data).get("version") if isinstance(data, dict) else None
     if type(version) is not int or version != _VERSION:
@@ -215,6 +171,7 @@ def parse_document(text: str) -> SavedProgram:
             f"{str(version)[:60]!a}"
         )
     try:
+        # Once more: pydantic's strict types take lists for tuples and records only in JSON.
         return SavedProgram.model_validate_json(text)
     except ValidationError as error:
         raise FormatError(_faults(error)) from error
@@ -237,11 +194,7 @@ _MOST_ENTRIES = 2**31
 
 
 def encode_inputs(spec: InputSpec) -> SavedInputs:
-    """Return an input spec as data.
-
-    Raises:
-        FormatError: a constant or a class among the arguments cannot be written.
-    """
+    """Return an input spec as data."""
     return SavedInputs(
         inputs=[_encode_input(leaf) for leaf in spec.inputs],
         nesting=encode_nesting(spec.nesting),
@@ -256,11 +209,7 @@ def encode_inputs(spec: InputSpec) -> SavedInputs:
 
 
 def decode_inputs(saved: SavedInputs) -> InputSpec:
-    """Return the input spec that `encode_inputs` made `saved` of.
-
-    Raises:
-        FormatError: a name cannot stand in a signature, or the parts do not fit each other.
-    """
+    """Return the input spec that `encode_inputs` made `saved` of."""
     nesting = decode_nesting(saved.nesting)
     inputs = tuple(_decode_input(leaf) for leaf in saved.inputs)
     if nesting.tree.num_leaves != len(inputs):
@@ -283,20 +232,12 @@ def decode_inputs(saved: SavedInputs) -> InputSpec:
 
 
 def encode_table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return named constants as data.
-
-    Raises:
-        FormatError: one of them cannot be written.
-    """
+    """Return named constants as data."""
     return {name: encode_value(value) for name, value in table.items()}
 
 
 def decode_table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the constants that `encode_table` made `table` of.
-
-    Raises:
-        FormatError: one of them is no constant.
-    """
+    """Return the constants that `encode_table` made `table` of."""
     return {name: decode_value(value) for name, value in table.items()}
 
 

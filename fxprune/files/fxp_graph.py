@@ -1,11 +1,7 @@
 """Graphs of a .fxp: nodes as plain data, and checks of all that ends up in generated code.
 
-The functions that a .fxp may call, by name: torch's own operators and a short table.
-
-A file names a function, never a module to import. An operator that is not listed is refused when
-a Program is written and when it is read.
-
-torch's own functions and methods on tensors, which graphs of symbolic_trace call by name.
+A file names a function, never a module to import: torch's operators that compute, and a short
+table. Others are refused when a Program is written and when it is read.
 """
 
 from __future__ import annotations
@@ -35,15 +31,9 @@ _TRACE = "stack_trace"
 
 
 def encode_graph(graph: fx.Graph, root: nn.Module, traces: dict[str, int]) -> list[SavedNode]:
-    """Return a graph's nodes as data.
+    """Return a graph's nodes as data; `traces` are numbers of stack traces, and new ones are added.
 
-    Args:
-        graph: of a Program.
-        root: the Program.
-        traces: numbers of stack traces; new ones are added.
-
-    Raises:
-        FormatError: names the node that calls what a .fxp cannot hold, or has such a constant.
+    A FormatError names the node that calls what a .fxp cannot hold, or has such a constant.
     """
     saved: list[SavedNode] = []
     for node in graph.nodes:
@@ -87,16 +77,7 @@ def _encode(node: Node, root: nn.Module, traces: dict[str, int]) -> SavedNode:
 
 
 def decode_graph(saved: list[SavedNode], root: nn.Module, traces: list[str]) -> fx.Graph:
-    """Return the graph that `encode_graph` made `saved` of.
-
-    Args:
-        saved: from a file.
-        root: the tree that the graph reads.
-        traces: stack traces by number.
-
-    Raises:
-        FormatError: names the node that is at fault.
-    """
+    """Return the graph that `encode_graph` made `saved` of; it reads the tree `root`."""
     graph = fx.Graph()
     named: dict[str, Node] = {}
 
@@ -142,12 +123,12 @@ def _target(
     target = saved.target or ""
     if saved.op == "call_function":
         function = function_of(target)
-        check_call(function, args, kwargs)
+        _check_call(function, args, kwargs)
         return function
     if saved.op == "call_method":
         if not has_method(target) or not args or not isinstance(args[0], Node):
             raise FormatError(f"{target[:100]!a} is not among the methods that a .fxp may call")
-        check_names(kwargs)
+        _check_names(kwargs)
         return target
     if saved.op == "output":
         if len(args) != 1 or kwargs or target or not isinstance(args[0], (tuple, list)):
@@ -213,65 +194,50 @@ _NAME = re.compile(r"aten\.(\w{1,100})\.(\w{1,100})", re.ASCII)
 
 # These touch files, other tensors' memory, or are torch's own tests.
 _DENIED = re.compile(r"from_file|set_?|_print|_test_.*|_foobar|record_stream|.*_unsafe|_pin_memory")
-# Of operators with a leading underscore, those that export's graphs have beside torch's core ones.
-_PRIVATE = frozenset(
-    {
-        *(
-            "_cast_Float",
-            "_cdist_forward",
-            "_conj",
-            "_embedding_bag_forward_only",
-            "_grouped_mm",
-            "_pack_padded_sequence",
-            "_pad_packed_sequence",
-            "_convolution",
-            "_convolution_mode",
-        ),
-        # Export guards casts and sizes that depend on values.
-        *("_assert_async", "_assert_scalar", "_assert_tensor_metadata"),
-        *("_fft_c2c", "_fused_rms_norm", "_native_batch_norm_legit_functional"),
-        *("_native_multi_head_attention", "_neg_view", "_reshape_alias", "_safe_softmax"),
-        *("_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention"),
-        *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
-        *("_shape_as_tensor", "_thnn_fused_gru_cell", "_thnn_fused_lstm_cell"),
-        *("_transformer_encoder_layer_fwd", "_trilinear", "_unsafe_index", "_unsafe_index_put"),
-        *("_unsafe_view", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa"),
-        *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
-        *("_weight_norm", "_weight_norm_interface", "__and__", "__or__", "__xor__"),
-        *("__lshift__", "__rshift__"),
-    }
-)
+# Of operators with a leading underscore, those that export's graphs have beside torch's core ones;
+# the first three are its guards of casts and sizes that depend on values.
+_PRIVATE_NAMES = """
+    _assert_async _assert_scalar _assert_tensor_metadata
+    _cast_Float _cdist_forward _conj _convolution _convolution_mode _embedding_bag_forward_only
+    _fft_c2c _fused_rms_norm _grouped_mm _native_batch_norm_legit_functional
+    _native_multi_head_attention _neg_view _pack_padded_sequence _pad_packed_sequence _reshape_alias
+    _safe_softmax _scaled_dot_product_attention_math _scaled_dot_product_efficient_attention
+    _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
+    _shape_as_tensor _thnn_fused_gru_cell _thnn_fused_lstm_cell _transformer_encoder_layer_fwd
+    _trilinear _unsafe_index _unsafe_index_put _unsafe_view _upsample_bicubic2d_aa
+    _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d _weight_norm _weight_norm_interface
+    __and__ __lshift__ __or__ __rshift__ __xor__
+"""
+_PRIVATE = frozenset(_PRIVATE_NAMES.split())
+_OF_ONE = "abs invert neg not_ pos"
 _OF_TWO = (
-    *("add", "and_", "eq", "floordiv", "ge", "getitem", "gt", "is_", "le", "lshift", "lt", "mod"),
-    *("mul", "ne", "or_", "pow", "rshift", "sub", "truediv", "xor"),
+    "add and_ eq floordiv ge getitem gt is_ le lshift lt mod mul ne or_ pow rshift sub truediv xor"
 )
-_OF_ONE = ("abs", "invert", "neg", "not_", "pos")
+
+
+def _table(prefix: str, owner: Any, names: str, count: int) -> dict[str, tuple[Any, int]]:
+    return {
+        f"{prefix}{name}": (getattr(owner, f"{prefix}{name}".rpartition(".")[2]), count)
+        for name in names.split()
+    }
+
 
 # By name in the file: the function, and how many positional arguments it takes.
-_TABLE: Mapping[str, tuple[Any, tuple[int, int]]] = {
-    **{f"operator.{name}": (getattr(operator, name), (2, 2)) for name in _OF_TWO},
-    **{f"operator.{name}": (getattr(operator, name), (1, 1)) for name in _OF_ONE},
-    **{f"math.{name}": (getattr(math, name), (1, 1)) for name in ("ceil", "floor", "trunc")},
-    **{
-        f"torch.sym_{name}": (getattr(torch, f"sym_{name}"), arity)
-        for name, arity in (
-            ("float", (1, 1)),
-            ("int", (1, 1)),
-            ("ite", (3, 3)),
-            ("max", (2, 2)),
-            ("min", (2, 2)),
-            ("not", (1, 1)),
-            ("sqrt", (1, 1)),
-            ("sum", (1, 1)),
-        )
-    },
-    "fxprune.count_batch": (count_batch, (2, 2)),
-    "torch.Tensor.numel": (torch.Tensor.numel, (1, 1)),
-    "torch.is_grad_enabled": (torch.is_grad_enabled, (0, 0)),
-    "torch.set_grad_enabled": (torch._C._set_grad_enabled, (1, 1)),
-    "getattr": (getattr, (2, 2)),
-    "fxprune.enter_autocast": (enter_autocast, (3, 3)),
-    "fxprune.exit_autocast": (exit_autocast, (1, 1)),
+_TABLE: Mapping[str, tuple[Any, int]] = {
+    **_table("operator.", operator, _OF_ONE, 1),
+    **_table("operator.", operator, _OF_TWO, 2),
+    **_table("math.", math, "ceil floor trunc", 1),
+    **_table("torch.sym_", torch, "float int not sqrt sum", 1),
+    **_table("torch.sym_", torch, "max min", 2),
+    **_table("torch.sym_", torch, "ite", 3),
+    "fxprune.count_batch": (count_batch, 2),
+    "torch.Tensor.numel": (torch.Tensor.numel, 1),
+    "torch.is_grad_enabled": (torch.is_grad_enabled, 0),
+    "torch.set_grad_enabled": (torch._C._set_grad_enabled, 1),
+    "getattr": (getattr, 2),
+    "fxprune.enter_autocast": (enter_autocast, 3),
+    "fxprune.exit_autocast": (exit_autocast, 1),
 }
 _NAMES: Mapping[Any, str] = {function: name for name, (function, _) in _TABLE.items()}
 # What a graph may read of a value that is no part of the tree.
@@ -279,13 +245,7 @@ _ATTRIBUTES = frozenset({"T", "device", "dtype", "imag", "layout", "mT", "ndim",
 
 
 def name_of(target: Any) -> str:
-    """Return the name under which a .fxp calls a function.
-
-    Args:
-        target: the target of a call node.
-
-    Raises:
-        FormatError: it is not among the allowed ones.
+    """Return the name under which a .fxp calls the target of a node, if it is an allowed one.
 
     Example:
         >>> name_of(torch.ops.aten.relu.default), name_of(operator.getitem)
@@ -304,11 +264,7 @@ def name_of(target: Any) -> str:
 
 
 def function_of(name: str) -> Any:
-    """Return the function of a name in a .fxp.
-
-    Raises:
-        FormatError: it is not allowed, or this torch does not have it.
-    """
+    """Return the function of a name in a .fxp, if it is allowed and this torch has it."""
     if name in _TABLE:
         return _TABLE[name][0]
     if name in traced_functions():
@@ -325,12 +281,8 @@ def function_of(name: str) -> Any:
     return found
 
 
-def check_call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Check that a function takes these arguments, as far as its schema tells.
-
-    Raises:
-        FormatError: there are too many, too few or unknown ones, or a tensor is something else.
-    """
+def _check_call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that a function takes these arguments, as far as its schema tells."""
     if not isinstance(target, OpOverload):
         _check_function(target, args, kwargs)
         return
@@ -351,23 +303,18 @@ def check_call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             raise FormatError(f"{target} is not given its argument {name}")
 
 
-def check_names(kwargs: Mapping[str, Any]) -> None:
-    """Check the names of keyword arguments, which stand in generated code.
-
-    Raises:
-        FormatError: one is no name.
-    """
+def _check_names(kwargs: Mapping[str, Any]) -> None:
+    """Check the names of keyword arguments, which stand in generated code."""
     for name in kwargs:
         if not name.isidentifier() or keyword.iskeyword(name):
             raise FormatError(f"{name[:60]!a} is no name of an argument")
 
 
 def _check_function(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    check_names(kwargs)
+    _check_names(kwargs)
     if target not in _NAMES:
         return
-    least, most = _TABLE[_NAMES[target]][1]
-    if not least <= len(args) <= most or kwargs:
+    if len(args) != _TABLE[_NAMES[target]][1] or kwargs:
         raise FormatError(f"{_NAMES[target]} is given {len(args)} arguments")
     if target is getattr and (args[1] not in _ATTRIBUTES or not isinstance(args[0], Node)):
         raise FormatError(f"a graph may read {', '.join(sorted(_ATTRIBUTES))} of a value alone")
@@ -404,13 +351,12 @@ def _is_dispatched(target: OpOverload) -> bool:
     return True
 
 
-# What torch lets others override is what computes with tensors; these do more than that.
+# Graphs of symbolic_trace call functions and methods by name: those that torch lets others
+# override, since these compute with tensors. The following do more than that.
 _DENIED_FUNCTIONS = re.compile(
     r"_.*|apply_|autocast|backward|.*data_ptr|fbgemm_.*|map2?_|module_load|numpy|pin_memory|"
     r"record_stream|register_.*|retain_grad|set_|share_memory_|storage.*|tolist|untyped_storage"
 )
-
-
 # These compute as well, and torch does not let others override them.
 _ALSO = {
     torch: "arange empty eye full linspace ones rand randint randn randperm tensor zeros",

@@ -1,10 +1,8 @@
-"""Constants of graphs as JSON and back: what is plain stays plain, the rest has a tag.
+"""Constants of graphs and nestings of arguments as JSON and back: what is not plain has a tag.
 
-A text alone is the name of a node, since that is the common case; a text constant has a tag.
-
-Nestings as JSON and back. A class is named, and must be there already: none is imported.
-
-The exception is a short list of modules that only define outputs of Hugging Face models.
+A text alone is the name of a node, since that is the common case; a text constant has a tag. A
+class in a nesting is named, and must be there already: none is imported, but for a short list of
+modules that only define outputs of Hugging Face models.
 """
 
 from __future__ import annotations
@@ -30,22 +28,16 @@ _DEVICE = re.compile(r"[a-z]{1,20}(:[0-9]{1,4})?")
 _KINDS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 _NAMED = {
     tag: {
-        str(found).removeprefix("torch."): found
-        for found in vars(torch).values()
-        if type(found) is kind
+        str(value).removeprefix("torch."): value
+        for value in vars(torch).values()
+        if type(value) is kind
     }
     for tag, kind in _KINDS.items()
 }
 
 
 def encode_value(value: Any) -> Any:
-    """Return a value as JSON data.
-
-    Args:
-        value: a node, a constant of torch or Python, or tuples, lists, dicts and slices of these.
-
-    Raises:
-        FormatError: it is none of these.
+    """Return a value as JSON data: a node, a constant of torch or Python, or nests of these.
 
     Example:
         >>> encode_value((1, [2.5, None], torch.float16, float("inf")))
@@ -54,7 +46,7 @@ def encode_value(value: Any) -> Any:
     if isinstance(value, Node):
         return value.name
     if value is None or type(value) in (bool, int):
-        return _whole(value)
+        return _check_whole(value)
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
     if type(value) is str:
@@ -74,14 +66,7 @@ def encode_value(value: Any) -> Any:
 
 
 def decode_value(data: Any, node: Callable[[str], Node] | None = None) -> Any:
-    """Return the value that `encode_value` made `data` of.
-
-    Args:
-        data: from a file.
-        node: finds a node by its name; None where no node may stand.
-
-    Raises:
-        FormatError: it is of no such kind.
+    """Return the value that `encode_value` made `data` of; `node` finds a node by its name.
 
     Example:
         >>> decode_value({"tuple": [1, {"str": "x"}, {"slice": [None, 2, None]}]})
@@ -96,15 +81,11 @@ def encode_dtype(dtype: torch.dtype) -> str:
 
 
 def decode_dtype(name: str) -> torch.dtype:
-    """Return the dtype of a name.
-
-    Raises:
-        FormatError: there is none.
-    """
+    """Return the dtype of a name."""
     return _named("dtype", name)
 
 
-def _whole(value: int | None) -> int | None:
+def _check_whole(value: int | None) -> int | None:
     if value is not None and abs(value) >= _LARGEST:
         raise FormatError("a whole number of more than 64 bits cannot be written to a .fxp")
     return value
@@ -130,10 +111,10 @@ def _decode(data: Any, node: Callable[[str], Node] | None, levels: int) -> Any:
     if data is None or type(data) in (bool, float):
         return data
     if type(data) is int:
-        return _whole(data)
+        return _check_whole(data)
     if type(data) is str:
         if node is None:
-            raise FormatError(f"a node's name, {_shown(data)}, where a constant goes")
+            raise FormatError(f"a node's name, {_show(data)}, where a constant goes")
         return node(data)
     if type(data) is list:
         return [_decode(part, node, levels - 1) for part in cast("list[Any]", data)]
@@ -158,27 +139,25 @@ def _decode_nest(
     if tag == "slice" and len(parts) == 3:
         return slice(*parts)
     if tag == "dict" and all(type(pair) is list and len(pair) == 2 for pair in parts):
-        return _dict(parts)
+        _check_keys([key for key, _ in parts])
+        return dict(map(tuple, parts))
     if tag == "complex" and len(parts) == 2 and all(type(part) is float for part in parts):
         return complex(*parts)
     raise FormatError(f"no {tag} is written like this")
 
 
-def _dict(pairs: list[list[Any]]) -> dict[Any, Any]:
-    keys = [pair[0] for pair in pairs]
+def _check_keys(keys: list[Any]) -> None:
     if not all(key is None or type(key) in (str, int, bool, float) for key in keys):
         raise FormatError("the keys of a dict are texts and numbers")
-    found = dict(map(tuple, pairs))
-    if len(found) < len(pairs):
+    if len(set(keys)) < len(keys):
         raise FormatError("a dict has one key twice")
-    return found
 
 
 def _decode_tagged(tag: str, inside: Any) -> Any:
     if tag == "ellipsis" and inside is True:
         return ...
     if type(inside) is not str:
-        raise FormatError(f"unknown value with the tag {_shown(tag)}")
+        raise FormatError(f"unknown value with the tag {_show(tag)}")
     if tag == "str":
         return inside
     if tag == "float" and inside in ("nan", "inf", "-inf"):
@@ -187,7 +166,7 @@ def _decode_tagged(tag: str, inside: Any) -> Any:
         return _device(inside)
     if tag in _NAMED:
         return _named(tag, inside)
-    raise FormatError(f"unknown value with the tag {_shown(tag)}")
+    raise FormatError(f"unknown value with the tag {_show(tag)}")
 
 
 def _device(name: str) -> torch.device:
@@ -196,20 +175,20 @@ def _device(name: str) -> torch.device:
             return torch.device(name)
     except RuntimeError:
         pass
-    raise FormatError(f"torch knows no device {_shown(name)}")
+    raise FormatError(f"torch knows no device {_show(name)}")
 
 
 def _named(tag: str, name: str) -> Any:
     if name not in _NAMED[tag]:
-        raise FormatError(f"torch knows no {tag} {_shown(name)}")
+        raise FormatError(f"torch knows no {tag} {_show(name)}")
     return _NAMED[tag][name]
 
 
-def _shown(text: str) -> str:
+def _show(text: str) -> str:
     return ascii(text[:60])
 
 
-_made_up: Any = namedtuple
+_new_namedtuple: Any = namedtuple
 _LEAF = "*"
 _MOST_NESTING = 32
 _SEQUENCES: dict[str, Any] = {"tuple": tuple, "list": list}
@@ -220,23 +199,17 @@ _IMPORTED = ("transformers.modeling_outputs", "transformers.cache_utils")
 
 
 def encode_nesting(nesting: Nesting) -> Any:
-    """Return a nesting as JSON data.
-
-    Raises:
-        FormatError: it holds a class that cannot be named, or whose description is no plain data.
+    """Return a nesting as JSON data; a class in it must have a name and a plain description.
 
     Example:
         >>> encode_nesting(Nesting(({"a": 0}, [1, 2])))
         {'tuple': [{'dict': [[{'str': 'a'}, '*']]}, {'list': ['*', '*']}]}
     """
-    return _encode(nesting.tree)
+    return _encode_tree(nesting.tree)
 
 
 def decode_nesting(data: Any) -> Nesting:
     """Return the nesting that `encode_nesting` made `data` of.
-
-    Raises:
-        FormatError: it is none, or of a class that is not there.
 
     Example:
         >>> decode_nesting({"tuple": ["*", {"list": ["*"]}]}).unflatten("xy")
@@ -245,10 +218,10 @@ def decode_nesting(data: Any) -> Nesting:
     return Nesting(_decode_nesting(data, _MOST_NESTING))
 
 
-def _encode(tree: pytree.TreeSpec) -> Any:
+def _encode_tree(tree: pytree.TreeSpec) -> Any:
     if tree.type is None:
         return _LEAF
-    parts = [_encode(child) for child in tree.children()]
+    parts = [_encode_tree(child) for child in tree.children()]
     tag = _TAGS.get(tree.type)
     if tag in _SEQUENCES:
         return {tag: parts}
@@ -304,10 +277,7 @@ def _mapping(kind: Any, pairs: list[Any], levels: int) -> Any:
     if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
         raise FormatError("a dict is written as pairs")
     keys = [decode_value(key) for key, _ in pairs]
-    if not all(key is None or isinstance(key, str | int | float) for key in keys):
-        raise FormatError("the keys of a dict are texts and numbers")
-    if len(set(keys)) < len(keys):
-        raise FormatError("a dict has one key twice")
+    _check_keys(keys)
     return kind(zip(keys, (_decode_nesting(part, levels - 1) for _, part in pairs), strict=True))
 
 
@@ -330,7 +300,7 @@ def _namedtuple(parts: list[Any], levels: int) -> Any:
         found = None
     if found is None or list(cast("Any", found)._fields) != fields:
         try:
-            found = _made_up(kind, fields, module=module)
+            found = _new_namedtuple(kind, fields, module=module)
         except ValueError as error:
             raise FormatError(f"the namedtuple {name[:100]!a}: {error}") from error
     return cast("Any", found)(*children)
@@ -340,7 +310,7 @@ def _instance(parts: list[Any], levels: int) -> Any:
     name, context, children = parts[0], decode_value(parts[1]), _children(parts[2], levels)
     if type(name) is not str:
         raise FormatError("a class is named by a text")
-    node = pytree.SUPPORTED_NODES.get(_registered(name))
+    node = pytree.SUPPORTED_NODES.get(_registered_class(name))
     if node is None:
         module = name.rpartition(".")[0]
         raise FormatError(
@@ -353,7 +323,7 @@ def _instance(parts: list[Any], levels: int) -> Any:
         raise FormatError(f"the class {name} cannot be made of {len(children)} parts") from error
 
 
-def _registered(name: str) -> Any:
+def _registered_class(name: str) -> Any:
     module = name.rpartition(".")[0]
     if module in _IMPORTED and importlib.util.find_spec("transformers") is not None:
         importlib.import_module(module)

@@ -1,7 +1,4 @@
-"""Masks in files, of other tools too: read without running anything, matched by name, written.
-
-How other tools keep masks: recognised by what a file holds, and written as they write it.
-"""
+"""Masks in files of this and of other tools: read without running anything, matched, written."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from fxprune.words import did_you_mean
 
 _SAFE = ".safetensors"
 # It is a defaultdict of dicts, which torch does not unpickle: a plain one takes its place.
-_STATE_OF_A_SPARSIFIER = ((lambda factory: {}, "collections.defaultdict"), dict)
+_SPARSIFIER_STATE = ((lambda factory: {}, "collections.defaultdict"), dict)
 _NESTED = ("nni", "sparsifier")
 
 
@@ -54,11 +51,12 @@ def read_masks(path: PathLike, *, binary: bool = True) -> dict[str, torch.Tensor
         {'conv1.weight': tensor([1., 0.])}
     """
     source = Path(path)
-    content = read_content(source, also=_STATE_OF_A_SPARSIFIER)
+    content = read_content(source, also=_SPARSIFIER_STATE)
     try:
         if not isinstance(content, Mapping):
             raise FormatError(f"this holds a {type(content).__name__}, not masks by name")
-        masks = masks_in(cast("Mapping[Any, Any]", content))
+        table = cast("Mapping[Any, Any]", content)
+        masks = READERS[format_of(table)](table)
         if not masks:
             raise FormatError("there is no mask in this file")
         for name, mask in masks.items():
@@ -87,10 +85,10 @@ def fit_masks(program: Program, masks: Mapping[str, torch.Tensor]) -> dict[str, 
         >>> list(fit_masks(program, {"weight": torch.ones(2, 3)}))
         ['weight']
     """
-    found: dict[str, torch.Tensor] = {}
+    fitting: Masks = {}
     names: dict[str, str] = {}
     for wrapped, given in masks.items():
-        name, mask = _unwrapped(program, wrapped), given
+        name, mask = _unwrap(program, wrapped), given
         shape = parameters.parameter(program, name).shape
         if mask.dim() == 1 < len(shape) and len(mask) == shape[0]:
             mask = mask.view(-1, *[1] * (len(shape) - 1)).expand(shape).contiguous()
@@ -100,12 +98,12 @@ def fit_masks(program: Program, masks: Mapping[str, torch.Tensor]) -> dict[str, 
             )
         first = program.captured.first[name]
         other = names.setdefault(first, name)
-        if first in found and not torch.equal(found[first], mask):
+        if first in fitting and not torch.equal(fitting[first], mask):
             raise SelectError(
                 f"{other!r} and {name!r} are one parameter, but their masks differ; give one"
             )
-        found[first] = mask
-    return {name: found[name] for name in parameters.aliases(program) if name in found}
+        fitting[first] = mask
+    return {name: fitting[name] for name in parameters.aliases(program) if name in fitting}
 
 
 def write_masks(program: Program, path: PathLike, *, format: str = "plain") -> Path:
@@ -139,7 +137,10 @@ def write_masks(program: Program, path: PathLike, *, format: str = "plain") -> P
         raise FormatError(f"{target}: {format} masks are written to {known} files")
     if not parameters.masks(program):
         raise NotPrunedError("the program has no mask to write; prune it first")
-    content = _at_rest(state_for(program, format))
+    # Plain tensors: masks, and weights as a checkpoint has them.
+    content: dict[str, Any] = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: tensor.detach(), WRITERS[format](program)
+    )
     with replacing(target) as temporary:
         if suffix == _SAFE:
             write_tensors(content, temporary)
@@ -152,7 +153,7 @@ def write_masks(program: Program, path: PathLike, *, format: str = "plain") -> P
 _WRAPPERS = ("module", "_orig_mod")  # DataParallel's and DDP's attribute, torch.compile's
 
 
-def _unwrapped(program: Program, name: str) -> str:
+def _unwrap(program: Program, name: str) -> str:
     """Return the name without what wrappers put before it, where that is a parameter's name."""
     known = program.captured.first
     if not isinstance(name, str) or name in known:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -162,11 +163,6 @@ def _unwrapped(program: Program, name: str) -> str:
         parts = parts[1:]
     bare = ".".join(parts)
     return bare if bare in known else name
-
-
-def _at_rest(content: dict[str, Any]) -> dict[str, Any]:
-    """Return plain tensors: masks, and weights as a checkpoint has them."""
-    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach(), content)
 
 
 def _check_values(name: str, mask: torch.Tensor, *, binary: bool) -> None:
@@ -203,14 +199,7 @@ Masks = dict[str, torch.Tensor]
 
 
 def format_of(content: Mapping[Any, Any]) -> str:
-    """Tell which tool's format a file has.
-
-    Args:
-        content: what the file holds, by key.
-
-    Returns:
-        "sparsifier", "nni", "asp", "parametrize", "torch", or "plain".
-    """
+    """Tell which of `FORMATS` a file has, by what it holds."""
     if set(content) == {"state", "groups"} and isinstance(content["state"], Mapping):
         return "sparsifier"
     if any(isinstance(value, Mapping) for value in content.values()):
@@ -226,45 +215,19 @@ def format_of(content: Mapping[Any, Any]) -> str:
     return "torch" if paired or (masks and len(masks) == len(keys)) else "plain"
 
 
-def masks_in(content: Mapping[Any, Any]) -> Masks:
-    """Return the masks that a file holds, by parameter name.
-
-    Args:
-        content: what the file holds, by key.
-
-    Raises:
-        FormatError: says which entry is no mask of a parameter.
-    """
-    return _READERS[format_of(content)](content)
-
-
-def state_for(program: Program, kind: str) -> dict[str, Any]:
-    """Return what a file of a tool's format holds for a masked Program.
-
-    Args:
-        program: not changed; its tensors are shared.
-        kind: one of `FORMATS`.
-
-    Raises:
-        FormatError: the format cannot hold it.
-    """
-    return _WRITERS[kind](program)
-
-
 def _tensor(key: object, value: object) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise FormatError(f"{str(key)[:100]!r} is a {type(value).__name__}, not a mask")
     return value
 
 
-def _plain(content: Mapping[Any, Any]) -> Masks:
+def _read_plain(content: Mapping[Any, Any]) -> Masks:
     return {str(key): _tensor(key, value) for key, value in content.items()}
 
 
-def _torch(content: Mapping[Any, Any]) -> Masks:
-    masks = {key: value for key, value in content.items() if str(key).endswith(_MASK)}
-    alone = len(masks) == len(content)
-    names = {key: str(key).removesuffix(_MASK) for key in masks}
+def _read_torch(content: Mapping[Any, Any]) -> Masks:
+    names = {key: str(key).removesuffix(_MASK) for key in content if str(key).endswith(_MASK)}
+    alone = len(names) == len(content)
     return {
         name: _tensor(key, content[key])
         for key, name in names.items()
@@ -272,43 +235,43 @@ def _torch(content: Mapping[Any, Any]) -> Masks:
     }
 
 
-def _asp(content: Mapping[Any, Any]) -> Masks:
-    found: Masks = {}
-    for key, value in content.items():
-        parts = _ASP.fullmatch(str(key))
-        if parts is not None:
-            found[f"{parts['path']}{parts['name']}"] = _tensor(key, value)
-    return found
+def _read_asp(content: Mapping[Any, Any]) -> Masks:
+    matches = {key: _ASP.fullmatch(str(key)) for key in content}
+    return {
+        f"{parts['path']}{parts['name']}": _tensor(key, content[key])
+        for key, parts in matches.items()
+        if parts is not None
+    }
 
 
-def _parametrized(content: Mapping[Any, Any]) -> Masks:
-    found: Masks = {}
+def _read_parametrize(content: Mapping[Any, Any]) -> Masks:
+    masks: Masks = {}
     for key, value in content.items():
         parts = _PARAMETRIZED.fullmatch(str(key))
         if parts is None:
             continue
         name = f"{parts['path']}{parts['name']}"
         mask = _tensor(key, value)
-        if name in found and found[name].shape != mask.shape:
+        if name in masks and masks[name].shape != mask.shape:
             raise FormatError(f"{name!r} has masks of several shapes")
         # Parametrizations act one after another.
-        found[name] = found[name] * mask if name in found else mask
-    return found
+        masks[name] = masks[name] * mask if name in masks else mask
+    return masks
 
 
-def _sparsifier(content: Mapping[Any, Any]) -> Masks:
-    found: Masks = {}
+def _read_sparsifier(content: Mapping[Any, Any]) -> Masks:
+    masks: Masks = {}
     for name, state in cast("Mapping[Any, Any]", content["state"]).items():
         if not isinstance(state, Mapping):
             raise FormatError(f"{str(name)[:100]!r} has no state, as torch.ao's sparsifiers have")
         mask = cast("Mapping[Any, Any]", state).get("mask")
         if mask is not None:
-            found[str(name)] = _tensor(name, mask)
-    return found
+            masks[str(name)] = _tensor(name, mask)
+    return masks
 
 
-def _nni(content: Mapping[Any, Any]) -> Masks:
-    found: Masks = {}
+def _read_nni(content: Mapping[Any, Any]) -> Masks:
+    masks: Masks = {}
     for module, targets in content.items():
         if not isinstance(targets, Mapping):
             raise FormatError(
@@ -322,32 +285,24 @@ def _nni(content: Mapping[Any, Any]) -> Masks:
                     f"{str(module)[:100]!r} masks {str(target)[:60]!r}, which is no parameter; "
                     "leave that entry out"
                 )
-            found[f"{module}.{target}" if module else str(target)] = _tensor(target, mask)
-    return found
+            masks[f"{module}.{target}" if module else str(target)] = _tensor(target, mask)
+    return masks
 
 
-_READERS: Mapping[str, Callable[[Mapping[Any, Any]], Masks]] = {
-    "plain": _plain,
-    "torch": _torch,
-    "parametrize": _parametrized,
-    "sparsifier": _sparsifier,
-    "nni": _nni,
-    "asp": _asp,
+READERS: Mapping[str, Callable[[Mapping[Any, Any]], Masks]] = {
+    "plain": _read_plain,
+    "torch": _read_torch,
+    "parametrize": _read_parametrize,
+    "sparsifier": _read_sparsifier,
+    "nni": _read_nni,
+    "asp": _read_asp,
 }
-FORMATS = tuple(_READERS)
+FORMATS = tuple(READERS)
 
 
 def _split(name: str) -> tuple[str, str]:
     path, _, attribute = name.rpartition(".")
     return path, attribute
-
-
-def _to_plain(program: Program) -> dict[str, Any]:
-    return dict(parameters.masks(program))
-
-
-def _to_torch(program: Program) -> dict[str, Any]:
-    return dict(program.state_dict())
 
 
 def _to_sparsifier(program: Program) -> dict[str, Any]:
@@ -357,11 +312,11 @@ def _to_sparsifier(program: Program) -> dict[str, Any]:
 
 
 def _to_nni(program: Program) -> dict[str, Any]:
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    masks: dict[str, Masks] = {}
     for name, mask in parameters.masks(program).items():
         path, attribute = _split(name)
-        found.setdefault(path, {})[attribute] = mask
-    return found
+        masks.setdefault(path, {})[attribute] = mask
+    return masks
 
 
 def _to_parametrize(program: Program) -> dict[str, Any]:
@@ -369,7 +324,7 @@ def _to_parametrize(program: Program) -> dict[str, Any]:
         head = f"{path}.parametrizations.{name}" if path else f"parametrizations.{name}"
         return f"{head}.original", f"{head}.0.mask"
 
-    return _renamed(program, keys)
+    return _rename(program, keys)
 
 
 def _to_asp(program: Program) -> dict[str, Any]:
@@ -377,7 +332,7 @@ def _to_asp(program: Program) -> dict[str, Any]:
         head = f"{path}." if path else ""
         return f"{head}{name}", f"{head}__{name}_mma_mask"
 
-    state = _renamed(program, keys)
+    state = _rename(program, keys)
     # The tool writes zeros into the weights, and keeps its masks as truth values.
     for name, mask in parameters.masks(program).items():
         for alias in parameters.aliases(program)[name]:
@@ -388,7 +343,7 @@ def _to_asp(program: Program) -> dict[str, Any]:
     return state
 
 
-def _renamed(
+def _rename(
     program: Program, keys: Callable[[str, str], tuple[str, str]]
 ) -> dict[str, torch.Tensor]:
     """Return the state dict with the original and the mask of each masked parameter renamed."""
@@ -400,9 +355,10 @@ def _renamed(
     return {renamed.get(key, key): value for key, value in program.state_dict().items()}
 
 
-_WRITERS: Mapping[str, Callable[[Program], dict[str, Any]]] = {
-    "plain": _to_plain,
-    "torch": _to_torch,
+# What a file of a tool's format holds for a masked Program, whose tensors are shared.
+WRITERS: Mapping[str, Callable[[Program], dict[str, Any]]] = {
+    "plain": lambda program: dict(parameters.masks(program)),
+    "torch": lambda program: dict(program.state_dict()),
     "parametrize": _to_parametrize,
     "sparsifier": _to_sparsifier,
     "nni": _to_nni,

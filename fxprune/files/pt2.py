@@ -1,15 +1,8 @@
 """torch.export's .pt2 files, read without running what is in them.
 
-`torch.export.load` unpickles parts of such a file and evaluates others as Python. Here every part
-is checked, pickles are read with `weights_only=True`, and torch is handed a copy that was written
-anew from what was found.
-
-The JSON of a .pt2: torch makes Python code of its names, so each text in it is checked.
-
-What loading does not need, and would run or import something, is dropped: guards, and most of what
-is noted of a node.
-
-Symbolic sizes in a .pt2, which sympy evaluates as Python: only what torch writes is let in.
+`torch.export.load` unpickles parts of such a file, and evaluates names and symbolic sizes in it as
+Python. Here every part is checked, pickles are read with `weights_only=True`, and torch is handed
+a copy that was written anew from what was found, without what loading does not need.
 """
 
 from __future__ import annotations
@@ -49,7 +42,7 @@ _SETTINGS = ("archive_format", "archive_version", "byteorder", ".data/version")
 
 
 def load_pt2(path: PathLike) -> ExportedProgram:
-    """Read a .pt2 that torch.export.save wrote; nothing in the file is run, whoever made it.
+    """Read a .pt2 that torch.export.save wrote, from any source; nothing in the file is run.
 
     The whole file is read into memory. A graph in it can call only operators of torch's that
     compute.
@@ -74,7 +67,7 @@ def load_pt2(path: PathLike) -> ExportedProgram:
     source = Path(path)
     with read_safely(source, _damage):
         check_is_file(source, ".pt2")
-        return _loaded(source)
+        return _read(source)
 
 
 def _damage(error: Exception) -> str:
@@ -84,16 +77,16 @@ def _damage(error: Exception) -> str:
     )
 
 
-def _loaded(source: Path) -> ExportedProgram:
+def _read(source: Path) -> ExportedProgram:
     with source.open("rb") as file, open_archive(file) as archive:
         infos = archive.infolist()
-        written = _rewritten({i.filename.partition("/")[2]: archive.read(i) for i in infos})
+        written = _rewrite({i.filename.partition("/")[2]: archive.read(i) for i in infos})
     with quiet_export(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.load(written)
 
 
-def _rewritten(members: Mapping[str, bytes]) -> io.BytesIO:
+def _rewrite(members: Mapping[str, bytes]) -> io.BytesIO:
     """Return a .pt2 of one model, made of what was checked."""
     models = [name for name in members if name.startswith(_MODELS)]
     if models != ["models/model.json"]:
@@ -101,11 +94,11 @@ def _rewritten(members: Mapping[str, bytes]) -> io.BytesIO:
     if members.get("byteorder", b"little") != b"little":
         raise FormatError("its numbers are written from their other end")
     parts = {name: members[name] for name in _SETTINGS if name in members}
-    parts[models[0]] = checked_document(members[models[0]], models[0])
+    parts[models[0]] = _clean_document(members[models[0]], models[0])
     samples = f"{_SAMPLES}model.pt"
     # What an old file has no sample for, torch takes an empty member for.
     sample = members.get(samples, b"")
-    parts[samples] = _repickled(sample, samples) if sample else b""
+    parts[samples] = _repickle(sample, samples) if sample else b""
     for folder, config in zip(_PAYLOADS, _CONFIGS, strict=True):
         parts |= _payloads(members, folder, f"{folder}model{config}")
     stream = io.BytesIO()
@@ -121,7 +114,7 @@ def _payloads(members: Mapping[str, bytes], folder: str, config: str) -> dict[st
     if config not in members:
         raise FormatError(f"{config} is missing; export the model again with this torch")
     found = {config: members[config]}
-    for name, entry in checked_payloads(members[config], config).items():
+    for name, entry in _parse_payloads(members[config], config).items():
         path = entry.get("path_name")
         if not isinstance(path, str) or not path.startswith(("weight_", "tensor_")):
             raise FormatError(f"{config}: {name[:60]!a} is no tensor, and torch would unpickle it")
@@ -132,7 +125,7 @@ def _payloads(members: Mapping[str, bytes], folder: str, config: str) -> dict[st
         if not pickled:
             _check_size(entry.get("tensor_meta"), len(members[member]), f"{config}: {name[:60]!a}")
         if member not in found:
-            found[member] = _repickled(members[member], member) if pickled else members[member]
+            found[member] = _repickle(members[member], member) if pickled else members[member]
     return found
 
 
@@ -143,7 +136,7 @@ def _check_size(meta: Any, size: int, where: str) -> None:
         raise FormatError(f"{where} has the shape {str(sizes)[:60]} in {size} bytes")
 
 
-def _repickled(raw: bytes, where: str) -> bytes:
+def _repickle(raw: bytes, where: str) -> bytes:
     """Read a pickle of tensors without running it, and write it anew."""
     try:
         found = unpickle(io.BytesIO(raw))
@@ -178,11 +171,7 @@ _CONSTANTS = frozenset({"true", "false"})
 def check_expression(text: str) -> None:
     """Check that a symbolic size calls nothing but arithmetic, on numbers of common size.
 
-    Args:
-        text: as torch writes it, as "Mul(Integer(2), Symbol('s77', positive=True, integer=True))".
-
-    Raises:
-        FormatError: it is anything else.
+    torch writes it as "Mul(Integer(2), Symbol('s77', positive=True, integer=True))".
     """
     try:
         tree = ast.parse(text if len(text) <= _LONGEST else "", mode="eval").body
@@ -260,20 +249,15 @@ _PATHS = frozenset(
 )
 _PYTREES: Mapping[Any, Any] = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE
 _TEXTS = frozenset({"as_string", "as_strings", *_KEPT})
+# Numbers that JSON cannot hold: torch writes them as texts, as in attention's masks of -inf.
+_FLOATS = frozenset({"as_float", "as_floats", "as_float_lists", "real", "imag"})
+_NOT_FINITE = frozenset({"Infinity", "-Infinity", "NaN"})
 # These stand for objects that are unpickled, or for functions that are called by their name.
 _REFUSED = frozenset({"as_custom_obj", "custom_obj", "custom_obj_values", "as_operator", "token"})
 
 
-def checked_document(raw: bytes, where: str) -> bytes:
-    """Return the graph of a .pt2 without what would run or import something.
-
-    Args:
-        raw: the member `models/....json`.
-        where: what messages call it.
-
-    Raises:
-        FormatError: says which text in it is not what torch writes.
-    """
+def _clean_document(raw: bytes, where: str) -> bytes:
+    """Return the graph of a .pt2 without what would run or import something."""
     document = _parse_table(raw, where)
     if raw.count(b'"expr_str"') > _MOST_EXPRESSIONS:
         raise FormatError(f"{where}: it has more than {_MOST_EXPRESSIONS:,} symbolic sizes")
@@ -292,16 +276,8 @@ def checked_document(raw: bytes, where: str) -> bytes:
     return json.dumps(document).encode()
 
 
-def checked_payloads(raw: bytes, where: str) -> dict[str, Any]:
-    """Return the table of tensors in a .pt2.
-
-    Args:
-        raw: the member `data/.../..._config.json`.
-        where: what messages call it.
-
-    Raises:
-        FormatError: says what does not fit.
-    """
+def _parse_payloads(raw: bytes, where: str) -> dict[str, Any]:
+    """Return the table of tensors in a .pt2, by name."""
     config = _parse_table(raw, where).get("config")
     if not isinstance(config, dict):
         raise FormatError(f"{where}: config is no table")
@@ -401,6 +377,7 @@ _CHECKS: Mapping[str, Callable[[str], bool | None]] = {
     **dict.fromkeys(_NAMES, _is_name),
     **dict.fromkeys(_PATHS, _is_path),
     **dict.fromkeys(_TEXTS, lambda text: len(text) < 1_000_000),
+    **dict.fromkeys(_FLOATS, _NOT_FINITE.__contains__),
     "expr_str": check_expression,
     "target": _check_target,
     "in_spec": _check_nesting,

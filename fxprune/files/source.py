@@ -1,10 +1,6 @@
 """A Program as readable Python source that needs torch alone, and its weights beside it.
 
-The `forward` of a Program's source: a graph as straight-line code.
-
-The `__init__` of a Program's source: every module, parameter and buffer, declared in order.
-
-Constants and reads of a module tree as Python source.
+`__init__` declares every module, parameter and buffer in order; `forward` is straight-line code.
 """
 
 from __future__ import annotations
@@ -120,29 +116,21 @@ def write_source(program: Program, path: PathLike) -> Path:
 
 
 def source_of(program: Program, weights: str) -> str:
-    """Return a Program's source.
-
-    Args:
-        program: not changed.
-        weights: the name of the weights file that the source reads.
-
-    Raises:
-        FormatError: a part of the Program has no source that needs torch alone.
-    """
+    """Return a Program's source, which reads the file `weights`."""
     kind = program.captured.kind
     name = kind if is_plain(kind) and kind not in _TAKEN else "Net"
     lines = [f"class {name}(nn.Module):"]
     lines += [f"    # takes {plain(str(leaf))}" for leaf in program.inputs.inputs]
     lines += ["", "    def __init__(self) -> None:", "        super().__init__()"]
-    lines += [f"        {line}" for line in tree_lines(program)]
-    lines += _train(program)
+    lines += [f"        {line}" for line in _TreeWriter(program).lines(program, "")]
+    lines += _train_lines(program)
     for mode in program.graphs:
         function = "forward" if mode == BOTH else f"_forward_{mode}"
         lines += ["", f"    def {function}{_signature(program)} -> Any:"]
-        body = "\n".join(body_lines(program, mode)).lstrip("\n").split("\n")
+        body = "\n".join(_body_lines(program, mode)).lstrip("\n").split("\n")
         lines += [f"        {line}".rstrip() for line in body]
     if BOTH not in program.graphs:
-        lines += _choice(program)
+        lines += _choice_lines(program)
     text = "\n".join(lines)
     imports = "import math\n" if "math." in text else ""
     title = re.sub(r"\W", "_", kind)
@@ -167,7 +155,7 @@ def _signature(program: Program) -> str:
     return str(inspect.Signature(parts))
 
 
-def _train(program: Program) -> list[str]:
+def _train_lines(program: Program) -> list[str]:
     """Return a `train` that sets the flags as the source's own did."""
     frozen = {
         mode: {name: flag for name, flag in flags.items() if flag is not mode}
@@ -186,12 +174,12 @@ def _train(program: Program) -> list[str]:
     ]
 
 
-def _choice(program: Program) -> list[str]:
+def _choice_lines(program: Program) -> list[str]:
     """Return a `forward` that runs the graph that the training flags choose."""
     lines = ["", f"    def forward{_signature(program)} -> Any:"]
     names = list(program.captured.deciders)
     if len(names) == 1:
-        train = read_text(f"{names[0]}.training".lstrip("."), program)
+        train = attribute_text(f"{names[0]}.training".lstrip("."), program)
     else:
         train = "all(flags)"
         lines += [
@@ -216,17 +204,9 @@ _TARGETS: dict[Any, Any] = {**FAST, torch._C._set_grad_enabled: torch.set_grad_e
 _nn: Any = getattr(torch._C, "_nn")  # noqa: B009 - torch's stubs leave it out
 
 
-def body_lines(program: Program, mode: str) -> list[str]:
-    """Return the statements of forward, for the arguments that the Program's forward takes.
-
-    Args:
-        program: any Program.
-        mode: which of its graphs.
-
-    Raises:
-        FormatError: names the node whose call or constant has no source that needs torch alone.
-    """
-    lines = [*_checks(program.inputs), *_Body(program, mode).lines()]
+def _body_lines(program: Program, mode: str) -> list[str]:
+    """Return the statements of forward, for the arguments that the Program's forward takes."""
+    lines = [*_checks(program.inputs), *_BodyWriter(program, mode).lines()]
     nodes = program.graphs[mode].find_nodes(
         op="call_function", target=torch._C._set_grad_enabled, sort=False
     )
@@ -268,7 +248,9 @@ def _checks(inputs: InputSpec) -> Iterator[str]:
             yield f"    raise ValueError({message!r})"
 
 
-class _Body:
+class _BodyWriter:
+    """Writes the nodes of a graph as statements, in regions of autocast indented."""
+
     def __init__(self, program: Program, mode: str) -> None:
         self.program = program
         self.graph = program.graphs[mode]
@@ -294,10 +276,10 @@ class _Body:
             self.values[node] = next(self.places)
         elif node.op == "get_attr":
             path = str(node.target)
-            read = "_device(self)" if path == "device" else read_text(path, self.program)
+            read = "_device(self)" if path == "device" else attribute_text(path, self.program)
             self.values[node] = Source(read)
         elif node.op == "output":
-            yield f"return {_nested(self.outputs, iter(self._write(node.args[0])))!r}"
+            yield f"return {_nest(self.outputs, iter(self._write(node.args[0])))!r}"
         elif node.users or node.target is not operator.getitem:
             indent = "    " * len(self.regions)
             path = _path(node, self.path)
@@ -321,13 +303,13 @@ class _Body:
             return []
         text = _expression(node, list(map(repr, args)), kwargs)
         if not node.users:
-            return _wrapped(text)
+            return _wrap(text)
         name = node.name
         while name in self.used:
             name = f"{name}_"
         self.used.add(name)
         self.values[node] = Source(name)
-        return _wrapped(f"{name} = {text}")
+        return _wrap(f"{name} = {text}")
 
     def _write(self, value: Any) -> Any:
         return map_aggregate(
@@ -372,11 +354,11 @@ def _path(node: Node, before: str) -> str:
     return next((str(user.meta[PATH]) for user in node.users if PATH in user.meta), before)
 
 
-def _nested(tree: Any, leaves: Iterator[Any]) -> Any:
+def _nest(tree: Any, leaves: Iterator[Any]) -> Any:
     """Nest the leaves of the outputs: named tuples become tuples, classes with names dicts."""
     if tree.is_leaf():
         return next(leaves)
-    parts = [_nested(child, leaves) for child in tree.children()]
+    parts = [_nest(child, leaves) for child in tree.children()]
     names: Any = tree.context
     if tree.type is list:
         return parts
@@ -387,7 +369,7 @@ def _nested(tree: Any, leaves: Iterator[Any]) -> Any:
     raise FormatError(f"a {tree.type.__name__} has no source that needs torch alone")
 
 
-def _wrapped(line: str) -> list[str]:
+def _wrap(line: str) -> list[str]:
     """Break a long call between its arguments."""
     if len(line) <= _WIDTH or not line.endswith(")") or "'" in line or '"' in line:
         return [line]
@@ -396,19 +378,9 @@ def _wrapped(line: str) -> list[str]:
     return [f"{head}(", *(f"    {part}" for part in body), ")"]
 
 
-def tree_lines(root: nn.Module) -> list[str]:
-    """Return the statements that build a tree like the given one, without values.
+class _TreeWriter:
+    """Writes the statements that build a tree like the given one, without values."""
 
-    Args:
-        root: the Program.
-
-    Raises:
-        FormatError: the tree holds a module with code of its own, or a tensor of another kind.
-    """
-    return list(_Tree(root).lines(root, ""))
-
-
-class _Tree:
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self.modules: dict[int, str] = {}
@@ -416,15 +388,18 @@ class _Tree:
 
     def lines(self, module: nn.Module, path: str) -> Iterator[str]:
         self.modules[id(module)] = path
-        here = read_text(path, self.root)
+        here = attribute_text(path, self.root)
         for name, tensor in module._parameters.items():
             made = self._tensor(tensor, f"{path}.{name}" if path else name)
-            yield _set(here, name, made, f"register_parameter({quoted(name)}, {made})", tensor)
+            if tensor is not None and is_plain(name):
+                yield f"{here}.{name} = {made}"
+            else:
+                yield f"{here}.register_parameter({quote(name)}, {made})"
         for name, tensor in module._buffers.items():
             made = self._tensor(tensor, f"{path}.{name}" if path else name)
             kept = name not in module._non_persistent_buffers_set
             options = "" if kept else ", persistent=False"
-            yield f"{here}.register_buffer({quoted(name)}, {made}{options})"
+            yield f"{here}.register_buffer({quote(name)}, {made}{options})"
         for name, child in module._modules.items():
             inner = f"{path}.{name}" if path else name
             yield from self._child(module, here, name, inner, child)
@@ -435,20 +410,20 @@ class _Tree:
         self, parent: nn.Module, here: str, name: str, inner: str, child: nn.Module | None
     ) -> Iterator[str]:
         if child is None:
-            yield f"{here}.add_module({quoted(name)}, None)"
+            yield f"{here}.add_module({quote(name)}, None)"
             return
         if not isinstance(child, TreeModule):
             raise FormatError(f"{inner!r} is a {type(child).__name__} with code of its own")
         known = self.modules.get(id(child))
         new = "nn.ModuleList()" if is_list(child) else "nn.Module()"
-        made = new if known is None else read_text(known, self.root)
+        made = new if known is None else attribute_text(known, self.root)
         comment = f"  # {kind_of(child)}" if known is None and is_plain(kind_of(child)) else ""
         if is_list(parent) and parent is not self.root:
             yield f"{here}.append({made}){comment}"
         elif is_plain(name):
             yield f"{here}.{name} = {made}{comment}"
         else:
-            yield f"{here}.add_module({quoted(name)}, {made}){comment}"
+            yield f"{here}.add_module({quote(name)}, {made}){comment}"
         if known is None:
             yield from self.lines(child, inner)
 
@@ -456,7 +431,7 @@ class _Tree:
         if tensor is None:
             return "None"
         if id(tensor) in self.tensors:
-            return read_text(self.tensors[id(tensor)], self.root)
+            return attribute_text(self.tensors[id(tensor)], self.root)
         self.tensors[id(tensor)] = path
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise FormatError(f"{path!r} is a tensor of another kind than dense")
@@ -465,10 +440,6 @@ class _Tree:
             return made
         flag = "" if tensor.requires_grad else ", requires_grad=False"
         return f"nn.Parameter({made}{flag})"
-
-
-def _set(here: str, name: str, made: str, call: str, tensor: torch.Tensor | None) -> str:
-    return f"{here}.{name} = {made}" if tensor is not None and is_plain(name) else f"{here}.{call}"
 
 
 def _empty(tensor: torch.Tensor) -> str:
@@ -490,10 +461,7 @@ class Source(str):
 
 
 def as_source(value: Any) -> Any:
-    """Return a constant of Python or torch as what prints as its source.
-
-    Raises:
-        FormatError: it is neither, or holds parts.
+    """Return a constant of Python or torch, without parts, as what prints as its source.
 
     Example:
         >>> [as_source(value) for value in (1, float("-inf"), "a", torch.device("cpu"))]
@@ -506,23 +474,19 @@ def as_source(value: Any) -> Any:
     if type(value) is complex:
         return Source(f"complex({as_source(value.real)!r}, {as_source(value.imag)!r})")
     if type(value) is str:
-        return Source(quoted(value))
+        return Source(quote(value))
     if isinstance(value, torch.device):
-        return Source(f"torch.device({quoted(str(value))})")
+        return Source(f"torch.device({quote(str(value))})")
     raise FormatError(f"a {type(value).__name__} has no source that needs torch alone")
 
 
-def read_text(path: str, root: nn.Module) -> str:
-    """Return the read of an attribute of a module tree.
-
-    Args:
-        path: of a module, a tensor or a flag.
-        root: the tree, which is `self` in the source.
+def attribute_text(path: str, root: nn.Module) -> str:
+    """Return the source that reads an attribute, a module, tensor or flag, of the tree `root`.
 
     Example:
         >>> root = nn.Module()
         >>> root.layers = nn.Sequential(nn.Linear(2, 2))
-        >>> read_text("layers.0.weight", root)
+        >>> attribute_text("layers.0.weight", root)
         'self.layers[0].weight'
     """
     text, owner = "self", root
@@ -531,7 +495,7 @@ def read_text(path: str, root: nn.Module) -> str:
         if owner is not root and is_list(owner) and name in owner._modules:
             text = f"{text}[{name}]"
         else:
-            text = f"{text}.{name}" if is_plain(name) else f"getattr({text}, {quoted(name)})"
+            text = f"{text}.{name}" if is_plain(name) else f"getattr({text}, {quote(name)})"
         owner = owner._modules.get(name) or owner
     return text
 
@@ -542,7 +506,7 @@ def is_list(module: nn.Module) -> bool:
     return bool(names) and names == [str(at) for at in range(len(names))]
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Return a text in double quotes, if it has none."""
     plain = repr(text)
     return plain if '"' in plain else f'"{plain[1:-1]}"'

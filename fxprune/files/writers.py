@@ -62,22 +62,15 @@ def export(program: Program, path: PathLike) -> Path:
         except (FxpruneError, OSError):
             raise
         except Exception as error:  # exporters raise many kinds, all of which mean the same here
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FormatError(
-                f"{target}: torch cannot write this program as {suffix}: {_first_line(error)}"
+                f"{target}: torch cannot write this program as {suffix}: {first_line}"
             ) from error
     return target
 
 
 def check_writable(program: Program, path: PathLike) -> None:
-    """Check that a Program can be written in the format of a file.
-
-    Args:
-        program: not changed.
-        path: the file, which need not exist.
-
-    Raises:
-        FormatError: the format holds one graph, and the program has several.
-    """
+    """Raise FormatError where the format of a file holds one graph, and the program has several."""
     if Path(path).suffix.lower() != _SAFE:
         check_whole(program, Path(path))
 
@@ -96,18 +89,26 @@ def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
         FormatError: the file is missing, damaged, of another kind, or holds more than tensors.
     """
     source = Path(path)
-    return _tensors_of(source, read_content(source))
+    content: object = read_content(source)
+    if not isinstance(content, Mapping):
+        raise FormatError(
+            f"{source}: this holds a {type(content).__name__}, not a state dict; save "
+            "`model.state_dict()`"
+        )
+    state = dict(cast("Mapping[Any, Any]", content))
+    others = [key for key, x in state.items() if not isinstance(x, torch.Tensor)]
+    if others or not state:
+        what = f"{others[0]!r} is a {type(state[others[0]]).__name__}" if others else "it is empty"
+        raise FormatError(
+            f"{source}: a state dict has tensors only, but here {what}; save `model.state_dict()`"
+        )
+    return {str(key): tensor for key, tensor in state.items()}
 
 
 def read_content(source: Path, *, also: Sequence[Any] = ()) -> Any:
     """Read what a file of tensors holds, on the CPU; nothing in the file is run.
 
-    Args:
-        source: see `read_weights`.
-        also: what a pickle may name beside torch's own, see `torch.serialization.safe_globals`.
-
-    Raises:
-        FormatError: the file is missing, damaged, of another kind, or holds what would be run.
+    A pickle may name what is in `also` beside torch's own, see `torch.serialization.safe_globals`.
     """
     suffix = source.suffix.lower()
     if suffix not in (_SAFE, *PICKLED):
@@ -128,24 +129,3 @@ def _damage(suffix: str, error: Exception) -> str:
         f"this {suffix} file is damaged or holds other things than tensors, and nothing in it was "
         f"run ({type(error).__name__}); save `model.state_dict()` again"
     )
-
-
-def _tensors_of(source: Path, found: object) -> dict[str, torch.Tensor]:
-    if not isinstance(found, Mapping):
-        raise FormatError(
-            f"{source}: this holds a {type(found).__name__}, not a state dict; save "
-            "`model.state_dict()`"
-        )
-    state = dict(cast("Mapping[Any, Any]", found))
-    others = [key for key, x in state.items() if not isinstance(x, torch.Tensor)]
-    if others or not state:
-        what = f"{others[0]!r} is a {type(state[others[0]]).__name__}" if others else "it is empty"
-        raise FormatError(
-            f"{source}: a state dict has tensors only, but here {what}; save `model.state_dict()`"
-        )
-    return {str(key): tensor for key, tensor in state.items()}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -18,37 +18,21 @@ _HEADER = ("parameter", "rule", "does", "what")
 
 @dataclass(frozen=True)
 class RuleExplanation:
-    """What one rule does to one parameter, and why.
-
-    Args:
-        rule: the rule's name.
-        method: its method, in the words of the recipe.
-        amount: share or count, as asked.
-        scope: "local" or "global".
-        group: the group whose budget it shares; None for none.
-        held: how many of its conditions hold, before the first that fails.
-        matched: whether it takes the parameter.
-        reason: the first condition that fails; or why nothing is pruned though it is taken.
-        node: the node that is in the way, where there is one.
-        line: the line of the model's code that the node comes from, as "net.py:12".
-        units: what is pruned: "entries" or "channels"; None where it is not taken.
-        alive: how many of these are alive when the rule's turn comes.
-        pruned: how many of these it prunes; of the group, where it has one.
-    """
+    """What one rule does to one parameter, and why."""
 
     rule: str
     method: str
     amount: float | int | None
     scope: str
     group: str | None
-    held: int
+    held: int  # how many of its conditions hold, before the first that fails
     matched: bool = False
-    reason: str | None = None
-    node: str | None = None
-    line: str | None = None
-    units: str | None = None
-    alive: int | None = None
-    pruned: int | None = None
+    reason: str | None = None  # the condition that fails, or why nothing is pruned all the same
+    node: str | None = None  # the node that is in the way
+    line: str | None = None  # of the model's code that the node comes from, as "net.py:12"
+    units: str | None = None  # "entries" or "channels"; None where it is not taken
+    alive: int | None = None  # when the rule's turn comes
+    pruned: int | None = None  # of the group, where it has one
 
     def __str__(self) -> str:
         places = [f"node {self.node}" if self.node else "", self.line or ""]
@@ -65,21 +49,13 @@ class RuleExplanation:
 
 @dataclass(frozen=True)
 class ParameterExplanation:
-    """One parameter, and what each rule does to it.
-
-    Args:
-        name: its first name.
-        aliases: all its names, the first included.
-        shape: its shape.
-        uses: (operator, argument role) of each use.
-        rules: one row for each rule, in the recipe's order.
-    """
+    """One parameter, and what each rule does to it."""
 
     name: str
-    aliases: tuple[str, ...]
+    aliases: tuple[str, ...]  # the first name included
     shape: tuple[int, ...]
-    uses: tuple[tuple[str, str], ...]
-    rules: tuple[RuleExplanation, ...]
+    uses: tuple[tuple[str, str], ...]  # (operator, argument role) of each
+    rules: tuple[RuleExplanation, ...]  # in the recipe's order
 
     @property
     def matched(self) -> tuple[RuleExplanation, ...]:
@@ -94,22 +70,14 @@ class ParameterExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each rule does to each parameter, and why; `print` it, or take it as JSON.
-
-    Args:
-        parameters: one for each parameter that was asked for.
-        faults: (rule, message) of each rule that fails as a whole, as one that selects nothing.
-    """
+    """What each rule does to each parameter, and why; `print` it, or take it as JSON."""
 
     parameters: tuple[ParameterExplanation, ...]
+    # (rule, message) of each rule that fails as a whole, as one that selects nothing.
     faults: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, name: str) -> ParameterExplanation:
-        """Return the explanation of a parameter, by any of its names.
-
-        Raises:
-            MissingParameterError: it was not asked for.
-        """
+        """Return the explanation of a parameter, by any of its names."""
         for row in self.parameters:
             if name in row.aliases:
                 return row

@@ -29,10 +29,6 @@ def channel_graph(program: Program, coupling: Coupling) -> nx.DiGraph[str]:
     layer whose channels it makes, and from a layer to each parameter that its channels run through,
     `text` being the dimension. What no layer holds is there with the reason.
 
-    Args:
-        program: not changed.
-        coupling: of all its parameters, as the pass `couple` finds it.
-
     Example:
         >>> import torch
         >>> from torch import nn
@@ -84,37 +80,24 @@ def _made_dim(coupling: Coupling, name: str, layer: int) -> int:
 
 
 def to_dot(graph: nx.DiGraph[str]) -> str:
-    """Return a graph of channels as text for graphviz.
-
-    Args:
-        graph: of `channel_graph`.
-    """
+    """Return a `channel_graph` as text for graphviz."""
     lines = ["digraph channels {", "  rankdir=LR;", '  node [fontname="sans-serif"];']
     for name, data in graph.nodes(data=True):
         shape = "box" if data["kind"] == "parameter" else "ellipse"
-        label = _quoted(f"{name}\n{data['text']}")
-        lines.append(f"  {_quoted(name)} [shape={shape}, label={label}];")
+        label = _quote(f"{name}\n{data['text']}")
+        lines.append(f"  {_quote(name)} [shape={shape}, label={label}];")
     for tail, head, data in graph.edges(data=True):
-        lines.append(f"  {_quoted(tail)} -> {_quoted(head)} [label={_quoted(data['text'])}];")
+        lines.append(f"  {_quote(tail)} -> {_quote(head)} [label={_quote(data['text'])}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 
 
 def draw_channels(program: Program, coupling: Coupling, path: str | Path) -> None:
-    """Write a picture of channel groups.
-
-    Args:
-        program: not changed.
-        coupling: see `channel_graph`.
-        path: a .dot file, text for graphviz; or an .svg file, which needs matplotlib.
-
-    Raises:
-        FormatError: it is neither, or matplotlib is missing.
-    """
+    """Write a picture of channel groups: a .dot file for graphviz, or an .svg by matplotlib."""
     file = Path(path)
     if file.suffix not in (".dot", ".svg"):
         raise FormatError(f"{file}: a picture of channels is a .dot or an .svg file")
@@ -154,10 +137,10 @@ def _columns(graph: Any) -> list[list[str]]:
     for node in _in_order(graph):
         before = [column[tail] for tail in graph.predecessors(node) if tail in column]
         column[node] = 1 + max(before, default=-1)
-    found: list[list[str]] = [[] for _ in range(1 + max(column.values(), default=-1))]
+    columns: list[list[str]] = [[] for _ in range(1 + max(column.values(), default=-1))]
     for node, at in column.items():
-        found[at].append(node)
-    return found
+        columns[at].append(node)
+    return columns
 
 
 def _in_order(graph: Any) -> Iterator[str]:

@@ -1,8 +1,6 @@
-"""`Plan`: what a recipe would do to a model, as a table, as JSON and to hold a run to.
+"""`Plan`: what a recipe would do to a model, as a table and as JSON, and what differs in another.
 
-What differs between two plans.
-
-Plans as JSON: read within bounds and checked; nothing in a file is run.
+A file of a plan is read within bounds and checked; nothing in it is run.
 """
 
 from __future__ import annotations
@@ -74,34 +72,25 @@ class Plan(Totals):
         Args:
             other: what is called "after" in the result.
         """
-        return diff_plans(self, other)
+        return PlanDiff(
+            (
+                *_recipe_changes(self, other),
+                *_rule_changes(self, other),
+                *_parameter_changes(self, other),
+                *_total_changes(self, other),
+            )
+        )
 
     def check_model(self, rows: Mapping[str, PlannedParameter]) -> None:
-        """Check that a model is the one that was planned for.
-
-        Args:
-            rows: the model's parameters by name.
-
-        Raises:
-            PassError: its parameters or their values are others; lists the differences.
-        """
+        """Raise PassError if a model's parameters or their values are not those planned for."""
         planned = {row.name: row for row in self.parameters}
-        found = PlanDiff(tuple(origin_changes(planned, rows)))
-        if found:
-            raise PassError(f"the plan was made for another model; {_MEND}\n{found}")
+        if diff := PlanDiff(tuple(_origin_changes(planned, rows))):
+            raise PassError(f"the plan was made for another model; {_MEND}\n{diff}")
 
     def check_outcome(self, other: Plan) -> None:
-        """Check that a run did what was planned.
-
-        Args:
-            other: what it did.
-
-        Raises:
-            PassError: it did something else; lists the differences.
-        """
-        found = self.diff(other)
-        if found:
-            raise PassError(f"the outcome is not what was planned; {_MEND}\n{found}")
+        """Raise PassError, which lists the differences, if a run did what was not planned."""
+        if diff := self.diff(other):
+            raise PassError(f"the outcome is not what was planned; {_MEND}\n{diff}")
 
     def save(self, path: PathLike) -> None:
         """Write it as JSON, whole or not at all.
@@ -126,7 +115,7 @@ class Plan(Totals):
             FormatError: it cannot be read, is no plan, or is damaged.
             RecipeError: its recipe names a class to import, and that is not allowed.
         """
-        text = read(path)
+        text = _read_text(path)
         return cls.from_json(text, allow_imports=allow_imports, where=os.fspath(path))
 
     def to_json(self) -> str:
@@ -141,7 +130,8 @@ class Plan(Totals):
             totals=self.totals,
             notes=self.notes,
         )
-        return dump(file)
+        data = _ADAPTER.dump_python(file, by_alias=True, exclude=_OF_REPORTS)
+        return json.dumps(data, indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, *, allow_imports: bool = False, where: str = "plan") -> Plan:
@@ -156,7 +146,18 @@ class Plan(Totals):
             FormatError: it is no plan, or is damaged.
             RecipeError: its recipe names a class to import, and that is not allowed.
         """
-        file, recipe = parse(text, where, allow_imports=allow_imports)
+        where = plain(where)
+        file = _parse(text, where)
+        try:
+            recipe = Recipe.from_dict(
+                file.recipe, allow_imports=True, gives_masks=True, where=where
+            )
+        except RecipeError as error:
+            raise FormatError(f"{error}; {_AGAIN}") from None
+        if faults := [*_duplicates(file), *_mismatches(file, recipe)]:
+            raise FormatError(f"{where}: {plain(faults[0])}; {_AGAIN}")
+        if not allow_imports:
+            Recipe.from_dict(file.recipe, gives_masks=True, where=where)
         plan = cls(file.parameters, recipe, file.model, file.rules, file.notes)
         if plan.totals != file.totals:
             raise FormatError(f"{where}: the totals are not the sums of the rows; make it again")
@@ -183,11 +184,7 @@ class Plan(Totals):
 def recipe_of(
     recipe: Plan | Recipe | Mapping[str, Any] | PathLike, *, allow_imports: bool = False
 ) -> Recipe:
-    """Return the recipe that something stands for: that of a plan, or see `Recipe.of`.
-
-    Raises:
-        RecipeError: it is no recipe, or is at fault.
-    """
+    """Return the recipe that something stands for: that of a plan, or see `Recipe.of`."""
     if isinstance(recipe, Plan):
         return recipe.recipe
     return Recipe.of(recipe, allow_imports=allow_imports)
@@ -241,17 +238,9 @@ _LONG = 40
 
 @dataclass(frozen=True)
 class Change:
-    """One difference.
+    """One difference, of a rule, of a parameter, or of neither in particular."""
 
-    Args:
-        what: what differs: "added", "removed", a key of the rule in the recipe, or a figure.
-        before: its value in the first plan.
-        after: its value in the second plan.
-        rule: the rule that it concerns; None for none in particular.
-        parameter: the parameter that it concerns; None for none in particular.
-    """
-
-    what: str
+    what: str  # "added", "removed", a key of the rule in the recipe, or a figure
     before: Any = None
     after: Any = None
     rule: str | None = None
@@ -268,12 +257,9 @@ class PlanDiff:
     """What differs between two plans; true where anything does.
 
     Figures that depend on a random draw are not compared.
-
-    Args:
-        changes: the differences: of recipe, rules, parameters and totals, in that order.
     """
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[Change, ...] = ()  # of recipe, rules, parameters and totals, in that order
 
     def __bool__(self) -> bool:
         return bool(self.changes)
@@ -311,12 +297,12 @@ class PlanDiff:
         return plain_table(_HEADER, self._cells()) if self else "the plans are equal"
 
     def _rules(self, what: str) -> tuple[str, ...]:
-        found = (c for c in self.changes if c.what == what and c.parameter is None)
-        return tuple(c.rule for c in found if c.rule is not None)
+        changes = (c for c in self.changes if c.what == what and c.parameter is None)
+        return tuple(c.rule for c in changes if c.rule is not None)
 
     def _parameters(self, what: str) -> tuple[str, ...]:
-        found = (c for c in self.changes if c.what == what and c.rule is None)
-        return tuple(c.parameter for c in found if c.parameter is not None)
+        changes = (c for c in self.changes if c.what == what and c.rule is None)
+        return tuple(c.parameter for c in changes if c.parameter is not None)
 
     def _cells(self) -> list[tuple[str, ...]]:
         return [
@@ -325,18 +311,7 @@ class PlanDiff:
         ]
 
 
-def diff_plans(before: Plan, after: Plan) -> PlanDiff:
-    """Return what differs between two plans; see `PlanDiff`."""
-    changes = (
-        *_recipe_changes(before, after),
-        *_rule_changes(before, after),
-        *_parameter_changes(before, after),
-        *_total_changes(before, after),
-    )
-    return PlanDiff(changes)
-
-
-def origin_changes(
+def _origin_changes(
     before: Mapping[str, PlannedParameter], after: Mapping[str, PlannedParameter]
 ) -> Iterator[Change]:
     """Yield in what two models differ, parameters and weights."""
@@ -397,7 +372,7 @@ def _cut_changes(before: RuleRecord, after: RuleRecord) -> Iterator[Change]:
 
 def _parameter_changes(before: Plan, after: Plan) -> Iterator[Change]:
     old, new = ({row.name: row for row in plan.parameters} for plan in (before, after))
-    yield from origin_changes(old, new)
+    yield from _origin_changes(old, new)
     for name in (name for name in old if name in new):
         exact = old[name].exact and new[name].exact
         keys = [key for key in _OUTCOME if exact or key not in ("zeros", "mask")]
@@ -476,18 +451,7 @@ _OF_REPORTS: Any = {
 }
 
 
-def dump(file: PlanFile) -> str:
-    """Return a plan as JSON with its keys in a fixed order; infinity and NaN are strings."""
-    data = _ADAPTER.dump_python(file, by_alias=True, exclude=_OF_REPORTS)
-    return json.dumps(data, indent=2, allow_nan=False)
-
-
-def read(path: PathLike) -> str:
-    """Return the text of a plan's file.
-
-    Raises:
-        FormatError: it cannot be read, is too large, or is no UTF-8.
-    """
+def _read_text(path: PathLike) -> str:
     file, where = Path(path), plain(str(path))
     try:
         if not file.is_file():
@@ -502,38 +466,16 @@ def read(path: PathLike) -> str:
         raise FormatError(f"{where}: byte {error.start + 1} is not UTF-8; {_AGAIN}") from None
 
 
-def parse(text: str, where: str, *, allow_imports: bool) -> tuple[PlanFile, Recipe]:
-    """Read a plan from JSON.
-
-    Args:
-        text: the JSON.
-        where: what error messages call it.
-        allow_imports: whether its recipe may name a class to import; nothing is imported here.
-
-    Raises:
-        FormatError: it is no plan, or one that is damaged.
-        RecipeError: its recipe names a class to import, and that is not allowed.
-    """
-    where = plain(where)
+def _parse(text: str, where: str) -> PlanFile:
     if len(text) > _MOST_BYTES:
         raise FormatError(f"{where}: larger than {_MOST_BYTES:,} bytes, which no plan is")
     try:
         parse_json(text)  # pydantic's own parser takes NaN, and the last of a key's values
-        file = _ADAPTER.validate_json(text)
+        return _ADAPTER.validate_json(text)
     except ValidationError as error:
         raise FormatError(f"{where}: {_fault(error)}; {_AGAIN}") from None
     except FormatError as error:
         raise FormatError(f"{where}: this is no plan: {plain(str(error))}; {_AGAIN}") from None
-    try:
-        recipe = Recipe.from_dict(file.recipe, allow_imports=True, gives_masks=True, where=where)
-    except RecipeError as error:
-        raise FormatError(f"{error}; {_AGAIN}") from None
-    faults = [*_twins(file), *_strangers(file, recipe)]
-    if faults:
-        raise FormatError(f"{where}: {plain(faults[0])}; {_AGAIN}")
-    if not allow_imports:
-        Recipe.from_dict(file.recipe, gives_masks=True, where=where)
-    return file, recipe
 
 
 def _fault(error: ValidationError) -> str:
@@ -544,7 +486,7 @@ def _fault(error: ValidationError) -> str:
     return f"this is no plan of fxprune: {place}: {text}" if place else f"this is no plan: {text}"
 
 
-def _twins(file: PlanFile) -> Iterable[str]:
+def _duplicates(file: PlanFile) -> Iterable[str]:
     lists: Mapping[str, tuple[Any, ...]] = {
         "parameters": file.parameters,
         "rules": file.rules,
@@ -557,7 +499,7 @@ def _twins(file: PlanFile) -> Iterable[str]:
             yield f"{place}: {twice!r} stands there twice"
 
 
-def _strangers(file: PlanFile, recipe: Recipe) -> Iterable[str]:
+def _mismatches(file: PlanFile, recipe: Recipe) -> Iterable[str]:
     """Yield what the rows lack, or name and nothing else in the file has."""
     for cut in (cut for rule in file.rules for cut in rule.parameters):
         if None in (cut.units, cut.alive, cut.pruned, cut.zeros):

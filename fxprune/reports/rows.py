@@ -27,31 +27,19 @@ _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """What is left of one parameter, or would be.
-
-    Args:
-        name: its first name.
-        aliases: all its names, the first included.
-        shape: its shape.
-        dtype: its dtype, as "float32".
-        numel: how many entries it has.
-        zeros: how many of these are zero, the mask applied.
-        bytes: the size of the parameter in memory.
-        mask_bytes: the size of its mask; 0 where it has none.
-        rules: the names of the rules that pruned it, in order.
-    """
+    """What is left of one parameter, or would be."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: _Line
-    aliases: tuple[_Line, ...]
+    aliases: tuple[_Line, ...]  # the first name included
     shape: tuple[Count, ...]
-    dtype: _Line
+    dtype: _Line  # as "float32"
     numel: Count
-    zeros: Count
+    zeros: Count  # the mask applied
     bytes: Count
     mask_bytes: Count = 0
-    rules: tuple[_Line, ...] = ()
+    rules: tuple[_Line, ...] = ()  # that pruned it, in order
 
     @property
     def kept(self) -> int:
@@ -83,28 +71,20 @@ class ParameterReport(ParameterRow):
 
 @dataclass(frozen=True)
 class PlannedParameter(ParameterRow):
-    """One parameter, and what would come of it after all rules.
+    """One parameter, and what would come of it after all rules."""
 
-    Args:
-        final_bytes: the size of parameter and mask after finalize.
-        exact: whether `zeros` holds for every run; otherwise it is that of one random draw.
-        weights: SHA-256 of its values, an earlier mask included, as they are before.
-        mask: SHA-256 of the mask that it would have; None for none, or for one drawn at random.
-    """
-
-    final_bytes: Count = field(kw_only=True)
+    final_bytes: Count = field(kw_only=True)  # of parameter and mask after finalize
+    # Whether `zeros` holds for every run; otherwise it is that of one random draw.
     exact: bool = field(kw_only=True)
+    # SHA-256 of its values, an earlier mask applied, and of the mask that it would have; None for
+    # none, or for one drawn at random.
     weights: _Hash = field(kw_only=True)
     mask: _Hash | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Rows of parameters, and sums over them.
-
-    Args:
-        parameters: one row for each parameter, in parameter order.
-    """
+    """Rows of parameters, in parameter order, and sums over them."""
 
     parameters: tuple[ParameterRow, ...]
 
@@ -141,15 +121,7 @@ _OF_PLANS: Any = {
 
 
 def rows_of(program: Program, records: Iterable[RuleRecord]) -> Iterator[ParameterRow]:
-    """Yield what is left of each parameter, in parameter order.
-
-    Args:
-        program: not changed.
-        records: what rules did.
-
-    Raises:
-        PassError: a parameter is on the meta device.
-    """
+    """Yield what is left of each parameter, in parameter order, and the rules of the records."""
     rules: dict[str, list[str]] = {}
     for record in records:
         for did in record.parameters:
@@ -183,10 +155,10 @@ def report_rows(program: Program) -> Iterator[ParameterReport]:
 
 def reasons(name: str, records: tuple[RuleRecord, ...]) -> str:
     """Say why each rule left a parameter as it is."""
-    found = [(r.rule, why) for r in records for refused, why in r.refused if refused == name]
-    if len(found) == 1:
-        return found[0][1]
-    return "; ".join(f"{rule}: {why}" for rule, why in found)
+    told = [(r.rule, why) for r in records for refused, why in r.refused if refused == name]
+    if len(told) == 1:
+        return told[0][1]
+    return "; ".join(f"{rule}: {why}" for rule, why in told)
 
 
 def share(part: int, whole: int) -> float:

@@ -18,32 +18,18 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class LayerWidths:
-    """A parameter that a shrink cut.
-
-    Args:
-        name: its first name.
-        before: its shape before.
-        after: its shape after.
-        flops_before: operations of the nodes that read it; None where they are not counted.
-        flops_after: the same after.
-    """
+    """A parameter that a shrink cut."""
 
     name: str
-    before: tuple[int, ...]
+    before: tuple[int, ...]  # its shape
     after: tuple[int, ...]
-    flops_before: int | None = None
+    flops_before: int | None = None  # of the nodes that read it; None where they are not counted
     flops_after: int | None = None
 
 
 @dataclass(frozen=True)
 class ShrinkReport:
-    """What one shrink did to a Program; `print` it, or take it as data.
-
-    Args:
-        record: index maps, reasons and sizes.
-        layers: old and new widths, in parameter order.
-        latency: times before and after, where they were measured.
-    """
+    """What one shrink did to a Program; `print` it, or take it as data."""
 
     record: ShrinkRecord
     layers: tuple[LayerWidths, ...]
@@ -90,15 +76,15 @@ class ShrinkReport:
 
     def _stays(self) -> Iterator[str]:
         """Yield why channels stayed, each reason once, those of most channels first."""
-        found: dict[str, tuple[int, list[str]]] = {}
+        reasons: dict[str, tuple[int, list[str]]] = {}
         for stay in self.record.stays:
             if stay.axis > 1:  # the size of a kernel
                 continue
             place = ", ".join(filter(None, (stay.node, stay.line)))
             reason = f"{stay.reason} ({place})" if place else stay.reason
-            count, names = found.get(reason, (0, []))
-            found[reason] = (count + stay.count, [*names, stay.tensor])
-        ordered = sorted(found.items(), key=lambda item: -item[1][0])
+            count, names = reasons.get(reason, (0, []))
+            reasons[reason] = (count + stay.count, [*names, stay.tensor])
+        ordered = sorted(reasons.items(), key=lambda item: -item[1][0])
         for reason, (count, names) in ordered[:_SHOWN]:
             shown = parameters.quote(list(dict.fromkeys(names)))
             channels = "channel" if count == 1 else "channels"
@@ -117,33 +103,28 @@ def _shape(sizes: tuple[int, ...]) -> str:
 
 
 def shrink_reports(program: Program, latency: tuple[Latency, ...] = ()) -> tuple[ShrinkReport, ...]:
-    """Return a report for each shrink of a Program, oldest first.
-
-    Args:
-        program: not changed.
-        latency: times of the last shrink.
-    """
-    made: list[ShrinkReport] = []
+    """Return a report for each shrink of a Program, oldest first; `latency` is of the last one."""
+    reports: list[ShrinkReport] = []
     shapes = {name: _shape_of(program, name) for name in parameters.aliases(program)}
     readers = readers_of(program)
     for record in reversed(program.captured.shrinks):
-        before = {**shapes, **dict(_undone(record, shapes))}
+        before = {**shapes, **dict(_shapes_before(record, shapes))}
         layers = tuple(
             _layer(name, before[name], shapes[name], record, readers)
             for name in shapes
             if before[name] != shapes[name]
         )
-        made.append(ShrinkReport(record, layers, () if made else latency))
+        reports.append(ShrinkReport(record, layers, () if reports else latency))
         shapes = before
-    return tuple(reversed(made))
+    return tuple(reversed(reports))
 
 
 def _shape_of(program: Program, name: str) -> tuple[int, ...]:
-    found = raw_parameter(*parameters.owner(program, name))
-    return () if found is None else tuple(found.shape)
+    parameter = raw_parameter(*parameters.owner(program, name))
+    return () if parameter is None else tuple(parameter.shape)
 
 
-def _undone(
+def _shapes_before(
     record: ShrinkRecord, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the shape of each parameter before a shrink."""

@@ -1,15 +1,7 @@
-"""Architectures as data: `Arch` is a stack of layers on one input, and `build` makes its model.
+"""Networks as data: `Arch` is a stack of layers on one input, and `build` makes its model.
 
-`build(arch)` gives the same model and inputs each time.
-
-Layers as data: frozen dataclasses with a readable repr, each of which makes its module.
-
-A shape is `features` (N, C), `sequence` (N, T, C), or spatial: `signal`, `image`, `volume`
-(N, C, then 1, 2 or 3 dimensions).
-
-The modules around layers in drawn networks: a skip, a concatenation, a second call.
-
-Modules as calls: what builds a module also prints as the code that builds it.
+Layers are frozen and have a readable repr. A shape is `features` (N, C), `sequence` (N, T, C), or
+spatial: `signal`, `image`, `volume` (N, C, then 1, 2 or 3 dimensions).
 """
 
 from __future__ import annotations
@@ -22,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fxprune.errors import PassTypeError
+
 SPATIAL = {"signal": (5,), "image": (4, 4), "volume": (3, 2, 2)}
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -29,44 +23,20 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "prelu": nn.PR
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
-def _bias(bias: bool) -> dict[str, bool]:
-    return {} if bias else {"bias": False}
-
-
-class Layer:
-    """What every layer is: a value that knows its output width and makes its module."""
-
-    def width_out(self, width: int) -> int:
-        """Return the channels that come out where `width` go in."""
-        return width
-
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes the module for `width` channels of a kind of shape."""
-        raise NotImplementedError
-
-    def make(self, width: int, shape: str) -> nn.Module:
-        """Return the module for `width` channels of a kind of shape."""
-        return self.made(width, shape).build()
+class ArchLayer:
+    """A layer of an `Arch`."""
 
 
 @dataclass(frozen=True)
-class Linear(Layer):
+class Linear(ArchLayer):
     """A linear layer over the last dimension of features or a sequence."""
 
     width: int
     bias: bool = True
 
-    def width_out(self, width: int) -> int:
-        """Return the channels that come out."""
-        return self.width
-
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        return Made(nn.Linear, width, self.width, **_bias(self.bias))
-
 
 @dataclass(frozen=True)
-class Conv(Layer):
+class Conv(ArchLayer):
     """A convolution of the shape's rank that keeps its size; `depthwise` keeps the width too."""
 
     width: int
@@ -74,58 +44,30 @@ class Conv(Layer):
     bias: bool = True
     depthwise: bool = False
 
-    def width_out(self, width: int) -> int:
-        """Return the channels that come out."""
-        return width if self.depthwise else self.width
-
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        conv = CONVS[len(SPATIAL[shape])]
-        options = {"padding": self.kernel // 2} if self.kernel > 1 else {}
-        if self.depthwise and width > 1:
-            options["groups"] = width
-        return Made(conv, width, self.width_out(width), self.kernel, **options, **_bias(self.bias))
-
 
 @dataclass(frozen=True)
-class Norm(Layer):
+class Norm(ArchLayer):
     """Batch norm, layer norm over the last dimension, or group norm in one group."""
 
     kind: str
 
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        if self.kind == "layer":
-            return Made(nn.LayerNorm, width)
-        if self.kind == "group":
-            return Made(nn.GroupNorm, 1, width)
-        return Made(BATCH_NORMS[len(SPATIAL.get(shape, ()))], width)
-
 
 @dataclass(frozen=True)
-class Activation(Layer):
+class Activation(ArchLayer):
     """A pointwise function; `prelu` owns a parameter."""
 
     kind: str
 
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        return Made(ACTIVATIONS[self.kind])
-
 
 @dataclass(frozen=True)
-class Dropout(Layer):
+class Dropout(ArchLayer):
     """Dropout, which draws from torch's generator in train mode."""
 
     p: float
 
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        return Made(nn.Dropout, self.p)
-
 
 @dataclass(frozen=True)
-class Recurrent(Layer):
+class Recurrent(ArchLayer):
     """An LSTM, GRU or Elman network over a sequence."""
 
     kind: str
@@ -133,69 +75,94 @@ class Recurrent(Layer):
     layers: int = 1
     bidirectional: bool = False
 
-    def width_out(self, width: int) -> int:
-        """Return the channels that come out."""
-        return self.width * (1 + self.bidirectional)
-
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        options: dict[str, Any] = {"batch_first": True}
-        if self.layers > 1:
-            options["num_layers"] = self.layers
-        if self.bidirectional:
-            options["bidirectional"] = True
-        return Made(FirstOutput, Made(RECURRENT[self.kind], width, self.width, **options))
-
 
 @dataclass(frozen=True)
-class Attention(Layer):
+class Attention(ArchLayer):
     """Self attention over a sequence."""
 
     heads: int
     bias: bool = True
 
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        options = {**_bias(self.bias), "batch_first": True}
-        return Made(FirstOutput, Made(nn.MultiheadAttention, width, self.heads, **options), 3)
-
 
 @dataclass(frozen=True)
-class Residual(Layer):
+class Residual(ArchLayer):
     """A skip around a layer that keeps the width."""
 
-    inner: Layer
-
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        return Made(Add, self.inner.made(width, shape))
+    inner: ArchLayer
 
 
 @dataclass(frozen=True)
-class Concat(Layer):
+class Concat(ArchLayer):
     """A layer's output beside its input."""
 
-    inner: Layer
-
-    def width_out(self, width: int) -> int:
-        """Return the channels that come out."""
-        return width + self.inner.width_out(width)
-
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        return Made(Cat, self.inner.made(width, shape), 1 if shape in SPATIAL else -1)
+    inner: ArchLayer
 
 
 @dataclass(frozen=True)
-class Shared(Layer):
-    """A layer that keeps the width, called twice."""
+class Shared(ArchLayer):
+    """A layer that keeps the width, called twice, under one name or two."""
 
-    inner: Layer
+    inner: ArchLayer
     names: int = 1
 
-    def made(self, width: int, shape: str) -> Made:
-        """Return the call that makes its module."""
-        return Made(Twice, self.inner.made(width, shape), *([] if self.names == 1 else [2]))
+
+def width_after(layer: ArchLayer, width: int) -> int:
+    """Return how many channels come out of a layer where `width` go in."""
+    match layer:
+        case Linear() | Conv(depthwise=False):
+            return layer.width
+        case Recurrent():
+            return layer.width * (1 + layer.bidirectional)
+        case Concat():
+            return width + width_after(layer.inner, width)
+        case _:
+            return width
+
+
+def call_of(layer: ArchLayer, width: int, shape: str) -> ModuleCall:
+    """Return the call that makes a layer's module for `width` channels of a kind of shape."""
+    rank = len(SPATIAL.get(shape, ()))
+    options: dict[str, Any] = {} if getattr(layer, "bias", True) else {"bias": False}
+    match layer:
+        case Linear():
+            return ModuleCall(nn.Linear, width, layer.width, **options)
+        case Conv():
+            padding = {"padding": layer.kernel // 2} if layer.kernel > 1 else {}
+            groups = {"groups": width} if layer.depthwise and width > 1 else {}
+            sizes = (width, width_after(layer, width), layer.kernel)
+            return ModuleCall(CONVS[rank], *sizes, **padding, **groups, **options)
+        case Norm("layer"):
+            return ModuleCall(nn.LayerNorm, width)
+        case Norm("group"):
+            return ModuleCall(nn.GroupNorm, 1, width)
+        case Norm():
+            return ModuleCall(BATCH_NORMS[rank], width)
+        case Activation():
+            return ModuleCall(ACTIVATIONS[layer.kind])
+        case Dropout():
+            return ModuleCall(nn.Dropout, layer.p)
+        case Recurrent():
+            options["batch_first"] = True
+            if layer.layers > 1:
+                options["num_layers"] = layer.layers
+            if layer.bidirectional:
+                options["bidirectional"] = True
+            network = ModuleCall(RECURRENT[layer.kind], width, layer.width, **options)
+            return ModuleCall(FirstOutput, network)
+        case Attention():
+            options["batch_first"] = True
+            attention = ModuleCall(nn.MultiheadAttention, width, layer.heads, **options)
+            return ModuleCall(FirstOutput, attention, 3)
+        case Residual():
+            return ModuleCall(Add, call_of(layer.inner, width, shape))
+        case Concat():
+            inner = call_of(layer.inner, width, shape)
+            return ModuleCall(Cat, inner, 1 if shape in SPATIAL else -1)
+        case Shared():
+            inner = call_of(layer.inner, width, shape)
+            return ModuleCall(Twice, inner, *([] if layer.names == 1 else [2]))
+        case _:
+            raise PassTypeError(f"{layer!r} is no layer of a drawn network")
 
 
 BATCH = 3
@@ -222,7 +189,7 @@ class Arch:
 
     shape: str
     width: int
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[ArchLayer, ...] = ()
     tied: bool = False
     keywords: bool = False
     dtype: str = "float32"
@@ -243,8 +210,8 @@ class Network(nn.Module):
             shape, self.embedding = "sequence", nn.Embedding(VOCABULARY, width)
         self.layers = nn.ModuleList()
         for layer in arch.layers:
-            self.layers.append(layer.make(width, shape))
-            width = layer.width_out(width)
+            self.layers.append(call_of(layer, width, shape).build())
+            width = width_after(layer, width)
         self.output = None
         if arch.tied and self.embedding is not None:
             self.project = nn.Linear(width, arch.width)
@@ -260,7 +227,7 @@ class Network(nn.Module):
         return x if self.output is None else self.output(self.project(x))
 
 
-class Named(nn.Module):
+class KeywordNetwork(nn.Module):
     """A network with keyword inputs, one of them None unless given, and a dict of outputs."""
 
     def __init__(self, network: Network) -> None:
@@ -280,7 +247,7 @@ class Named(nn.Module):
         return {"y": y, "sum": y.flatten(1).sum(1)}
 
 
-class Built(NamedTuple):
+class ModelAndInputs(NamedTuple):
     """A model and example inputs, the batch in dimension 0 of each."""
 
     model: nn.Module
@@ -311,7 +278,7 @@ def randomise(model: nn.Module, arch: Arch) -> None:
         parameters[0].requires_grad_(False)
 
 
-def build(arch: Arch) -> Built:
+def build(arch: Arch) -> ModelAndInputs:
     """Build the model of an architecture and its inputs, the same each time."""
     dtype = getattr(torch, arch.dtype)
     with torch.random.fork_rng(devices=[]):
@@ -321,8 +288,10 @@ def build(arch: Arch) -> Built:
         model = network.to(dtype)
         x = example_input(arch, dtype)
         if not arch.keywords:
-            return Built(model, (x,), {})
-        return Built(Named(network), (), {"x": x, "gate": torch.randn(BATCH, dtype=dtype)})
+            return ModelAndInputs(model, (x,), {})
+        return ModelAndInputs(
+            KeywordNetwork(network), (), {"x": x, "gate": torch.randn(BATCH, dtype=dtype)}
+        )
 
 
 class Add(nn.Module):
@@ -377,17 +346,12 @@ class Twice(nn.Module):
         return second(torch.tanh(self.inner(x)))
 
 
-class Made:
+class ModuleCall:
     """A call of a module's class, its arguments values or modules that are made likewise.
 
-    Args:
-        kind: the class.
-        args: positional arguments.
-        options: keyword arguments.
-
     Example:
-        >>> made = Made(nn.Linear, 2, 3, bias=False)
-        >>> made.code(), made.build().weight.shape
+        >>> call = ModuleCall(nn.Linear, 2, 3, bias=False)
+        >>> call.code(), call.build().weight.shape
         ('nn.Linear(2, 3, bias=False)', torch.Size([3, 2]))
     """
 
@@ -396,12 +360,12 @@ class Made:
 
     def build(self) -> nn.Module:
         """Make the module."""
-        args = [arg.build() if isinstance(arg, Made) else arg for arg in self.args]
+        args = [arg.build() if isinstance(arg, ModuleCall) else arg for arg in self.args]
         return self.kind(*args, **self.options)
 
     def code(self) -> str:
         """Write the call; torch's own classes are under `nn`."""
-        args = [arg.code() if isinstance(arg, Made) else repr(arg) for arg in self.args]
+        args = [arg.code() if isinstance(arg, ModuleCall) else repr(arg) for arg in self.args]
         args += [f"{key}={value!r}" for key, value in self.options.items()]
         prefix = "nn." if self._is_torchs else ""
         return f"{prefix}{self.kind.__name__}({', '.join(args)})"
@@ -411,7 +375,7 @@ class Made:
         if not self._is_torchs:
             yield inspect.getsource(self.kind)
         for arg in self.args:
-            if isinstance(arg, Made):
+            if isinstance(arg, ModuleCall):
                 yield from arg.sources()
 
     @property

@@ -1,12 +1,6 @@
 """Assertions on what a pass does to a Program.
 
-Whether a pass kept its promise: the one place that asks fxprune's checker.
-
-All that a failed or a pure operation must leave as it was, taken down and held to later.
-
-A pass that fails on purpose, after some of its edits.
-
-Run one pass on a Program, with the facts that it needs.
+Its promise is held by fxprune's checker; what it must not touch is remembered and compared.
 """
 
 from __future__ import annotations
@@ -43,7 +37,9 @@ from fxprune.testing.drawing import prunable
 from fxprune.verification import PromiseCheck, check_invariants
 
 
-def assert_promise(program: Program, step: Pass, *, given: Given = (), trials: int = 2) -> None:
+def assert_promise(
+    program: Program, step: Pass, *, given: GivenFacts = (), trials: int = 2
+) -> None:
     """Assert that a pass keeps its promise, and leaves the Program as it must be.
 
     Args:
@@ -59,13 +55,12 @@ def assert_promise(program: Program, step: Pass, *, given: Given = (), trials: i
         after = copy_and_run(program, step, given).program
     except InvariantError as error:
         raise DifferenceError(str(error)) from error
-    told = broken_promise(program, after, step, trials=trials)
-    if told is not None:
-        raise DifferenceError(told)
+    if fault := broken_promise(program, after, step, trials=trials):
+        raise DifferenceError(fault)
 
 
 def assert_idempotent(
-    program: Program, step: Pass | Callable[[Program], Program], *, given: Given = ()
+    program: Program, step: Pass | Callable[[Program], Program], *, given: GivenFacts = ()
 ) -> None:
     """Assert that a second run changes nothing; it may refuse.
 
@@ -84,7 +79,7 @@ def assert_idempotent(
     """
     if not isinstance(step, Pass):
         once = step(copied(program))
-        _hold(once, step(copied(once)), "a second run")
+        _check_equal(once, step(copied(once)), "a second run")
         return
     once = copy_and_run(program, step, given)
     try:
@@ -94,18 +89,18 @@ def assert_idempotent(
     except FxpruneError:
         return
     if twice.trace.edits:
-        told = _differing(once.program, twice.program) or "what it made is the same"
+        fault = _program_difference(once.program, twice.program) or "what it made is the same"
         raise DifferenceError(
-            f"a second run of {step.name} makes {twice.trace.edits} edits: {told}"
+            f"a second run of {step.name} makes {twice.trace.edits} edits: {fault}"
         )
-    _hold(once.program, twice.program, f"a second run of {step.name}")
+    _check_equal(once.program, twice.program, f"a second run of {step.name}")
 
 
 def assert_transactional(
     program: Program,
     act: Rewrite | Callable[[Program], Any],
     *,
-    given: Given = (),
+    given: GivenFacts = (),
     raises: type[BaseException] = Exception,
     most: int = 8,
 ) -> None:
@@ -120,22 +115,24 @@ def assert_transactional(
         most: after how many edits, spread evenly, a pass is let fail.
 
     Raises:
-        DifferenceError: nothing was raised, or something is otherwise than it was; says what.
+        DifferenceError: nothing was raised, or something changed; says what.
     """
     if not isinstance(act, Rewrite):
-        _fails_cleanly(program, act, raises, "what failed")
+        _check_fails_cleanly(program, act, raises, "what failed")
         return
     edits = copy_and_run(program, act, given).trace.edits
     numbers = range(1, edits + 1)[:: max(1, -(-edits // most))]
     for at in numbers:
-        failing = Failing(act, at, facts_for(program, act, given))
+        failing = FailAfterEdit(act, at, facts_for(program, act, given))
         label = f"{act.name}, which failed after edit {at} of {edits},"
-        _fails_cleanly(
+        _check_fails_cleanly(
             program, lambda p, step=failing: edit(p, step, inplace=True), PlannedError, label
         )
 
 
-def assert_pure(program: Program, step: Pass, *, given: Given = (), random: bool = False) -> None:
+def assert_pure(
+    program: Program, step: Pass, *, given: GivenFacts = (), random: bool = False
+) -> None:
     """Assert that a pass does the same each time, and changes nothing that it was not given.
 
     The Program that it edits shares its tensors with the caller's, which must stay as they are.
@@ -150,29 +147,27 @@ def assert_pure(program: Program, step: Pass, *, given: Given = (), random: bool
         DifferenceError: says what changed, or which generator was drawn from.
     """
     memory = Memory(program)
-    outcomes: list[Outcome] = []
+    outcomes: list[PassRun] = []
     for seed in (0, 0 if random else 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drawn = Memory(program)
             outcomes.append(run_on(fork(program), step, given))
-            told = None if random else drawn.drawn()
-        if told is not None:
-            raise DifferenceError(f"{step.name}: {told}")
-        told = memory.difference(program, generators=False)
-        if told is not None:
-            raise DifferenceError(f"{step.name} changed the caller's Program: {told}")
+            fault = None if random else drawn.generator_fault()
+        if fault is not None:
+            raise DifferenceError(f"{step.name}: {fault}")
+        if fault := memory.difference(program, generators=False):
+            raise DifferenceError(f"{step.name} changed the caller's Program: {fault}")
     first, second = outcomes
-    _hold(first.program, second.program, f"another run of {step.name}")
+    _check_equal(first.program, second.program, f"another run of {step.name}")
     for kind in step.gives:
-        told = difference(_seen(first.facts[kind]), _seen(second.facts[kind]))
-        if told is not None:
+        if fault := difference(_fact_values(first.facts[kind]), _fact_values(second.facts[kind])):
             raise DifferenceError(
-                f"another run of {step.name} gives another {kind.__name__}: {told}"
+                f"another run of {step.name} gives another {kind.__name__}: {fault}"
             )
 
 
-def assert_frozen(program: Program, step: Pass, *, given: Given = ()) -> None:
+def assert_frozen(program: Program, step: Pass, *, given: GivenFacts = ()) -> None:
     """Assert that a pass and the facts it gives are frozen dataclasses, and that it edits no fact.
 
     Args:
@@ -185,7 +180,7 @@ def assert_frozen(program: Program, step: Pass, *, given: Given = ()) -> None:
     """
     facts = facts_for(program, step, given)
     there = {kind: facts[kind] for kind in facts.kinds}
-    seen = {kind: _seen(fact) for kind, fact in there.items()}
+    seen = {kind: _fact_values(fact) for kind, fact in there.items()}
     work = copied(program)
     if isinstance(step, Rewrite):
         rewriter = Rewriter(work, step.name)
@@ -197,13 +192,12 @@ def assert_frozen(program: Program, step: Pass, *, given: Given = ()) -> None:
             raise DifferenceError(
                 f"{step.name} put another {kind.__name__} in the place of the given"
             )
-        told = difference(_seen(fact), seen[kind])
-        if told is not None:
-            raise DifferenceError(f"{step.name} edited the {kind.__name__} it was given: {told}")
-    for made in (step, *(facts[kind] for kind in step.gives)):
-        parameters = getattr(type(made), "__dataclass_params__", None)
+        if fault := difference(_fact_values(fact), seen[kind]):
+            raise DifferenceError(f"{step.name} edited the {kind.__name__} it was given: {fault}")
+    for frozen in (step, *(facts[kind] for kind in step.gives)):
+        parameters = getattr(type(frozen), "__dataclass_params__", None)
         if parameters is None or not parameters.frozen:
-            raise DifferenceError(f"{type(made).__name__} is no frozen dataclass")
+            raise DifferenceError(f"{type(frozen).__name__} is no frozen dataclass")
 
 
 def assert_refuses(
@@ -212,7 +206,7 @@ def assert_refuses(
     reason: str,
     node: str | None = None,
     *,
-    given: Given = (),
+    given: GivenFacts = (),
 ) -> None:
     """Assert that a pass or its rules refuse, with a reason and the node in the way.
 
@@ -226,7 +220,7 @@ def assert_refuses(
     Raises:
         DifferenceError: tells what was refused in its place.
     """
-    told: list[str] = []
+    refused: list[str] = []
     for refusal in _refusals(copied(program), step, given):
         if isinstance(refusal, FxpruneError):
             text = str(refusal)
@@ -236,12 +230,12 @@ def assert_refuses(
             fits = refusal.reason == reason and node in (None, name)
         if fits:
             return
-        told.append(text)
+        refused.append(text)
     wanted = reason if node is None else f"{reason} (node {node})"
-    raise DifferenceError(f"not refused: {wanted!r}; refused: {told or 'nothing'}")
+    raise DifferenceError(f"not refused: {wanted!r}; refused: {refused or 'nothing'}")
 
 
-def _refusals(program: Program, step: Any, given: Given) -> Sequence[Refusal | FxpruneError]:
+def _refusals(program: Program, step: Any, given: GivenFacts) -> Sequence[Refusal | FxpruneError]:
     try:
         if isinstance(step, Rewrite):
             return run_on(program, step, given).trace.refusals
@@ -257,27 +251,25 @@ def _refusals(program: Program, step: Any, given: Given) -> Sequence[Refusal | F
     return rewriter.refusals
 
 
-def _fails_cleanly(
+def _check_fails_cleanly(
     program: Program, act: Callable[[Program], Any], raises: type[BaseException], label: str
 ) -> None:
     memory = Memory(program)
     try:
         act(program)
     except raises:
-        told = memory.difference(program)
-        if told is not None:
-            raise DifferenceError(f"{label} left the Program changed: {told}") from None
+        if fault := memory.difference(program):
+            raise DifferenceError(f"{label} left the Program changed: {fault}") from None
         return
     raise DifferenceError(f"{label} raised no {raises.__name__}")
 
 
-def _hold(first: Program, second: Program, label: str) -> None:
-    told = _differing(first, second)
-    if told is not None:
-        raise DifferenceError(f"{label} gives another Program: {told}")
+def _check_equal(first: Program, second: Program, label: str) -> None:
+    if fault := _program_difference(first, second):
+        raise DifferenceError(f"{label} gives another Program: {fault}")
 
 
-def _differing(first: Program, second: Program) -> str | None:
+def _program_difference(first: Program, second: Program) -> str | None:
     lines = zip(program_text(first).splitlines(), program_text(second).splitlines(), strict=False)
     for old, new in lines:
         if old != new:
@@ -285,7 +277,7 @@ def _differing(first: Program, second: Program) -> str | None:
     return difference(dict(first.state_dict()), dict(second.state_dict()))
 
 
-def _seen(fact: Any) -> Any:
+def _fact_values(fact: Any) -> Any:
     """Return what a fact says, as a nest of tensors and texts."""
     sources = getattr(fact, "sources", None)
     if isinstance(sources, dict):
@@ -298,14 +290,7 @@ def _seen(fact: Any) -> Any:
 
 
 def broken_promise(before: Program, after: Program, step: Pass, *, trials: int) -> str | None:
-    """Return how a pass broke what it promised; None where it kept it.
-
-    Args:
-        before: as the pass was given it.
-        after: as the pass left it.
-        step: the pass.
-        trials: how many inputs to draw for each mode.
-    """
+    """Return how a pass broke what it promised, on so many inputs a mode; None where it kept it."""
     try:
         check_invariants(after, step.name)
     except InvariantError as error:
@@ -326,24 +311,12 @@ def program_text(program: Program) -> str:
 
 def snapshot(program: Program) -> dict[str, Any]:
     """Take all that a failed operation must leave: bytes, keys, objects, flags and graphs."""
-    state = {key: _bytes(tensor) for key, tensor in program.state_dict().items()}
-    return {
-        "state": list(state.items()),
-        **_objects(program),
-        "text": program_text(program),
-        "code": program.code,
-        "names": list(program.captured.first.items()),
-        "records": program.captured.records,
-        "masks": list(parameters.masks(program)),
-        "replaced": list(program.captured.replaced),
-    }
+    state = [(key, _bytes(tensor)) for key, tensor in program.state_dict().items()]
+    return {"state": state, "replaced": list(program.captured.replaced), **_parts(program)}
 
 
 class Memory:
     """What a model was, and the state of the global random generators.
-
-    Args:
-        model: a Program or any module; not held on to, but for its tensors' identity.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -359,22 +332,16 @@ class Memory:
         self._generators = _generators()
 
     def difference(self, model: nn.Module, *, generators: bool = True) -> str | None:
-        """Return what is first otherwise than it was; None where nothing is.
-
-        Args:
-            model: the same model.
-            generators: whether random generators count, too.
-        """
-        found = self._value_difference(_values(model))
-        if found is not None:
-            return found
+        """Return what changed first in the same model; None where nothing did."""
+        if fault := self._value_difference(_values(model)):
+            return fault
         parts = _parts(model)
         changed = next((key for key in self._parts if parts[key] != self._parts[key]), None)
         if changed is not None:
             return f"{changed}{_first_line(self._parts[changed], parts[changed])}"
-        return self.drawn() if generators else None
+        return self.generator_fault() if generators else None
 
-    def drawn(self) -> str | None:
+    def generator_fault(self) -> str | None:
         """Return which global random generator was drawn from, or None."""
         drawn = [name for name, state in _generators().items() if state != self._generators[name]]
         return f"the global generator of {drawn[0]} was drawn from" if drawn else None
@@ -404,15 +371,15 @@ def _parts(model: nn.Module) -> dict[str, Any]:
         parts["the masks"] = list(parameters.masks(model))
         parts["the names"] = list(model.captured.first.items())
         parts["the records"] = [repr(record) for record in model.captured.records]
-    objects = _objects(model)
-    parts["the parameters' identity"] = objects["parameters"]
-    for path, attributes in objects["modules"].items():
-        parts[f"an attribute of {path!r}" if path else "an attribute of the model"] = attributes
+    parts["the parameters' identity"] = [(name, id(p)) for name, p in model.named_parameters()]
+    for path, module in model.named_modules():
+        what = f"an attribute of {path!r}" if path else "an attribute of the model"
+        parts[what] = _attributes(module)
     return parts
 
 
 def _first_line(before: Any, after: Any) -> str:
-    """Say which line of a text is otherwise, or which key."""
+    """Say which line of a text changed first, or which key."""
     if isinstance(before, str):
         lines = zip([*before.splitlines(), ""], [*after.splitlines(), ""], strict=False)
         old, new = next((pair for pair in lines if pair[0] != pair[1]), ("", ""))
@@ -421,13 +388,6 @@ def _first_line(before: Any, after: Any) -> str:
         changed = [key for key in before if after.get(key, None) != before[key]]
         return f": {changed[0]!r} changed" if changed else " came"
     return ""
-
-
-def _objects(model: nn.Module) -> dict[str, Any]:
-    return {
-        "modules": {path: _attributes(module) for path, module in model.named_modules()},
-        "parameters": [(name, id(p)) for name, p in model.named_parameters()],
-    }
 
 
 def _generators() -> dict[str, Any]:
@@ -448,10 +408,10 @@ def _bytes(tensor: Tensor) -> bytes:
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """Take a module's attributes in order, its tensors by identity, but for graphs and data."""
     kept = {k: v for k, v in vars(module).items() if k not in ("graphs", "captured", "_graph")}
-    return {key: _told(value) for key, value in kept.items()}
+    return {key: _comparable(value) for key, value in kept.items()}
 
 
-def _told(value: Any) -> Any:
+def _comparable(value: Any) -> Any:
     if isinstance(value, dict):
         return [(key, id(part)) for key, part in value.items()]
     # Of what is a tensor the identity will do: == of tensors gives no single answer.
@@ -465,14 +425,8 @@ class PlannedError(Exception):
 
 
 @dataclass(frozen=True)
-class Failing(Rewrite):
-    """Another pass, which fails just after an edit.
-
-    Args:
-        step: the pass.
-        at: the number of the edit, from 1.
-        given: facts that the pass needs.
-    """
+class FailAfterEdit(Rewrite):
+    """Another pass, which fails just after the edit of that number, from 1."""
 
     name: ClassVar[str] = "failing"
 
@@ -484,28 +438,22 @@ class Failing(Rewrite):
         """Run the pass until it fails."""
         count = rewriter._count
 
-        def counted(*args: Any) -> None:
+        def count_and_fail(*args: Any) -> None:
             count(*args)
             if rewriter.edits >= self.at:
                 raise PlannedError(f"after edit {self.at}")
 
-        rewriter._count = counted
+        rewriter._count = count_and_fail
         self.step.run(rewriter, self.given)
 
 
-Given = Callable[[Program], Iterable[Any]] | Iterable[Any]
+GivenFacts = Callable[[Program], Iterable[Any]] | Iterable[Any]
 """Facts beside those that every pass gets, or a function that finds them of a Program."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a pass made of a Program.
-
-    Args:
-        program: that the pass ran on.
-        facts: after the pass.
-        trace: edits and refusals.
-    """
+class PassRun:
+    """What a pass made of a Program: the facts after it, and its edits and refusals."""
 
     program: Program
     facts: Facts
@@ -513,11 +461,7 @@ class Outcome:
 
 
 def instance_of(step: Pass | type[Pass]) -> Pass:
-    """Return a pass; of a class, the one with the default options.
-
-    Raises:
-        PassTypeError: it is no pass, or its class has options without a default.
-    """
+    """Return a pass; of a class, the one with the default options."""
     if not isinstance(step, type):
         if not isinstance(step, Pass):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PassTypeError(f"{step!r} is no pass; give a Rewrite, an Analysis or its class")
@@ -529,17 +473,8 @@ def instance_of(step: Pass | type[Pass]) -> Pass:
     return instance_of(made)
 
 
-def facts_for(program: Program, step: Pass, given: Given = ()) -> Facts:
-    """Return facts to run a pass with: all parameters are selected, nothing else is given.
-
-    Args:
-        program: what the pass will run on.
-        step: the pass.
-        given: see `Given`.
-
-    Raises:
-        PassError: the pass needs a fact of another kind.
-    """
+def facts_for(program: Program, step: Pass, given: GivenFacts = ()) -> Facts:
+    """Return facts to run a pass with: all parameters are selected, nothing else but `given`."""
     facts = Facts([Importance(), GivenMasks(), Methods()])
     if Selection in step.needs:
         facts.put(Selection(tuple(prunable(program))))
@@ -551,12 +486,12 @@ def facts_for(program: Program, step: Pass, given: Given = ()) -> Facts:
     return facts
 
 
-def run_on(program: Program, step: Pass, given: Given = ()) -> Outcome:
+def run_on(program: Program, step: Pass, given: GivenFacts = ()) -> PassRun:
     """Run a pass on a Program, which is edited, and check it as every pipeline does."""
     facts = facts_for(program, step, given)
-    return Outcome(program, facts, Pipeline((step,)).run(program, facts))
+    return PassRun(program, facts, Pipeline((step,)).run(program, facts))
 
 
-def copy_and_run(program: Program, step: Pass, given: Given = ()) -> Outcome:
+def copy_and_run(program: Program, step: Pass, given: GivenFacts = ()) -> PassRun:
     """Run a pass on a copy of a Program."""
     return run_on(copied(program), step, given)

@@ -8,7 +8,7 @@ from fxprune.compiler import Pipeline, Stage, run_stages
 from fxprune.program import Program
 from fxprune.recipe import Rule, choice_of
 from fxprune.rewrite import Analysis, Pass, Scores, ScoreSource, create
-from fxprune.testing.assert_pass import Given, copy_and_run, facts_for
+from fxprune.testing.assert_pass import GivenFacts, copy_and_run, facts_for
 from fxprune.testing.calls import Call
 from fxprune.testing.comparing import DifferenceError, difference
 from fxprune.testing.drawing import prunable
@@ -19,7 +19,7 @@ def assert_scores(
     program: Program,
     step: Pass,
     *,
-    given: Given = (),
+    given: GivenFacts = (),
     torch_method: str | None = None,
     amount: float = 0.5,
 ) -> None:
@@ -43,7 +43,7 @@ def assert_scores(
     if not given and list(scores.sources) != names:
         raise DifferenceError(f"scores are of {list(scores.sources)}, and selected are {names}")
     for name, source in scores.sources.items():
-        _hold_source(name, source)
+        _check_source(name, source)
     if scores.dim is not None or not isinstance(step, Analysis):
         return
     masked = _masked(program, step, given, amount)
@@ -53,10 +53,10 @@ def assert_scores(
         if gone != wanted:
             raise DifferenceError(f"{gone} of {source.alive} go of {name!r}, and not {wanted}")
     if torch_method is not None and not program.masks:
-        _hold_to_torch(program, masked, torch_method, list(scores.sources), amount)
+        _check_torch_masks(program, masked, torch_method, list(scores.sources), amount)
 
 
-def _hold_source(name: str, source: ScoreSource) -> None:
+def _check_source(name: str, source: ScoreSource) -> None:
     whole = source.chunk(0, source.units)
     if whole.dim() != 1 or len(whole) != source.alive:
         shape = tuple(whole.shape)
@@ -65,9 +65,8 @@ def _hold_source(name: str, source: ScoreSource) -> None:
         raise DifferenceError(f"{name!r}: scores are {whole.dtype}, and said are {source.dtype}")
     middle = source.units // 2
     parts = torch.cat([source.chunk(0, middle), source.chunk(middle, source.units)])
-    told = difference(parts, whole)
-    if told is not None:
-        raise DifferenceError(f"{name!r}: scores in two parts differ from the whole: {told}")
+    if fault := difference(parts, whole):
+        raise DifferenceError(f"{name!r}: scores in two parts differ from the whole: {fault}")
     living = source.living(0, source.units)
     if living is not None and int(living.sum()) != source.alive:
         raise DifferenceError(
@@ -75,7 +74,7 @@ def _hold_source(name: str, source: ScoreSource) -> None:
         )
 
 
-def _masked(program: Program, step: Analysis, given: Given, amount: float) -> Program:
+def _masked(program: Program, step: Analysis, given: GivenFacts, amount: float) -> Program:
     names = tuple(site.name for site in prunable(program))
     rule = Rule(name=step.name, select="*", method="l1_unstructured", amount=amount)
     select = create("select", rule=step.name, selects=(choice_of(rule),), names=names)
@@ -88,7 +87,7 @@ def _masked(program: Program, step: Analysis, given: Given, amount: float) -> Pr
         return run_stages(program, [Stage((rule,), Pipeline(passes))], there, inplace=False)
 
 
-def _hold_to_torch(
+def _check_torch_masks(
     program: Program, masked: Program, method: str, names: list[str], amount: float
 ) -> None:
     tree = torch.nn.Module()
@@ -101,6 +100,5 @@ def _hold_to_torch(
             oracle.apply(Call(method, (name.replace(".", "/"),), amount=amount, seed=None))
     theirs = oracle.masks()
     for name in names:
-        told = difference(masked.masks[name], theirs[name.replace(".", "/")])
-        if told is not None:
-            raise DifferenceError(f"the mask of {name!r} is not that of {method}: {told}")
+        if fault := difference(masked.masks[name], theirs[name.replace(".", "/")]):
+            raise DifferenceError(f"the mask of {name!r} is not that of {method}: {fault}")

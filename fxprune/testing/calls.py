@@ -1,6 +1,6 @@
 """Pruning calls as data: what `torch.nn.utils.prune` or `fxprune.functional` is asked to do.
 
-A recipe as calls of torch.nn.utils.prune's functions, where it has those.
+A recipe is put into such calls, where torch has them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class EveryOther:
         return mask
 
 
-class Channels:
+class FirstChannel:
     """An own structured method: prunes the first channel that is alive along `dim`."""
 
     PRUNING_TYPE = "structured"
@@ -67,7 +67,7 @@ class Thirds:
         return default_mask * (noisy > noisy.flatten().quantile(1 / 3)).to(default_mask.dtype)
 
 
-OWN = {"every_other": EveryOther, "channels": Channels, "thirds": Thirds}
+OWN = {"every_other": EveryOther, "channels": FirstChannel, "thirds": Thirds}
 
 
 def methods_of(prune: Any) -> dict[str, Any]:
@@ -145,24 +145,16 @@ class Call:
         return {"dim": self.dim} if self.method == "channels" else {}
 
 
-Owners = Mapping[str, tuple[Any, str]]
-
-
 def perform(
     call: Call,
     prune: Any,
-    owners: Owners,
+    owners: Mapping[str, tuple[Any, str]],
     weights: Mapping[str, Tensor],
     methods: Mapping[str, Any],
 ) -> None:
-    """Do what a call asks, under its seed.
+    """Do what a call asks by torch.nn.utils.prune, or what has its functions, under its seed.
 
-    Args:
-        call: what to do.
-        prune: torch.nn.utils.prune, or what has its functions.
-        owners: the (module, name) pair that `prune` wants, by full parameter name.
-        weights: tensors of each parameter's shape and dtype.
-        methods: see `methods_of`.
+    `owners` are its (module, name) pairs by full name, `weights` have the shapes and dtypes.
     """
     scores = call.scores(weights)
     if call.seed is not None:
@@ -195,24 +187,14 @@ def perform(
 
 
 _GLOBAL = {"l1_unstructured": "l1", "random_unstructured": "random"}
-_LOCAL = ("identity", "random_unstructured", "l1_unstructured", "random_structured")
-_METHODS = (*_LOCAL, "ln_structured")
+_METHODS = ("identity", "random_unstructured", "l1_unstructured", *STRUCTURED)
 
 
 def calls_of(program: Program, recipe: Recipe) -> Iterator[tuple[int | None, tuple[Call, ...]]]:
-    """Yield the seed and the calls of each rule, or of all rules of a group.
-
-    Args:
-        program: says which parameters the rules select.
-        recipe: what to put into calls.
-
-    Raises:
-        PassError: torch.nn.utils.prune has no counterpart of a rule.
-    """
+    """Yield the seed and the calls of each rule, or of all rules of a group, each that selects."""
     done: set[str] = set()
     for rule in recipe.rules:
-        fault = counterpart_fault(rule)
-        if fault is not None:
+        if fault := counterpart_fault(rule):
             raise PassError(f"rule {rule.name!r} cannot be held to torch.nn.utils.prune: {fault}")
         if rule.group in done:
             continue

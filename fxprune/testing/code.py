@@ -9,7 +9,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fxprune.recipe import Recipe
-from fxprune.testing.architecture import BATCH, SPATIAL, STEPS, VOCABULARY, Arch, Made, Named
+from fxprune.testing.architecture import (
+    BATCH,
+    SPATIAL,
+    STEPS,
+    VOCABULARY,
+    Arch,
+    KeywordNetwork,
+    ModuleCall,
+    call_of,
+    width_after,
+)
 
 _INDENT = " " * 12
 
@@ -49,7 +59,9 @@ def network_code(arch: Arch) -> str:
     calls = list(_calls(arch))
     sources = dict.fromkeys(source for call in calls for source in call.sources())
     if arch.keywords:
-        sources[inspect.getsource(Named).replace("network: Network", "network: nn.Module")] = None
+        sources[
+            inspect.getsource(KeywordNetwork).replace("network: Network", "network: nn.Module")
+        ] = None
     helpers = [_without_docstrings(source) for source in sources]
     head = "import torch\nfrom torch import Tensor, nn"
     network = "\n".join(_network(arch, calls))
@@ -63,9 +75,6 @@ def recipe_code(recipe: Recipe) -> str:
 
 def toml_of(recipe: Recipe) -> str:
     """Write a recipe as a .toml file.
-
-    Args:
-        recipe: without masks handed over from Python.
 
     Example:
         >>> rule = {"select": "fc.weight", "method": "l1_unstructured", "amount": 0.5}
@@ -103,15 +112,15 @@ def _key(key: str) -> str:
     return key if key.replace("_", "").replace("-", "").isalnum() else json.dumps(key)
 
 
-def _calls(arch: Arch) -> Iterator[Made]:
+def _calls(arch: Arch) -> Iterator[ModuleCall]:
     shape = "sequence" if arch.shape == "tokens" else arch.shape
     width = arch.width
     for layer in arch.layers:
-        yield layer.made(width, shape)
-        width = layer.width_out(width)
+        yield call_of(layer, width, shape)
+        width = width_after(layer, width)
 
 
-def _network(arch: Arch, calls: list[Made]) -> Iterator[str]:
+def _network(arch: Arch, calls: list[ModuleCall]) -> Iterator[str]:
     yield "class Network(nn.Module):\n    def __init__(self):\n        super().__init__()"
     x = "x"
     if arch.shape == "tokens":
@@ -124,7 +133,7 @@ def _network(arch: Arch, calls: list[Made]) -> Iterator[str]:
     if arch.tied and arch.shape == "tokens":
         width = arch.width
         for layer in arch.layers:
-            width = layer.width_out(width)
+            width = width_after(layer, width)
         yield f"        self.project = nn.Linear({width}, {arch.width})"
         yield f"        self.output = nn.Linear({arch.width}, {VOCABULARY})"
         yield "        self.output.weight = self.embedding.weight"
@@ -149,7 +158,7 @@ def _set_up(arch: Arch) -> Iterator[str]:
     if not arch.keywords:
         yield f"args, kwargs = ({_input(arch, dtype)},), {{}}"
         return
-    yield "model = Named(model)"
+    yield "model = KeywordNetwork(model)"
     gate = f"torch.randn({BATCH}{dtype})"
     yield f'args, kwargs = (), {{"x": {_input(arch, dtype)}, "gate": {gate}}}'
 

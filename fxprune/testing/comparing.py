@@ -1,23 +1,17 @@
-"""Compare nested outputs, gradients and state dicts bit for bit, and say where they differ.
-
-Assertions on what models, Programs and values give: equal bit for bit, or close.
-
-Inputs of another batch, like those that are given.
-"""
+"""Nested values, models and Programs compared, bit for bit or closely; says where they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.program import Program
 from fxprune.rewrite import BOUND
 from fxprune.support import same_bits
-from fxprune.verification import Certificate, Holder, Side, Trial, run, trials_of, verify
+from fxprune.verification import Holder, Side, Trial, run, trials_of, verify
 from fxprune.words import dtype_name
 
 
@@ -27,10 +21,6 @@ class DifferenceError(AssertionError):
 
 def difference(a: Any, b: Any) -> str | None:
     """Return the first place where two nests differ in structure, shape, dtype or bits, or None.
-
-    Args:
-        a: any nest of containers and tensors.
-        b: what it is held to.
 
     Example:
         >>> import torch
@@ -53,16 +43,11 @@ def is_same(a: Any, b: Any) -> bool:
 
 
 def entry_difference(a: Any, b: Any) -> str:
-    """Return the first entry in which two tensors differ, with its values, or how others differ.
-
-    Args:
-        a: a tensor, or anything else.
-        b: what it is held to, and differs from.
-    """
+    """Return the first entry in which two tensors differ, with its values, or how others differ."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return f": {_told(a)} and {_told(b)}"
+        return f": {_describe(a)} and {_describe(b)}"
     if (a.shape, a.dtype) != (b.shape, b.dtype) or a.is_meta or b.is_meta:
-        return f": {_told(a)} and {_told(b)}"
+        return f": {_describe(a)} and {_describe(b)}"
     a, b = a.detach().cpu(), b.detach().cpu()
     differ = ~((a == b) | ((a != a) & (b != b)))  # NaN alone differs from itself
     if not bool(differ.any()) and a.is_floating_point():
@@ -82,7 +67,7 @@ def _same_leaf(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _told(x: Any) -> str:
+def _describe(x: Any) -> str:
     if not isinstance(x, Tensor):
         return repr(x)
     shape = "" if x.is_meta else f" {x.detach().flatten()[:12].tolist()}"
@@ -121,12 +106,10 @@ def assert_same(
         entries differ (after first)
     """
     if isinstance(after, nn.Module) and isinstance(before, nn.Module):
-        found = verify(after, before, args, kwargs, trials=trials, seed=seed)
-        _hold(found, after, before, _given(args, kwargs), wide=False)
+        _verify(after, before, args, kwargs, wide=False, trials=trials, seed=seed)
         return
-    told = difference(after, before)
-    if told is not None:
-        raise DifferenceError(f"{told} (after first)")
+    if fault := difference(after, before):
+        raise DifferenceError(f"{fault} (after first)")
 
 
 def assert_close(
@@ -160,18 +143,8 @@ def assert_close(
         >>> assert_close(torch.tensor(1.0), torch.tensor(1.0 + 1e-6), bound=1e-5)
     """
     if isinstance(after, nn.Module) and isinstance(before, nn.Module):
-        found = verify(
-            after,
-            before,
-            args,
-            kwargs,
-            promise="close",
-            bound=bound,
-            trials=trials,
-            seed=seed,
-            modes=("eval",),
-        )
-        _hold(found, after, before, _given(args, kwargs), wide=True)
+        close: Any = {"promise": "close", "bound": bound, "modes": ("eval",)}
+        _verify(after, before, args, kwargs, wide=True, trials=trials, seed=seed, **close)
         return
     differing = [d for d in Holder(bound).nests("value", after, before) if d.text]
     if differing:
@@ -179,43 +152,40 @@ def assert_close(
         raise DifferenceError(f"{differing[0].where} {differing[0].text}: {entry} (after first)")
 
 
-def _given(args: Any, kwargs: Any) -> Any:
-    if args is None and kwargs is None:
-        return None
-    positional = (args,) if isinstance(args, Tensor) else tuple(args or ())
-    return positional, dict(kwargs or {})
-
-
-def _hold(
-    found: Certificate, after: nn.Module, before: nn.Module, given: Any, *, wide: bool
+def _verify(
+    after: nn.Module, before: nn.Module, args: Any, kwargs: Any, *, wide: bool, **options: Any
 ) -> None:
     """Raise what a certificate says, with the first entries and parameters that differ."""
-    if found:
+    certificate = verify(after, before, args, kwargs, **options)
+    if certificate:
         return
-    first = found.failures[0]
+    first = certificate.failures[0]
     spec = next((side for side in (before, after) if isinstance(side, Program)), None)
-    trials = trials_of(first.mode, given, spec, found.trials + len(found.skipped), found.seed)
+    positional = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    given = None if args is None and kwargs is None else (positional, dict(kwargs or {}))
+    count = certificate.trials + len(certificate.skipped)
+    trials = trials_of(first.mode, given, spec, count, certificate.seed)
     trial = next((each for each in trials if each.label == first.input), None)
-    told = "" if trial is None else _entries(after, before, trial, found.seed, wide=wide)
-    more = len(found.failures) - 1
+    fault = "" if trial is None else _entries(after, before, trial, certificate.seed, wide=wide)
+    more = len(certificate.failures) - 1
     others = f"\nand {more} more" if more else ""
-    raise DifferenceError(f"{first}{told}{_first_parameter(after, before)}{others}")
+    raise DifferenceError(f"{first}{fault}{_first_parameter(after, before)}{others}")
 
 
 def _entries(after: nn.Module, before: nn.Module, trial: Trial, seed: int, *, wide: bool) -> str:
     a, b = (run(Side(side, wide=wide), trial, seed=seed) for side in (after, before))
     if a.error or b.error:
         return ""
-    told = difference(a.output, b.output)
-    return "" if told is None else f"\noutput {told} (after first)"
+    fault = difference(a.output, b.output)
+    return "" if fault is None else f"\noutput {fault} (after first)"
 
 
 def _first_parameter(after: nn.Module, before: nn.Module) -> str:
     ours, theirs = _values(after), _values(before)
     for name, value in theirs.items():
         if name in ours and difference(ours[name], value) is not None:
-            told = entry_difference(ours[name], value)
-            return f"\nthe first parameter that differs is {name!r}{told} (after first)"
+            fault = entry_difference(ours[name], value)
+            return f"\nthe first parameter that differs is {name!r}{fault} (after first)"
     return ""
 
 
@@ -223,34 +193,3 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
     if isinstance(model, Program):
         return {name: model.value(name) for name in model.aliases}
     return {name: p.detach() for name, p in model.named_parameters()}
-
-
-def _redrawn(x: Tensor, n: int) -> Tensor:
-    """Draw a tensor with `n` rows between the smallest and the largest value of `x`."""
-    shape = (n, *x.shape[1:])
-    if x.dtype is torch.bool:
-        return torch.rand(shape) < 0.5
-    if not x.dtype.is_floating_point:
-        return torch.randint(int(x.min()), int(x.max()) + 1, shape, dtype=x.dtype)
-    low, high = x.min().item(), x.max().item()
-    return (torch.rand(shape, dtype=x.dtype) * (high - low) + low).to(x.dtype)
-
-
-def with_batch(
-    args: tuple[Any, ...], kwargs: dict[str, Any], n: int, seed: int = 0
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Draw inputs of batch `n` with the shapes, dtypes and ranges of the given ones.
-
-    Args:
-        args: positional inputs; every tensor in them has the batch as dimension 0.
-        kwargs: keyword inputs, likewise.
-        n: rows to draw.
-        seed: of the draw; the global generator is left alone.
-    """
-
-    def draw(x: Any) -> Any:
-        return _redrawn(x, n) if isinstance(x, Tensor) and x.ndim else x
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return pytree.tree_map(draw, args), pytree.tree_map(draw, kwargs)

@@ -1,12 +1,6 @@
-"""Strategies for architectures: frozen data that prints as code and shrinks to few plain layers.
+"""Hypothesis strategies: networks, Programs and their inputs, recipes, tensors with ties, calls.
 
-Strategies for Programs, and for inputs to run them on.
-
-Strategies for recipes: each selects something of a Program, and runs on it.
-
-Strategies for tensors with equal entries, where pruning has to choose.
-
-Strategies for pruning calls: frozen data that shrinks towards few plain calls.
+What is drawn is frozen data that prints as code, and shrinks towards little that is plain.
 """
 
 from __future__ import annotations
@@ -31,17 +25,18 @@ from fxprune.testing.architecture import (
     SPATIAL,
     Activation,
     Arch,
+    ArchLayer,
     Attention,
     Concat,
     Conv,
     Dropout,
-    Layer,
     Linear,
     Norm,
     Recurrent,
     Residual,
     Shared,
     build,
+    width_after,
 )
 from fxprune.testing.calls import KINDS, STRUCTURED, Call
 from fxprune.testing.code import network_code, recipe_code
@@ -53,67 +48,67 @@ _LONGEST_RUN = 8
 _OUTLIERS = (float("inf"), float("nan"), -0.0, 1e-40)
 
 
-def _linears(width: st.SearchStrategy[int]) -> st.SearchStrategy[Layer]:
+def _linears(width: st.SearchStrategy[int]) -> st.SearchStrategy[ArchLayer]:
     return st.builds(Linear, width, st.booleans())
 
 
-def _convs(width: st.SearchStrategy[int]) -> st.SearchStrategy[Layer]:
+def _convs(width: st.SearchStrategy[int]) -> st.SearchStrategy[ArchLayer]:
     kernels = st.sampled_from([1, 3])
     return st.builds(Conv, width, kernels, st.booleans(), st.booleans())
 
 
-def _attentions(width: int) -> st.SearchStrategy[Layer]:
+def _attentions(width: int) -> st.SearchStrategy[ArchLayer]:
     heads = [h for h in (1, 2, 3) if width % h == 0]
     return st.builds(Attention, st.sampled_from(heads), st.booleans())
 
 
-def _weighted(shape: str, width: st.SearchStrategy[int]) -> st.SearchStrategy[Layer]:
+def _matrices(shape: str, width: st.SearchStrategy[int]) -> st.SearchStrategy[ArchLayer]:
     """Draw a linear layer, or a convolution where the shape is spatial."""
     return _convs(width) if shape in SPATIAL else _linears(width)
 
 
-def _norms(shape: str) -> st.SearchStrategy[Layer]:
+def _norms(shape: str) -> st.SearchStrategy[ArchLayer]:
     if shape in SPATIAL:
         return st.sampled_from([Norm("batch"), Norm("group")])
     kinds = ["layer", "batch"] if shape == "features" else ["layer"]
     return st.sampled_from([Norm(kind) for kind in kinds])
 
 
-def _wrapped(shape: str, width: int) -> st.SearchStrategy[Layer]:
+def _wrappers(shape: str, width: int) -> st.SearchStrategy[ArchLayer]:
     """Draw layers around a layer: a skip, a concatenation, a second call."""
-    same = _weighted(shape, st.just(width))
+    same = _matrices(shape, st.just(width))
     inner = same | _attentions(width) if shape == "sequence" else same
-    options: list[st.SearchStrategy[Layer]] = [
+    options: list[st.SearchStrategy[ArchLayer]] = [
         st.builds(Residual, inner),
         st.builds(Shared, same | _norms(shape), st.sampled_from([1, 2])),
     ]
     if width <= _MAX_WIDTH:
-        options.append(st.builds(Concat, _weighted(shape, st.integers(1, _MAX_WIDTH))))
+        options.append(st.builds(Concat, _matrices(shape, st.integers(1, _MAX_WIDTH))))
     return st.one_of(options)
 
 
-def _recurrents() -> st.SearchStrategy[Layer]:
+def _recurrents() -> st.SearchStrategy[ArchLayer]:
     kinds = st.sampled_from(list(RECURRENT))
     widths = st.integers(1, _MAX_WIDTH)
     return st.builds(Recurrent, kinds, widths, st.sampled_from([1, 2]), st.booleans())
 
 
-def _owning(shape: str, width: int) -> list[st.SearchStrategy[Layer]]:
+def _with_matrix(shape: str, width: int) -> list[st.SearchStrategy[ArchLayer]]:
     """Return the kinds of layers that own a matrix."""
-    plain = _weighted(shape, st.integers(1, _MAX_WIDTH))
+    plain = _matrices(shape, st.integers(1, _MAX_WIDTH))
     return [plain, _recurrents(), _attentions(width)] if shape == "sequence" else [plain]
 
 
-def _layers(shape: str, width: int, last: Layer) -> st.SearchStrategy[Layer]:
+def _layers(shape: str, width: int, last: ArchLayer) -> st.SearchStrategy[ArchLayer]:
     """Draw a layer for `width` channels, each kind as likely; one kind is the last layer again."""
     options = [
-        *_owning(shape, width),
+        *_with_matrix(shape, width),
         st.builds(Activation, st.sampled_from(list(ACTIVATIONS))),
         _norms(shape),
-        _wrapped(shape, width),
+        _wrappers(shape, width),
         st.builds(Dropout, st.sampled_from([0.2, 0.5])),
     ]
-    if last.width_out(width) == width:
+    if width_after(last, width) == width:
         options.append(st.just(last))
     # not one_of: it flattens what is nested, and so makes nested kinds likelier
     return st.sampled_from(options).flatmap(lambda option: option)
@@ -149,11 +144,11 @@ def architectures(
     shape = draw(st.sampled_from(list(shapes)))
     first = draw(st.integers(1, _MAX_WIDTH))
     inner = "sequence" if shape == "tokens" else shape
-    stack = [draw(draw(st.sampled_from(_owning(inner, first))))]
-    width = stack[0].width_out(first)
+    stack = [draw(draw(st.sampled_from(_with_matrix(inner, first))))]
+    width = width_after(stack[0], first)
     for _ in range(draw(st.integers(0, max_layers - 1))):
         stack.append(draw(_layers(inner, width, stack[-1])))
-        width = stack[-1].width_out(width)
+        width = width_after(stack[-1], width)
     if runs:
         pointwise = st.sampled_from(list(ACTIVATIONS)).map(Activation)
         stack += draw(st.lists(pointwise, max_size=_LONGEST_RUN))
@@ -176,19 +171,14 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @lru_cache(maxsize=256)
-def captured(arch: Arch) -> Program:
+def capture_arch(arch: Arch) -> Program:
     """Capture a drawn network, once: that takes longer than most of what is done with it."""
     return capture(*build(arch))
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A Program as data.
-
-    Args:
-        arch: the network.
-        recipe: by which it is masked; None for not.
-    """
+class DrawnProgram:
+    """A Program as data: a network, and the recipe by which it is masked, if it is."""
 
     arch: Arch
     recipe: Recipe | None = None
@@ -196,8 +186,8 @@ class Drawn:
     def program(self) -> Program:
         """Make the Program, the same each time."""
         if self.recipe is None:
-            return copied(captured(self.arch))
-        return prune(captured(self.arch), self.recipe)
+            return copied(capture_arch(self.arch))
+        return prune(capture_arch(self.arch), self.recipe)
 
     def code(self) -> str:
         """Write a script that makes the Program, and leaves it as `program`."""
@@ -212,19 +202,19 @@ _TORCH = "from torch import Tensor, nn"
 
 
 @st.composite
-def drawn(
+def programs_as_data(
     draw: st.DrawFn,
     *,
     networks: st.SearchStrategy[Arch] | None = None,
     masked: bool | None = None,
-) -> Drawn:
+) -> DrawnProgram:
     """Draw Programs as data; see `programs`."""
     mixed = architectures() | architectures(max_layers=2, runs=True)
     arch = draw(mixed if networks is None else networks)
     if masked or (masked is None and draw(st.booleans())):
-        seeded = recipes(captured(arch), max_rules=2).map(_seeded)
-        return Drawn(arch, draw(seeded))
-    return Drawn(arch)
+        seeded = recipes(capture_arch(arch), max_rules=2).map(seed_rules)
+        return DrawnProgram(arch, draw(seeded))
+    return DrawnProgram(arch)
 
 
 def programs(
@@ -244,7 +234,7 @@ def programs(
         >>> [mask.dtype for mask in program.masks.values()]
         [torch.float32]
     """
-    return drawn(networks=networks, masked=masked).map(Drawn.program)
+    return programs_as_data(networks=networks, masked=masked).map(DrawnProgram.program)
 
 
 @st.composite
@@ -280,7 +270,7 @@ def calibrations(
     return [program.example(batch=batch, seed=seed) for batch, seed in chosen]
 
 
-def _seeded(recipe: Recipe) -> Recipe:
+def seed_rules(recipe: Recipe) -> Recipe:
     """Give every random rule a seed, so that the Program is the same each time."""
     rules = tuple(
         rule.model_copy(update={"seed": 0})
@@ -298,7 +288,6 @@ METHODS = (
     "random_structured",
     "identity",
 )
-_STRUCTURED = ("ln_structured", "random_structured")
 _SHARES = st.sampled_from([0.5, 0.2, 0.0, 1.0, 0.9]) | st.floats(0.0, 1.0)
 _NORMS = (2, 1, "inf", "-inf", 0, 3.5)
 
@@ -343,15 +332,15 @@ def recipes(
     if not sites:
         raise PassError("the Program has no parameter that a rule can take; give another one")
     if coupled:
-        methods = [method for method in methods if method in _STRUCTURED]
+        methods = [method for method in methods if method in STRUCTURED]
     if not matrices:
-        methods = [method for method in methods if method not in _STRUCTURED]
+        methods = [method for method in methods if method not in STRUCTURED]
     if not methods:
         raise PassError("none of the methods can prune the Program; give others or another one")
     rules: list[Mapping[str, Any]] = []
     for at in range(draw(st.integers(1, max_rules))):
         method = draw(st.sampled_from(list(methods)))
-        pool = matrices if method in _STRUCTURED else sites
+        pool = matrices if method in STRUCTURED else sites
         chosen = draw(_selects(program, pool))
         counts = at == 0 and not program.masks
         rules.append(chosen[0] | draw(_how(method, chosen[1], counts=counts, coupled=coupled)))
@@ -400,7 +389,7 @@ def _how(
         return made
     if coupled:
         made |= {"coupled": True}
-    elif method in _STRUCTURED:
+    elif method in STRUCTURED:
         ndim = min(len(site.shape) for site in taken)
         made["dim"] = draw(st.sampled_from([*range(ndim), *range(-ndim, 0)]))
     elif draw(st.booleans()):
@@ -411,7 +400,7 @@ def _how(
         made |= draw(st.sampled_from([{}, {"seed": 0}, {"seed": 7}]))
     elif not coupled:
         made |= draw(st.sampled_from([{}, {"ties": "torch"}]))
-    most = min(min(site.shape) if method in _STRUCTURED else site.numel for site in taken)
+    most = min(min(site.shape) if method in STRUCTURED else site.numel for site in taken)
     whole = st.integers(0, min(most, 4)) if counts and not coupled else _SHARES
     made["amount"] = draw(_SHARES | whole)
     return made

@@ -1,6 +1,6 @@
 """`check_model`: a model is put to every test, by drawn recipes of every method.
 
-The checks of `check_model` on one recipe, each with the code that shows what it does.
+Each check has the code that shows what it does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import copy
 import io
 import runpy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,69 +25,48 @@ from fxprune.files import export, load, read_weights, save
 from fxprune.program import Program, copied
 from fxprune.recipe import Recipe
 from fxprune.testing.assert_pass import Memory, assert_idempotent, assert_transactional
-from fxprune.testing.calls import Call
+from fxprune.testing.calls import STRUCTURED, Call
 from fxprune.testing.code import recipe_code, toml_of
 from fxprune.testing.comparing import DifferenceError, assert_close, assert_same
-from fxprune.testing.drawing import METHODS, prunable, pruning_sequences, recipes
+from fxprune.testing.drawing import METHODS, prunable, pruning_sequences, recipes, seed_rules
 from fxprune.testing.parity import assert_parity
-from fxprune.testing.pass_checks import Checked, Tally
-from fxprune.testing.searching import Found, simplest_failure
+from fxprune.testing.pass_checks import CheckCounts, Checked
+from fxprune.testing.searching import simplest_failure
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked.
-
-    Args:
-        model: the user's.
-        program: captured from it.
-        args: positional inputs.
-        kwargs: keyword inputs.
-    """
+    """What is checked: a model, the Program captured from it, and inputs."""
 
     model: nn.Module
     program: Program
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    def same(self, after: Program, before: Program) -> None:
+    def check_same(self, after: Program, before: Program) -> None:
         """Hold two Programs to each other, on the model's input and on one of another batch."""
         assert_same(after, before, self.args, self.kwargs, trials=1)
 
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """One check.
-
-    Args:
-        name: what it is called.
-        run: takes the subject, the recipe and the masked Program.
-        code: shows it; `model`, `program`, `recipe`, `masked`, `args` and `kwargs` are there.
-    """
+    """One check of a subject, a recipe and the masked Program."""
 
     name: str
     run: Callable[[Subject, Recipe, Program], None]
-    code: str
+    code: str  # `model`, `program`, `recipe`, `masked`, `args` and `kwargs` are there
 
 
-def _parity(subject: Subject, recipe: Recipe, masked: Program) -> None:
+def _check_parity(subject: Subject, recipe: Recipe, masked: Program) -> None:
     args, kwargs = subject.args, subject.kwargs
     assert_parity(subject.model, recipe, args, kwargs, program=subject.program)
 
 
-def _finalized(subject: Subject, recipe: Recipe, masked: Program) -> None:
-    subject.same(finalize(masked), masked)
-
-
-def _idempotent(subject: Subject, recipe: Recipe, masked: Program) -> None:
-    assert_idempotent(masked, finalize)
-
-
-def _transactional(subject: Subject, recipe: Recipe, masked: Program) -> None:
+def _check_transactional(subject: Subject, recipe: Recipe, masked: Program) -> None:
     last = recipe.rules[-1].model_copy(update={"name": "too many", "seed": 0, **_TOO_MANY})
     failing = recipe.model_copy(update={"rules": (*recipe.rules, last)})
     with torch.random.fork_rng(devices=[]):
-        seeded = _seeded(failing)
+        seeded = seed_rules(failing)
         program = copied(subject.program)
         assert_transactional(program, lambda p: prune(p, seeded, inplace=True), raises=AmountError)
 
@@ -104,29 +83,25 @@ _TOO_MANY = {
 }
 
 
-def _deepcopied(subject: Subject, recipe: Recipe, masked: Program) -> None:
-    subject.same(copy.deepcopy(masked), masked)
-
-
-def _pickled(subject: Subject, recipe: Recipe, masked: Program) -> None:
+def _check_pickle(subject: Subject, recipe: Recipe, masked: Program) -> None:
     file = io.BytesIO()
     torch.save(masked, file)
     file.seek(0)
-    subject.same(torch.load(file, weights_only=False), masked)
+    subject.check_same(torch.load(file, weights_only=False), masked)
 
 
-def _saved(subject: Subject, recipe: Recipe, masked: Program) -> None:
+def _check_save(subject: Subject, recipe: Recipe, masked: Program) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = save(masked, Path(folder, "program.fxp"))
-        subject.same(load(path), masked)
+        subject.check_same(load(path), masked)
 
 
-def _shrunk(subject: Subject, recipe: Recipe, masked: Program) -> None:
+def _check_shrink(subject: Subject, recipe: Recipe, masked: Program) -> None:
     wide = copied(finalize(masked)).double()
     assert_close(shrink(wide), wide, subject.args, subject.kwargs, trials=1)
 
 
-def _exported(subject: Subject, recipe: Recipe, masked: Program) -> None:
+def _check_export(subject: Subject, recipe: Recipe, masked: Program) -> None:
     final = finalize(masked).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = export(final, Path(folder, "model.pt2"))
@@ -136,7 +111,7 @@ def _exported(subject: Subject, recipe: Recipe, masked: Program) -> None:
         assert_same(loaded(*subject.args, **subject.kwargs), ours)
 
 
-def _weights(subject: Subject, recipe: Recipe, masked: Program) -> None:
+def _check_weights(subject: Subject, recipe: Recipe, masked: Program) -> None:
     final = finalize(masked)
     with tempfile.TemporaryDirectory() as folder:
         path = export(final, Path(folder, "model.safetensors"))
@@ -144,10 +119,10 @@ def _weights(subject: Subject, recipe: Recipe, masked: Program) -> None:
         for tensor in zeroed.state_dict().values():
             tensor.zero_()
         zeroed.load_state_dict(read_weights(path))
-        subject.same(zeroed, final)
+        subject.check_same(zeroed, final)
 
 
-def _source(subject: Subject, recipe: Recipe, masked: Program) -> None:
+def _check_source(subject: Subject, recipe: Recipe, masked: Program) -> None:
     final = finalize(masked).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = export(final, Path(folder, "model.py"))
@@ -160,22 +135,22 @@ def _source(subject: Subject, recipe: Recipe, masked: Program) -> None:
 CHECKS = (
     ModelCheck(
         "parity",
-        _parity,
+        _check_parity,
         "fxprune.testing.assert_parity(model, recipe, args, kwargs, program=program)",
     ),
     ModelCheck(
         "finalize",
-        _finalized,
+        lambda subject, recipe, masked: subject.check_same(finalize(masked), masked),
         "fxprune.testing.assert_same(fxprune.finalize(masked), masked, args, kwargs)",
     ),
     ModelCheck(
         "idempotent",
-        _idempotent,
+        lambda subject, recipe, masked: assert_idempotent(masked, finalize),
         "fxprune.testing.assert_idempotent(masked, fxprune.finalize)",
     ),
     ModelCheck(
         "transactional",
-        _transactional,
+        _check_transactional,
         "too_many = {'select': '*', 'method': 'l1_unstructured', 'amount': 2**40}\n"
         "failing = {'rule': [*recipe['rule'], too_many]}\n"
         "act = lambda p: fxprune.prune(p, failing, inplace=True)\n"
@@ -183,19 +158,19 @@ CHECKS = (
     ),
     ModelCheck(
         "deepcopy",
-        _deepcopied,
+        lambda subject, recipe, masked: subject.check_same(copy.deepcopy(masked), masked),
         "import copy\nfxprune.testing.assert_same(copy.deepcopy(masked), masked, args, kwargs)",
     ),
     ModelCheck(
         "pickle",
-        _pickled,
+        _check_pickle,
         "import pickle\n"
         "again = pickle.loads(pickle.dumps(masked))\n"
         "fxprune.testing.assert_same(again, masked, args, kwargs)",
     ),
     ModelCheck(
         "save",
-        _saved,
+        _check_save,
         'again = fxprune.load(fxprune.save(masked, "masked.fxp"))\n'
         "fxprune.testing.assert_same(again, masked, args, kwargs)",
     ),
@@ -203,7 +178,7 @@ CHECKS = (
 COUPLED = (
     ModelCheck(
         "shrink",
-        _shrunk,
+        _check_shrink,
         "final = fxprune.finalize(masked).double()\n"
         "fxprune.testing.assert_close(fxprune.shrink(final), final, args, kwargs)",
     ),
@@ -211,13 +186,13 @@ COUPLED = (
 EXPORTS = (
     ModelCheck(
         "export",
-        _exported,
+        _check_export,
         'path = fxprune.export(fxprune.finalize(masked).eval(), "model.pt2")\n'
         "loaded = torch.export.load(path).module()",
     ),
     ModelCheck(
         "weights",
-        _weights,
+        _check_weights,
         "import copy, safetensors.torch\n"
         "final = fxprune.finalize(masked)\n"
         'path = fxprune.export(final, "model.safetensors")\n'
@@ -227,7 +202,7 @@ EXPORTS = (
     ),
     ModelCheck(
         "source",
-        _source,
+        _check_source,
         "import runpy\n"
         "final = fxprune.finalize(masked).eval()\n"
         'loaded = runpy.run_path(fxprune.export(final, "model.py"))["load"]()\n'
@@ -238,16 +213,6 @@ EXPORTS = (
 )
 
 
-def _seeded(recipe: Recipe) -> Recipe:
-    """Let no rule draw from the global generator, which a failed call need not give back."""
-    rules = tuple(
-        rule.model_copy(update={"seed": 0}) if "random" in str(rule.method) else rule
-        for rule in recipe.rules
-    )
-    return recipe.model_copy(update={"rules": rules})
-
-
-_STRUCTURED = ("ln_structured", "random_structured")
 _Plan = tuple[st.SearchStrategy[Recipe], Sequence[ModelCheck]]
 _PARTS = len(METHODS) + 2  # and rules with coupled = true, and calls of fxprune.functional
 
@@ -290,20 +255,19 @@ def check_model(
         ('Sequential', 1, True)
     """
     args, kwargs = _split(inputs)
-    memory, tally = Memory(model), Tally(type(model).__name__)
+    memory, counts = Memory(model), CheckCounts(type(model).__name__)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         program = capture(model, args, kwargs, batch=batch)
         assert_same(program, model, args, kwargs, trials=2)
-        tally.checks["capture"] += 1
+        counts.checks["capture"] += 1
         subject = Subject(model, program, args, kwargs)
         if prunable(program):
-            _check_drawn(subject, tally, max(1, max_examples // _PARTS), seed)
-    told = memory.difference(model)
-    if told is not None:
-        raise DifferenceError(f"the checks changed the model: {told}")
-    tally.checks["unchanged"] += 1
-    return tally.checked()
+            _check_drawn(subject, counts, max(1, max_examples // _PARTS), seed)
+    if fault := memory.difference(model):
+        raise DifferenceError(f"the checks changed the model: {fault}")
+    counts.checks["unchanged"] += 1
+    return counts.result()
 
 
 def _split(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -312,53 +276,65 @@ def _split(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
 
 
-def _check_drawn(subject: Subject, tally: Tally, each: int, seed: int) -> None:
+def _check_drawn(subject: Subject, counts: CheckCounts, each: int, seed: int) -> None:
     """Check each method, coupled channels, an export, and calls of fxprune.functional."""
     program = subject.program
     matrices = any(len(site.shape) > 1 for site in prunable(program))
-    methods = [m for m in METHODS if matrices or m not in _STRUCTURED]
+    methods = [m for m in METHODS if matrices or m not in STRUCTURED]
     plans: list[_Plan] = [(recipes(program, methods=[m], max_rules=2), CHECKS) for m in methods]
     if matrices:
-        coupled = recipes(program, methods=_STRUCTURED, max_rules=1, coupled=True)
+        coupled = recipes(program, max_rules=1, coupled=True)
         plans.append((coupled, COUPLED))
     for drawn, checks in plans:
         # A cut has more ways to be wrong than a mask: a recipe reaches few of a model's channels.
         count = 3 * each if checks is COUPLED else each
-        _hold(_run(subject, tally, drawn, checks, count, seed))
-    _hold(_run(subject, tally, recipes(program, max_rules=1), EXPORTS, 1, seed))
-    _hold_calls(subject, tally, each, seed)
+        _check_recipes(subject, counts, drawn, checks, count, seed)
+    _check_recipes(subject, counts, recipes(program, max_rules=1), EXPORTS, 1, seed)
+    _check_calls(subject, counts, each, seed)
 
 
-def _run(
+def _check_recipes(
     subject: Subject,
-    tally: Tally,
+    counts: CheckCounts,
     drawn: st.SearchStrategy[Recipe],
     checks: Sequence[ModelCheck],
     count: int,
     seed: int,
-) -> tuple[Found[Recipe] | None, ModelCheck | None]:
-    """Look for a recipe on which a check fails; return the simplest, and that check."""
+) -> None:
+    """Look for a recipe on which a check fails; raise it with the simplest, and that check."""
     at: list[ModelCheck] = []
 
     def check(recipe: Recipe) -> None:
-        masked = _masked(subject.program, recipe, tally)
+        masked = _masked(subject.program, recipe, counts)
         if masked is None:
             return
         for each in checks:
             at[:] = [each]
-            _counted(each.name, lambda e=each: e.run(subject, recipe, masked), tally)
+            _count_check(each.name, lambda e=each: e.run(subject, recipe, masked), counts)
 
-    found = simplest_failure(drawn, check, max_examples=count, start=seed)
-    return found, at[0] if at else None
+    failure = simplest_failure(drawn, check, max_examples=count, start=seed)
+    if failure is None:
+        return
+    name, call = (at[0].name, at[0].code) if at else ("prune", "")
+    recipe = failure.value
+    lines = [
+        f"The simplest recipe that shows it:\n\n{toml_of(recipe)}",
+        "",
+        "program = fxprune.capture(model, args, kwargs)",
+        f"recipe = {recipe_code(recipe)}",
+        "masked = fxprune.prune(program, recipe)",
+        call,
+    ]
+    raise _failure_error(name, failure.error, lines) from failure.error
 
 
-def _masked(program: Program, recipe: Recipe, tally: Tally) -> Program | None:
+def _masked(program: Program, recipe: Recipe, counts: CheckCounts) -> Program | None:
     masked: list[Program] = []
-    _counted("prune", lambda: masked.append(prune(program, recipe)), tally)
+    _count_check("prune", lambda: masked.append(prune(program, recipe)), counts)
     return masked[0] if masked else None
 
 
-def _counted(name: str, run: Callable[[], None], tally: Tally) -> None:
+def _count_check(name: str, run: Callable[[], None], counts: CheckCounts) -> None:
     """Run a check and count it, or what fxprune refuses in it."""
     try:
         run()
@@ -367,30 +343,12 @@ def _counted(name: str, run: Callable[[], None], tally: Tally) -> None:
     except FxpruneError as error:
         # A ShapeError of fxprune is an AssertionError too, and is a refusal.
         first = str(error).splitlines()[0]
-        tally.refused[f"{name}: {first}"] += 1
+        counts.refused[f"{name}: {first}"] += 1
     else:
-        tally.checks[name] += 1
+        counts.checks[name] += 1
 
 
-def _hold(outcome: tuple[Found[Recipe] | None, ModelCheck | None]) -> None:
-    found, check = outcome
-    if found is None:
-        return
-    name, call = ("prune", "") if check is None else (check.name, check.code)
-    recipe = found.value
-    lines = [
-        *_head(name, found.error),
-        f"The simplest recipe that shows it:\n\n{toml_of(recipe)}",
-        "",
-        "program = fxprune.capture(model, args, kwargs)",
-        f"recipe = {recipe_code(recipe)}",
-        "masked = fxprune.prune(program, recipe)",
-        call,
-    ]
-    raise DifferenceError("\n".join(lines)) from found.error
-
-
-def _hold_calls(subject: Subject, tally: Tally, count: int, seed: int) -> None:
+def _check_calls(subject: Subject, counts: CheckCounts, count: int, seed: int) -> None:
     """Hold fxprune.functional to torch on drawn sequences of calls."""
     program = subject.program
     names = [site.name for site in prunable(program)]
@@ -398,27 +356,26 @@ def _hold_calls(subject: Subject, tally: Tally, count: int, seed: int) -> None:
 
     def check(calls: tuple[Call, ...]) -> None:
         args, kwargs = subject.args, subject.kwargs
-        _counted(
+        _count_check(
             "functional",
             lambda: assert_parity(subject.model, calls, args, kwargs, program=program),
-            tally,
+            counts,
         )
 
     drawn = pruning_sequences(parameters, max_calls=4)
-    found = simplest_failure(drawn, check, max_examples=count, start=seed)
-    if found is not None:
+    failure = simplest_failure(drawn, check, max_examples=count, start=seed)
+    if failure is not None:
         lines = [
-            *_head("functional", found.error),
             "The simplest calls that show it:\n",
             "from fxprune.testing import Call",
             "",
-            f"calls = {found.value!r}",
+            f"calls = {failure.value!r}",
             "fxprune.testing.assert_parity(model, calls, args, kwargs)",
         ]
-        raise DifferenceError("\n".join(lines)) from found.error
+        raise _failure_error("functional", failure.error, lines) from failure.error
 
 
-def _head(name: str, error: Exception) -> Iterator[str]:
+def _failure_error(name: str, error: Exception, lines: list[str]) -> DifferenceError:
     kind = "" if isinstance(error, DifferenceError) else f"{type(error).__name__}: "
-    yield f"the model fails the check {name!r}: {kind}{error}"
-    yield ""
+    head = f"the model fails the check {name!r}: {kind}{error}"
+    return DifferenceError("\n".join([head, "", *lines]))

@@ -5,15 +5,13 @@ keys from it. Its forward runs a second, dense copy with `orig * mask` written i
 (`torch.func.functional_call`). The two are the same function wherever hooks act; where they do
 not (an alias of a tied weight stays dense, attention never calls its `out_proj`), the second says
 what the masks mean. `hooks_act` tells which; `hooked_forward` is torch's own answer.
-
-Where equal scores are at the threshold, two ways to choose prune as many, and as large ones.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,13 +45,7 @@ def step_by_step(
 ) -> list[Step]:
     """Train by SGD with momentum and weight decay; return each step's gradients by name.
 
-    Args:
-        model: whose parameters are trained.
-        forward: gives the output to train on.
-        loss: output -> scalar.
-        steps: optimizer steps.
-        lr: learning rate.
-        seed: of the first step; each later step has the next.
+    The seed is that of the first step; each later one has the next.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=0.01)
     gradients: list[Step] = []
@@ -68,20 +60,14 @@ def step_by_step(
 
 
 class Oracle:
-    """Torch's pruning of a model, with the forward that its masks mean.
-
-    Attributes:
-        hooked: the copy that torch prunes; parameters and buffers live here.
-        dense: the copy that is run; its own parameters are never read.
-        names: every parameter name, aliases included, mapped to the first name of the same one.
-    """
+    """Torch's pruning of a model, with the forward that its masks mean."""
 
     def __init__(self, model: nn.Module) -> None:
         # Copied at once: a model with pruning hooks cannot be copied (its weights are non-leaf).
-        self.hooked = copy.deepcopy(model)
-        self.dense = copy.deepcopy(model)
+        self.hooked = copy.deepcopy(model)  # torch prunes it; parameters and buffers live here
+        self.dense = copy.deepcopy(model)  # is run; its own parameters are never read
         first: dict[int, str] = {}
-        self.names: dict[str, str] = {}
+        self.names: dict[str, str] = {}  # every name, aliases included: the first one of the same
         for name, p in model.named_parameters(remove_duplicate=False):
             self.names[name] = first.setdefault(id(p), name)
 
@@ -94,7 +80,7 @@ class Oracle:
 
     def apply(self, call: Call) -> Exception | None:
         """Let torch do what a call asks; return what it raised, with the model put back."""
-        saved = _Saved(self.hooked)
+        saved = _PruningState(self.hooked)
         owners = {name: self.owner(name) for name in call.names}
         weights = {name: getattr(*owner) for name, owner in owners.items()}
         try:
@@ -179,26 +165,13 @@ class Oracle:
         seed: int = 0,
         hooked: bool = False,
     ) -> list[Step]:
-        """Train the parameters, the `_orig` tensors among them; see `step_by_step`.
-
-        Args:
-            args: positional inputs.
-            kwargs: keyword inputs.
-            loss: output -> scalar.
-            steps: optimizer steps.
-            lr: learning rate.
-            seed: of the first step.
-            hooked: run torch's hooked model instead of the one that the masks mean.
-        """
+        """Train the parameters, the `_orig` tensors among them; see `step_by_step`."""
         run = self.hooked_forward if hooked else self.forward
-
-        def forward() -> Any:
-            return run(args, kwargs, train=True)
-
+        forward = partial(run, args, kwargs, train=True)
         return step_by_step(self.hooked, forward, loss=loss, steps=steps, lr=lr, seed=seed)
 
 
-class _Saved:
+class _PruningState:
     """All that torch's pruning may edit in a model: attributes, hooks, and the hooks' methods."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -219,49 +192,28 @@ class _Saved:
             vars(holder).update(attributes)
 
 
-@contextmanager
-def kept_buffers(model: nn.Module) -> Generator[None]:
-    """Put the values of a model's buffers back afterwards."""
-    saved = [(b, b.clone()) for b in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
-
-
 def assert_alike_but_for_ties(program: Program, recipe: Recipe, masked: Program) -> None:
-    """Run a recipe with its own ties; what goes is as much, and as large, as with torch's.
+    """Run a recipe with its own ties: what goes is as much, and as large, as with torch's.
 
     Recipes of one magnitude rule alone are compared: what a later rule sees depends on which of
-    the equal ones went.
-
-    Args:
-        program: what to prune; not changed.
-        recipe: as it was written.
-        masked: the Program as the recipe left it with torch's ties.
-
-    Raises:
-        DifferenceError: the counts or the magnitudes differ.
+    the equal ones went. `masked` is the Program as the recipe left it with torch's ties.
     """
     rule = recipe.rules[0]
     if len(recipe.rules) > 1 or rule.ties == "torch" or rule.method != "l1_unstructured":
         return
     if not masked.masks:
         return
-    found = prune(program, recipe)
+    ours = prune(program, recipe)
     names = [list(masked.masks)] if rule.scope == "global" else [[name] for name in masked.masks]
-    for together in names:
-        ours, torchs = _pruned(found, together), _pruned(masked, together)
-        told = difference(ours, torchs)
-        if told is not None:
+    for group in names:
+        pair = _pruned_magnitudes(ours, group), _pruned_magnitudes(masked, group)
+        if fault := difference(*pair):
             raise DifferenceError(
-                f"the magnitudes pruned of {', '.join(together)} with ties = 'index': {told} "
+                f"the magnitudes pruned of {', '.join(group)} with ties = 'index': {fault} "
                 "(fxprune first, then torch)"
             )
 
 
-def _pruned(program: Program, names: list[str]) -> torch.Tensor:
+def _pruned_magnitudes(program: Program, names: list[str]) -> torch.Tensor:
     gone = [program.parameter(k)[program.masks[k] == 0].detach().abs().double() for k in names]
     return torch.cat([part.flatten() for part in gone]).sort().values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fxprune.reports import recipe_of
 from fxprune.testing.architecture import Arch, build
 from fxprune.testing.calls import Call, calls_of, methods_of, perform, with_torchs_ties
 from fxprune.testing.comparing import DifferenceError, difference
-from fxprune.testing.drawing import captured
+from fxprune.testing.drawing import capture_arch
 from fxprune.testing.oracle import Oracle, assert_alike_but_for_ties, loss_of, step_by_step
 
 OTHER_BATCH = 2
@@ -39,7 +40,7 @@ REFUSALS = (
 def check_sequence(arch: Arch, calls: tuple[Call, ...]) -> None:
     """Prune an architecture's model both ways; see `assert_parity`."""
     model, args, kwargs = build(arch)
-    assert_parity(model, calls, args, kwargs, program=captured(arch))
+    assert_parity(model, calls, args, kwargs, program=capture_arch(arch))
 
 
 def assert_parity(
@@ -106,9 +107,8 @@ class _Pair:
         self.keys_agree = True
 
     def same(self, what: str, ours: Any, torchs: Any) -> None:
-        found = difference(ours, torchs)
-        if found is not None:
-            raise DifferenceError(f"{self.where}: {what}: {found} (fxprune first, then torch)")
+        if fault := difference(ours, torchs):
+            raise DifferenceError(f"{self.where}: {what}: {fault} (fxprune first, then torch)")
 
     # One call
 
@@ -167,15 +167,15 @@ class _Pair:
     def same_refusal(self, ours: Exception | None, torchs: Exception | None) -> None:
         if ours is None and torchs is None:
             return
-        told = f"fxprune: {ours!r}; torch: {torchs!r}"
+        fault = f"fxprune: {ours!r}; torch: {torchs!r}"
         if ours is None or torchs is None:
             raise DifferenceError(
-                f"{self.where}: one refuses, the other does not: {told}"
+                f"{self.where}: one refuses, the other does not: {fault}"
             ) from ours
         kind = next((kind for kind in REFUSALS if isinstance(torchs, kind)), type(torchs))
         if not isinstance(ours, kind):
             raise DifferenceError(
-                f"{self.where}: refused with another kind of error: {told}"
+                f"{self.where}: refused with another kind of error: {fault}"
             ) from ours
 
     def same_state(self, what: str) -> None:
@@ -233,10 +233,7 @@ class _Pair:
         if not any(isinstance(x, Tensor) and x.requires_grad for x in outputs):
             return
         program = self.program.train()
-
-        def forward() -> Any:
-            return program(*self.args, **self.kwargs)
-
+        forward = partial(program, *self.args, **self.kwargs)
         ours = step_by_step(program, forward, loss=loss_of, steps=3, lr=0.1, seed=2)
         torchs = self.oracle.train(self.args, self.kwargs, seed=2)
         for step, (mine, other) in enumerate(zip(ours, torchs, strict=True)):
@@ -248,7 +245,9 @@ class _Pair:
 
     def values(self) -> dict[str, Any]:
         """What each parameter name of the Program reads: the masked value of a pruned one."""
-        return {name: _read(self.program, name) for name in self.oracle.names}
+        parts = {name: name.rpartition(".") for name in self.oracle.names}
+        modules = {path: self.program.get_submodule(path) for path, _, _ in parts.values()}
+        return {name: getattr(modules[path], key) for name, (path, _, key) in parts.items()}
 
     def finalize(self, keys: list[str]) -> None:
         final = finalize(self.program)
@@ -265,11 +264,6 @@ class _Pair:
             self.step(Call("remove", (name,)))
         self.same("masks after remove", dict(self.program.masks), {})
         self.same("weights after remove", self.values(), self.oracle.weights())
-
-
-def _read(program: Program, name: str) -> Any:
-    path, _, attribute = name.rpartition(".")
-    return getattr(program.get_submodule(path), attribute)
 
 
 def _spoil(model: nn.Module) -> None:

@@ -1,9 +1,4 @@
-"""`check_pass`: a pass is put to every test, on drawn networks.
-
-Make a network that fails a check simpler, step by step, as long as it still fails.
-
-What a battery of checks did: how often, and what was refused.
-"""
+"""`check_pass`: a pass is put to every test on drawn networks; what fails is made simpler."""
 
 from __future__ import annotations
 
@@ -18,9 +13,9 @@ from hypothesis import strategies as st
 from fxprune.errors import FxpruneError, InvariantError
 from fxprune.program import Program
 from fxprune.rewrite import Pass, Rewrite, Scores
-from fxprune.testing.architecture import Activation, Arch, Dropout, Layer, Linear, Norm, build
+from fxprune.testing.architecture import Activation, Arch, ArchLayer, Dropout, Linear, Norm, build
 from fxprune.testing.assert_pass import (
-    Given,
+    GivenFacts,
     assert_frozen,
     assert_idempotent,
     assert_promise,
@@ -31,17 +26,12 @@ from fxprune.testing.assert_pass import (
 )
 from fxprune.testing.assert_scores import assert_scores
 from fxprune.testing.comparing import DifferenceError
-from fxprune.testing.drawing import Drawn, drawn
+from fxprune.testing.drawing import DrawnProgram, programs_as_data
 from fxprune.testing.searching import simplest_failure
 
 
-def simplest(case: Drawn, fails: Callable[[Drawn], bool]) -> Drawn:
-    """Return a simpler Program that still fails: fewer, plainer, narrower layers, no masks.
-
-    Args:
-        case: fails.
-        fails: tells whether another one fails in the same way.
-    """
+def simplest(case: DrawnProgram, fails: Callable[[DrawnProgram], bool]) -> DrawnProgram:
+    """Return a simpler Program that still `fails`: fewer, plainer, narrower layers, no masks."""
     reduced = True
     while reduced:
         reduced = False
@@ -52,14 +42,14 @@ def simplest(case: Drawn, fails: Callable[[Drawn], bool]) -> Drawn:
     return case
 
 
-def _simpler(case: Drawn) -> Iterator[Drawn]:
+def _simpler(case: DrawnProgram) -> Iterator[DrawnProgram]:
     """Yield simpler Programs, the simplest first; masks stay only where nothing else changes."""
     if case.recipe is not None:
-        yield Drawn(case.arch)
+        yield DrawnProgram(case.arch)
         for rule in case.recipe.rules if len(case.recipe.rules) > 1 else ():
-            yield Drawn(case.arch, case.recipe.model_copy(update={"rules": (rule,)}))
+            yield DrawnProgram(case.arch, case.recipe.model_copy(update={"rules": (rule,)}))
     for arch in _simpler_archs(case.arch):
-        yield Drawn(arch, case.recipe)
+        yield DrawnProgram(arch, case.recipe)
 
 
 def _simpler_archs(arch: Arch) -> Iterator[Arch]:
@@ -79,11 +69,11 @@ def _simpler_archs(arch: Arch) -> Iterator[Arch]:
             yield dataclasses.replace(arch, layers=(*layers[:at], simpler, *layers[at + 1 :]))
 
 
-def _simpler_layers(layer: Layer) -> Iterator[Layer]:
+def _simpler_layers(layer: ArchLayer) -> Iterator[ArchLayer]:
     if not isinstance(layer, Linear | Activation | Norm | Dropout):
         yield Linear(1)
     inner = getattr(layer, "inner", None)
-    if isinstance(inner, Layer):
+    if isinstance(inner, ArchLayer):
         yield inner
         for simpler in _simpler_layers(inner):
             yield _with(layer, "inner", simpler)
@@ -146,19 +136,15 @@ class Checked:
 
 
 @dataclass
-class Tally:
-    """Counts what is checked, while it is.
-
-    Args:
-        subject: the pass or the model.
-    """
+class CheckCounts:
+    """Counts what is checked, while it is."""
 
     subject: str
     checks: Counter[str] = field(default_factory=Counter[str])
     refused: Counter[str] = field(default_factory=Counter[str])
     edits: int = 0
 
-    def checked(self) -> Checked:
+    def result(self) -> Checked:
         """Return what was counted."""
         return Checked(self.subject, dict(self.checks), dict(self.refused), self.edits)
 
@@ -174,7 +160,7 @@ def check_pass(
     step: Pass | type[Pass],
     *,
     networks: st.SearchStrategy[Arch] | None = None,
-    given: Given = (),
+    given: GivenFacts = (),
     random: bool = False,
     torch_method: str | None = None,
     max_examples: int = 40,
@@ -211,88 +197,78 @@ def check_pass(
         >>> print(check_pass(find("finalize"), max_examples=5).subject)
         finalize
     """
-    made = instance_of(step)
-    method = torch_method or getattr(made, "torch_method", None)
-    battery = _Battery(made, given, random, method, Tally(made.name))
-    values = drawn(networks=networks)
-    found = simplest_failure(
+    step = instance_of(step)
+    method = torch_method or getattr(step, "torch_method", None)
+    battery = _Battery(step, given, random, method, CheckCounts(step.name))
+    values = programs_as_data(networks=networks)
+    failure = simplest_failure(
         values, battery.check, max_examples=max_examples, start=seed, shrink=False
     )
-    if found is not None:
-        raise battery.failure(found.value) from found.error
-    if isinstance(made, Rewrite) and battery.tally.edits == 0:
-        why = "".join(f"\n  refused: {reason}" for reason in battery.tally.refused)
+    if failure is not None:
+        raise battery.error_of(failure.value) from failure.error
+    if isinstance(step, Rewrite) and battery.counts.edits == 0:
+        why = "".join(f"\n  refused: {reason}" for reason in battery.counts.refused)
         raise DifferenceError(
-            f"{made.name} edited none of {max_examples} drawn networks, so that nothing was "
+            f"{step.name} edited none of {max_examples} drawn networks, so that nothing was "
             f"checked; give networks= that it edits, or a larger max_examples={why}"
         )
-    return battery.tally.checked()
+    return battery.counts.result()
 
 
 @dataclass(frozen=True)
 class _Battery:
     step: Pass
-    given: Given
+    given: GivenFacts
     random: bool
     torch_method: str | None
-    tally: Tally
+    counts: CheckCounts
 
     def checks(self) -> Iterator[tuple[str, str, Check]]:
         """Yield name, call as code, and function of each check."""
         step, given = self.step, self.given
-        more = "" if given == () else ", given=given"
 
-        def call(name: str, options: str = "") -> str:
-            return f"fxprune.testing.{name}(program, {_code(step)}{options}{more})"
+        def check(
+            name: str, function: Callable[..., None], **options: Any
+        ) -> tuple[str, str, Check]:
+            shown = "".join(f", {key}={value!r}" for key, value in options.items())
+            shown += "" if given == () else ", given=given"
+            call = f"fxprune.testing.{function.__name__}(program, {_code(step)}{shown})"
+            return name, call, lambda p: function(p, step, given=given, **options)
 
-        yield "promise", call("assert_promise"), lambda p: assert_promise(p, step, given=given)
-        option = ", random=True" if self.random else ""
-        yield (
-            "pure",
-            call("assert_pure", option),
-            lambda p: assert_pure(p, step, given=given, random=self.random),
-        )
-        yield "frozen", call("assert_frozen"), lambda p: assert_frozen(p, step, given=given)
+        yield check("promise", assert_promise)
+        yield check("pure", assert_pure, **({"random": True} if self.random else {}))
+        yield check("frozen", assert_frozen)
         if isinstance(step, Rewrite):
-            yield (
-                "idempotent",
-                call("assert_idempotent"),
-                lambda p: assert_idempotent(p, step, given=given),
-            )
-            yield (
-                "transactional",
-                call("assert_transactional"),
-                lambda p: assert_transactional(p, step, given=given),
-            )
+            yield check("idempotent", assert_idempotent)
+            yield check("transactional", assert_transactional)
         if Scores in step.gives and Scores not in step.needs:
-            method = self.torch_method
-            option = "" if method is None else f", torch_method={method!r}"
-            yield (
-                "scores",
-                call("assert_scores", option),
-                lambda p: assert_scores(p, step, given=given, torch_method=method),
-            )
+            method = {} if self.torch_method is None else {"torch_method": self.torch_method}
+            yield check("scores", assert_scores, **method)
 
-    def check(self, case: Drawn) -> None:
+    def check(self, case: DrawnProgram) -> None:
         """Run all checks on one Program."""
         program = case.program()
         try:
-            self.tally.edits += copy_and_run(program, self.step, self.given).trace.edits
+            self.counts.edits += copy_and_run(program, self.step, self.given).trace.edits
         except InvariantError:
             pass  # a broken promise: the check of it says more
         except FxpruneError as error:
-            self.tally.refused[str(error)] += 1
+            self.counts.refused[str(error)] += 1
             return
         for name, _, check in self.checks():
             check(program)
-            self.tally.checks[name] += 1
+            self.counts.checks[name] += 1
 
-    def failure(self, case: Drawn) -> DifferenceError:
+    def error_of(self, case: DrawnProgram) -> DifferenceError:
         """Return the error that tells what fails, with the script that shows it."""
-        first = self.failing(case) or ("promise", "", DifferenceError("it fails now and then"))
+        first = self.first_failure(case) or (
+            "promise",
+            "",
+            DifferenceError("it fails now and then"),
+        )
         alike = (first[0], type(first[2]))
         case = simplest(case, lambda other: self.is_alike(other, alike))
-        name, call, error = self.failing(case) or first
+        name, call, error = self.first_failure(case) or first
         shown = "" if isinstance(error, DifferenceError) else f"{type(error).__name__}: "
         head = f"the pass {self.step.name!r} fails the check {name!r}: {shown}{error}"
         imports = f"import fxprune\nimport fxprune.testing\n{_import(self.step)}\n"
@@ -301,10 +277,10 @@ class _Battery:
             f"{head}\n\nThe simplest network that shows it:\n\n{script}\n{call}\n"
         )
 
-    def failing(self, case: Drawn) -> tuple[str, str, Exception] | None:
+    def first_failure(self, case: DrawnProgram) -> tuple[str, str, Exception] | None:
         """Return name, call and error of the first check that fails on a Program."""
         program = case.program()
-        if self.refused(program):
+        if self.is_refused(program):
             return None
         for name, call, check in self.checks():
             try:
@@ -313,7 +289,7 @@ class _Battery:
                 return name, call, error
         return None
 
-    def refused(self, program: Program) -> bool:
+    def is_refused(self, program: Program) -> bool:
         """Tell whether the pass does not take a Program."""
         try:
             copy_and_run(program, self.step, self.given)
@@ -325,13 +301,13 @@ class _Battery:
             return False
         return False
 
-    def is_alike(self, case: Drawn, alike: tuple[str, type[Exception]]) -> bool:
+    def is_alike(self, case: DrawnProgram, alike: tuple[str, type[Exception]]) -> bool:
         """Tell whether the same check fails on another Program with the same kind of error."""
         try:
-            found = self.failing(case)
+            failure = self.first_failure(case)
         except FxpruneError:  # its recipe does not fit the network any more
             return False
-        return found is not None and (found[0], type(found[2])) == alike
+        return failure is not None and (failure[0], type(failure[2])) == alike
 
 
 def _code(step: Pass) -> str:

@@ -13,13 +13,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Found(Generic[T]):
-    """A value that fails, and what the check raised.
-
-    Args:
-        value: as simple as it became.
-        error: what was raised on it.
-    """
+class Failure(Generic[T]):
+    """A value that fails, as simple as it became, and what the check raised on it."""
 
     value: T
     error: Exception
@@ -32,17 +27,9 @@ def simplest_failure(
     max_examples: int,
     start: int,
     shrink: bool = True,
-) -> Found[T] | None:
-    """Check drawn values; return the simplest that fails, or None.
-
-    Args:
-        values: what to draw from.
-        check: raises where a value fails.
-        max_examples: how many values to draw.
-        start: seed of the draw.
-        shrink: whether to look for a simpler one than the first that fails.
-    """
-    failed: list[Found[T]] = []
+) -> Failure[T] | None:
+    """Check drawn values until one fails; return the simplest that does, or None."""
+    failed: list[Failure[T]] = []
 
     @seed(start)
     @settings(
@@ -55,15 +42,15 @@ def simplest_failure(
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(values)
-    def held(value: T) -> None:
+    def search(value: T) -> None:
         try:
             check(value)
         except Exception as error:
-            failed.append(Found(value, error))
+            failed.append(Failure(value, error))
             raise
 
     try:
-        held()
+        search()
     except Exception:
         # Hypothesis fails the simplest one last; of one that fails now and then it says so itself.
         if not failed:

@@ -190,9 +190,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
         (source, tmp_path / "in", "this is a folder"),
         (source, tmp_path / "none/out.safetensors", "does not exist; make it first"),
         (source, tmp_path / "out.bin", "ends in .safetensors"),
-        (source, source, "this is the checkpoint that is pruned"),
+        (source, source, "output path is the input checkpoint"),
         (index, tmp_path / "file", "this is a file"),
-        (index, tmp_path / "in", "this is the checkpoint that is pruned"),
+        (index, tmp_path / "in", "output path is the input checkpoint"),
         (index, tmp_path / "out", "this is no regular file"),
     ):
         with pytest.raises(FormatError, match=text):
@@ -204,7 +204,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
 def test_a_link_to_the_source_is_the_source(tmp_path: Path):
     source = one(tmp_path)
     (tmp_path / "link.safetensors").symlink_to(source)
-    with pytest.raises(FormatError, match="this is the checkpoint that is pruned"):
+    with pytest.raises(FormatError, match="output path is the input checkpoint"):
         prune_checkpoint(source, RECIPE, tmp_path / "link.safetensors")
 
 

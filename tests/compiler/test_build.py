@@ -23,10 +23,11 @@ from fxprune.errors import AmountError, FormatError, InvariantError, RecipeError
 from fxprune.files import formats
 from fxprune.program import parameters
 from fxprune.program.program import Program
-from fxprune.testing.comparing import difference, is_same, with_batch
+from fxprune.testing.comparing import difference, is_same
 from fxprune.verification.certificate import Certificate, Failure
 from fxprune.verification.comparison import verify
 from tests.models.zoo import ZOO
+from tests.tools.batches import with_batch
 from tests.tools.profiles import thorough_but
 
 RULE = {"select": {"ndim": [2, 3, 4, 5]}, "method": "l1_unstructured", "amount": 0.5}

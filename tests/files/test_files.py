@@ -25,8 +25,9 @@ from fxprune.files.writers import export, read_weights
 from fxprune.program.program import Program
 from fxprune.support import writing
 from fxprune.support.writing import replacing, replacing_folder, write_text
-from fxprune.testing.comparing import difference, is_same, with_batch
+from fxprune.testing.comparing import difference, is_same
 from tests.models.zoo import ZOO
+from tests.tools.batches import with_batch
 from tests.tools.capture_helpers import program_of
 from tests.tools.profiles import thorough_but
 

@@ -114,6 +114,17 @@ def test_a_cast_that_export_guards_is_read(tmp_path: Path) -> None:
     assert torch.equal(load_pt2(path).module()(x), Cast()(x))
 
 
+def test_a_mask_of_infinities_is_read(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            filled = x.masked_fill(x < 0, float("-inf"))
+            return torch.softmax(filled, -1), x.new_full((2,), float("nan")), filled.clamp(max=1e9)
+
+    x = torch.randn(3, 4)
+    path = fxprune.export(fxprune.capture(Masked(), (x,)), tmp_path / "net.pt2")
+    assert is_same(load_pt2(path).module()(x), Masked()(x))
+
+
 def test_torch_itself_runs_what_is_refused_here(good: Members, tmp_path: Path) -> None:
     """If this fails, torch has become safe, and the scan of sample inputs less needed."""
     path = written({**good, SAMPLES: pickled(((Evil(tmp_path / "ran"),), {}))}, tmp_path / "a.pt2")

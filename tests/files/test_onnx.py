@@ -16,8 +16,8 @@ import fxprune
 from fxprune.errors import FormatError
 from fxprune.files.writers import export
 from fxprune.program.program import Program
-from fxprune.testing.comparing import with_batch
 from tests.models.zoo import ZOO
+from tests.tools.batches import with_batch
 from tests.tools.capture_helpers import captured, masked, net
 from tests.tools.profiles import thorough_unless
 

@@ -34,11 +34,11 @@ from fxprune.program.captured import Captured
 from fxprune.program.inputs import Input, InputSpec, UnshapedSpec
 from fxprune.program.program import Program
 from fxprune.testing.architecture import Arch, build
-from fxprune.testing.comparing import with_batch
 from fxprune.testing.drawing import architectures
 from fxprune.testing.oracle import loss_of, step_by_step
 from tests.files.test_source_code import imported
 from tests.models.zoo import QUICK, ZOO
+from tests.tools.batches import with_batch
 from tests.tools.capture_helpers import captured, check_same, masked, net, run, state_of, written
 from tests.tools.profiles import thorough_but
 

@@ -19,9 +19,9 @@ from fxprune.errors import FormatError
 from fxprune.files.source import source_of
 from fxprune.files.writers import export
 from fxprune.program.program import Program
-from fxprune.testing.comparing import with_batch
 from tests.conftest import Golden
 from tests.models.zoo import QUICK, ZOO
+from tests.tools.batches import with_batch
 from tests.tools.capture_helpers import captured, check_same, masked, net, run
 from tests.tools.profiles import thorough_but
 

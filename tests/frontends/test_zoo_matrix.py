@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.program.program import Program
-from fxprune.testing.comparing import with_batch
 from fxprune.testing.oracle import Oracle, loss_of, step_by_step
 from tests.models.zoo import QUICK, ZOO, Case
+from tests.tools.batches import with_batch
 from tests.tools.capture_helpers import check_same, masked, oracle_of, run, saved, state_of, written
 from tests.tools.profiles import thorough_but
 

@@ -138,7 +138,9 @@ ASKED: dict[str, Ask] = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_what_is_no_program_is_refused_with_the_mend(name: str):
-    message = r"this is no Program but a Linear; capture the model first: program = fxprune.capture"
+    message = (
+        r"expected a Program, got a Linear; capture the model first: program = fxprune.capture"
+    )
     source = nn.Linear(3, 2)
     with pytest.raises(PassTypeError, match=message):
         ASKED[name](source)

@@ -24,7 +24,7 @@ import fxprune
 from fxprune.cli.app import app
 from fxprune.cli.models import draw_inputs, parse_batch, parse_input
 from fxprune.compiler.dry_run import plan
-from fxprune.files.masks import FORMATS, fit_masks, read_masks, state_for
+from fxprune.files.masks import WRITERS, fit_masks, read_masks
 from fxprune.files.pt2 import load_pt2
 from fxprune.files.writers import read_weights
 from fxprune.rewrite.pattern import parse
@@ -76,8 +76,8 @@ def seeds(folder: Path) -> Seeds:
     files["plan"] = (folder / "plan.json").read_bytes()
     state = {key: value.detach().contiguous() for key, value in masked.state_dict().items()}
     files["safetensors"] = safetensors_bytes(state)
-    for name in FORMATS:
-        files[f"masks {name}"] = _saved(state_for(masked, name))
+    for name, state_for in WRITERS.items():
+        files[f"masks {name}"] = _saved(state_for(masked))
     return Seeds(folder, folder / "ran", masked, files, recipe)
 
 
@@ -206,7 +206,7 @@ def weights(seeds: Seeds, chance: random.Random) -> None:
 
 def _pickles(seeds: Seeds, chance: random.Random) -> bytes:
     """A pickle of torch's, zip or not: broken, or with code in it."""
-    raw = seeds.files[f"masks {chance.choice(FORMATS)}"]
+    raw = seeds.files[f"masks {chance.choice(list(WRITERS))}"]
     choice = chance.randrange(5)
     if choice == 0:
         return broken_bytes(raw, chance)

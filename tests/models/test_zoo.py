@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from fxprune.testing.comparing import with_batch
 from tests.models.zoo import ZOO
+from tests.tools.batches import with_batch
 
 
 def outputs(name: str, batch: int, train: bool) -> list[torch.Tensor]:

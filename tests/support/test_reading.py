@@ -11,7 +11,7 @@ import pytest
 
 from fxprune.compiler.recheck import read_certificate
 from fxprune.errors import FormatError
-from fxprune.reports.plans import parse
+from fxprune.reports.plans import Plan
 from fxprune.support.reading import header_size, parse_json
 
 
@@ -39,7 +39,7 @@ def test_plans_and_certificates_are_read_as_strictly(text: str, tmp_path: Path) 
     with pytest.raises(
         FormatError, match=r"p\.json: this is no plan: this is not JSON.*; make the plan again"
     ):
-        parse(text, "p.json", allow_imports=False)
+        Plan.from_json(text, where="p.json")
     path = tmp_path / "certificate.json"
     path.write_text(text)
     with pytest.raises(FormatError, match=r"certificate\.json: this is not JSON"):

@@ -18,7 +18,7 @@ from fxprune.program.program import Program
 from fxprune.recipe.recipe import Recipe
 from fxprune.testing.comparing import DifferenceError
 from fxprune.testing.model_checks import CHECKS, COUPLED, EXPORTS, check_model
-from fxprune.testing.pass_checks import Tally
+from fxprune.testing.pass_checks import CheckCounts
 from tests.frontends.test_hugging_face import MODELS as HUGGING_FACE
 from tests.models.regional_nets import RootBranch
 from tests.tools.helpers import Modes, inputs, model
@@ -205,7 +205,7 @@ def test_a_crash_is_a_failure_and_a_refusal_is_not(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("fxprune.testing.model_checks.save", refuse)
     found = check_model(model("linear"), inputs("linear"), max_examples=1)
     assert found.refused["save: it is not made for that"] >= 1
-    assert Tally("x").checked().cases == 0
+    assert CheckCounts("x").result().cases == 0
     monkeypatch.setattr("fxprune.testing.model_checks.save", crash)
     with pytest.raises(DifferenceError, match="check 'save': ZeroDivisionError: by accident"):
         check_model(model("linear"), inputs("linear"), max_examples=1)

@@ -17,7 +17,7 @@ from fxprune.passes.magnitude import ScoreMagnitude
 from fxprune.passes.random import ScoreRandom
 from fxprune.testing.architecture import Activation, Arch, Attention, Linear, Norm, Residual
 from fxprune.testing.comparing import DifferenceError
-from fxprune.testing.drawing import Drawn
+from fxprune.testing.drawing import DrawnProgram
 from fxprune.testing.pass_checks import Checked, check_pass, simplest
 from fxprune.testing.searching import simplest_failure
 from tests.testing import planted
@@ -216,5 +216,5 @@ def test_a_network_is_reduced_to_what_fails():
     arch = Arch(
         "image", 5, (Norm("batch"), Residual(Residual(Norm("group"))), Activation("relu")), seed=7
     )
-    found = simplest(Drawn(arch), lambda case: "group" in repr(case))
-    assert found == Drawn(Arch("features", 1, (Norm("group"),)))
+    found = simplest(DrawnProgram(arch), lambda case: "group" in repr(case))
+    assert found == DrawnProgram(Arch("features", 1, (Norm("group"),)))

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from torch.nn.utils import prune
 
 from fxprune.testing import architecture
-from fxprune.testing.architecture import Arch, Layer, build
+from fxprune.testing.architecture import Arch, ArchLayer, build
 from fxprune.testing.calls import KINDS, STRUCTURED, Call, methods_of
-from fxprune.testing.comparing import with_batch
 from fxprune.testing.drawing import SHAPES, architectures, pruning_sequences
 from tests.models.cases import Case, canonical, cases
+from tests.tools.batches import with_batch
 
 # Always the same examples, none of them shrunk.
 SAMPLED = settings(
@@ -43,7 +43,7 @@ def sample() -> list[Case]:
     return drawn
 
 
-def flat(arch: Arch) -> list[Layer]:
+def flat(arch: Arch) -> list[ArchLayer]:
     """The layers of an architecture and those inside them."""
     inner = [layer.inner for layer in arch.layers if hasattr(layer, "inner")]  # type: ignore[attr-defined]
     return [*arch.layers, *inner]

@@ -25,11 +25,11 @@ from fxprune.testing.architecture import Activation, build
 from fxprune.testing.drawing import (
     DTYPES,
     METHODS,
-    Drawn,
+    DrawnProgram,
     architectures,
     calibrations,
-    drawn,
     programs,
+    programs_as_data,
     pruning_sequences,
     recipes,
     tied_tensors,
@@ -88,11 +88,11 @@ def test_shapes_and_dtypes_are_those_asked_for():
 
 
 @cache
-def drawn_programs() -> list[Drawn]:
-    return sample(drawn(networks=st.sampled_from(runs()[:12])), 60)
+def drawn_programs() -> list[DrawnProgram]:
+    return sample(programs_as_data(networks=st.sampled_from(runs()[:12])), 60)
 
 
-PROGRAMS: dict[str, Callable[[Drawn], bool]] = {
+PROGRAMS: dict[str, Callable[[DrawnProgram], bool]] = {
     "plain": lambda case: case.recipe is None,
     "masked": lambda case: case.recipe is not None,
     "two rules": lambda case: case.recipe is not None and len(case.recipe.rules) == 2,
@@ -115,7 +115,7 @@ def test_a_masked_program_has_masks_and_runs(program: Program):
 
 @captures
 @given(st.deferred(lambda: st.sampled_from(drawn_programs())))
-def test_a_drawn_program_is_the_same_each_time_and_its_script_makes_it(case: Drawn):
+def test_a_drawn_program_is_the_same_each_time_and_its_script_makes_it(case: DrawnProgram):
     first, again = case.program(), case.program()
     fxprune.testing.assert_same(dict(first.state_dict()), dict(again.state_dict()))
     assert first is not again

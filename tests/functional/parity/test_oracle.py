@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
+from torch import nn
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from fxprune.testing.architecture import build
 from fxprune.testing.calls import Call
 from fxprune.testing.comparing import is_same
-from fxprune.testing.oracle import Oracle, kept_buffers
+from fxprune.testing.oracle import Oracle
 from tests.models.cases import Case, cases
 from tests.models.zoo import ZOO
 
@@ -32,6 +35,18 @@ def pruned(name: str, *, skip: str = "") -> tuple[Oracle, tuple[Any, ...], dict[
     for call in prunings(oracle, skip=skip):
         assert oracle.apply(call) is None
     return oracle, args, kwargs
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Generator[None]:
+    """Put the values of a model's buffers back afterwards."""
+    saved = [(b, b.clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
 
 
 def both_ways(oracle: Oracle, args: Any, kwargs: Any, *, train: bool) -> tuple[Any, Any]:
