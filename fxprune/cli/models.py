@@ -10,25 +10,22 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
-import typer
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.cli.output import Progress
+from fxprune.cli.request import CommandError, Request, parse_batch
 from fxprune.compiler import capture
-from fxprune.errors import FxpruneError
 from fxprune.files import load, load_pt2, read_weights
 from fxprune.program import Program, copy_model, parameters
 from fxprune.words import did_you_mean, dtype_name
@@ -59,17 +56,6 @@ class Loaded:
     def device(self) -> torch.device | None:
         """Where the model's first parameter is."""
         return next((p.device for p in self.model.parameters()), None)
-
-
-@contextmanager
-def importing_from_here() -> Generator[None]:
-    """Import from the current folder first, as `python -m` does."""
-    before = list(sys.path)
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 def load_model(spec: str) -> Loaded:
@@ -273,10 +259,6 @@ _WHOLE = re.compile(r"-?[0-9]{1,18}")
 _INPUT_USAGE = "write [NAME=][DTYPE:]SHAPE[:LOW..HIGH], as 1,3,32,32 or input_ids=int64:1,24:0..999"
 
 
-class CommandError(FxpruneError, ValueError):
-    """What the command line was given is at fault."""
-
-
 @dataclass(frozen=True)
 class InputOption:
     """One `--input`.
@@ -379,23 +361,6 @@ def draw_inputs(
     return tuple(args), kwargs
 
 
-def parse_batch(text: str) -> int | None:
-    """Parse `--batch`: a dimension, or "none" for fixed shapes.
-
-    Raises:
-        CommandError: it is neither.
-
-    Example:
-        >>> parse_batch("0"), parse_batch("none")
-        (0, None)
-    """
-    if text.lower() == "none":
-        return None
-    if not _WHOLE.fullmatch(text):
-        raise CommandError(f"--batch {text}: give the number of a dimension, as 0, or none")
-    return int(text)
-
-
 def _range(text: str, span: str, dtype: torch.dtype) -> tuple[float, float]:
     ends = span.split("..")
     if dtype.is_complex or len(ends) != 2:
@@ -427,64 +392,22 @@ def _fault(text: str, what: str) -> CommandError:
     return CommandError(f"--input {text}: {what}")
 
 
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="package.module:factory or file.py:factory; the factory takes nothing and returns the "
-        "model, or (model, args, kwargs). Or a .fxp file that fxprune.save wrote, or a .pt2 "
-        "file of torch.export's.",
-    ),
-]
-InputOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        metavar="[NAME=][DTYPE:]SHAPE[:LOW..HIGH]",
-        help="An example input, drawn at random, as 1,3,32,32 or input_ids=int64:1,24:0..999 (ends "
-        "included). Once for each argument of forward.",
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Weights for the model: .safetensors, or a state dict in .pt, .pth or .bin.",
-    ),
-]
-BatchOption = Annotated[
-    str, typer.Option(metavar="D|none", help="The inputs' batch dimension; none: fixed shapes.")
-]
-ImportsOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-imports", help="Let the recipe import its own methods, and so run their code."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-
-
-def prepare_model(
-    spec: str, inputs: Sequence[str], weights: Path | None, progress: Progress
-) -> Loaded:
-    """Make the model with its weights and inputs, and run it once.
-
-    Args:
-        spec: MODEL, see `fxprune.cli.models.load_model`.
-        inputs: each `--input`; none: the factory's own.
-        weights: `--weights`.
-        progress: told that loading begins.
-
-    Raises:
-        CommandError: one of these is at fault.
-    """
+def prepare_model(request: Request, progress: Progress) -> Loaded:
+    """Make the model with its weights and inputs, and run it once."""
     progress("load")
     # Weights that a factory draws, and random methods without a seed, are the same every time.
     torch.manual_seed(0)
-    loaded = load_model(spec)
-    if weights is not None:
-        load_weights(loaded, weights)
-    if inputs:
-        loaded = Loaded(loaded.model, *draw_inputs(inputs, loaded.device))
+    loaded = load_model(request.model)
+    if request.weights is not None:
+        load_weights(loaded, request.weights)
+    if request.inputs:
+        loaded = Loaded(loaded.model, *draw_inputs(request.inputs, loaded.device))
     check_call(loaded)
     return loaded
+
+
+def capture_model(request: Request, progress: Progress) -> Program:
+    """Make the model and capture it."""
+    loaded = prepare_model(request, progress)
+    progress("capture")
+    return capture(loaded.model, loaded.args, loaded.kwargs, batch=parse_batch(request.batch))

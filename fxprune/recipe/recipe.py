@@ -12,6 +12,7 @@ import os
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -22,7 +23,7 @@ from fxprune.recipe.faults import explain, nested_too_deeply, refuse, rule_names
 from fxprune.recipe.nni import rules_from_nni
 from fxprune.recipe.rule import Rule, data_fault, group_faults
 from fxprune.recipe.select import Reading, Table, as_tuple
-from fxprune.rewrite import call_fault, pass_fault
+from fxprune.rewrite import call_fault, name_fault
 from fxprune.support import TOO_DEEP, parse_json
 from fxprune.words import plain, show
 
@@ -100,15 +101,16 @@ class PassCall(Table):
     @field_validator("name")
     @classmethod
     def _is_there(cls, name: str) -> str:
-        refuse([call_fault(name)])
+        refuse([name_fault(name)])
         return name
 
     @field_validator("args")
     @classmethod
     def _fit(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         refuse([data_fault(args)])
-        if "name" in info.data:
-            refuse([pass_fault(info.data["name"], args)])
+        reading = cast("Reading | None", info.context)
+        if "name" in info.data and (reading is None or reading.loads_passes):
+            refuse([call_fault(info.data["name"], args)])
         return args
 
 
@@ -346,8 +348,11 @@ class Recipe(Table):
         table = dict(cast("Mapping[str, Any]", data))
         if nested_too_deeply(table):
             raise RecipeError(f"{where}: {TOO_DEEP}")
+        validate = partial(cls.model_validate, table, by_alias=True, by_name=False)
         try:
-            return cls.model_validate(table, context=reading, by_alias=True, by_name=False)
+            # Passes are imported, and torch with them, once all else is right.
+            validate(context=reading._replace(loads_passes=False))
+            return validate(context=reading)
         except ValidationError as error:
             raise RecipeError(explain(error, table, model=cls, where=where)) from None
 

@@ -28,8 +28,8 @@ from pydantic import (
     field_validator,
 )
 
+from fxprune import program
 from fxprune.errors import RecipeError
-from fxprune.program import ParamSite
 from fxprune.recipe.faults import explain, refuse
 from fxprune.rewrite import capitals, parse
 from fxprune.support import LONGEST, Allowance, UnboundedError, check_regex, found_in
@@ -77,6 +77,7 @@ class Reading(NamedTuple):
     allow_imports: bool
     folder: Path | None
     gives_masks: bool = False  # Python hands masks over beside the recipe
+    loads_passes: bool = True  # those of [[pass]] are imported, and torch with them
 
 
 def _as_pydantics_own(init: _Init) -> _Init:
@@ -266,7 +267,7 @@ class Condition:
 
 
 def conditions(
-    select: Select, site: ParamSite, allowance: Allowance | None = None
+    select: Select, site: program.ParamSite, allowance: Allowance | None = None
 ) -> Iterator[Condition]:
     """Yield the conditions that a Select makes, in the order in which they are told.
 
@@ -301,7 +302,7 @@ def _fitting(globs: tuple[str, ...]) -> Callable[[str], bool]:
     return lambda name: name in whole or any(match(name) is not None for match in wild)
 
 
-def _uses(select: Select, site: ParamSite) -> Iterator[Condition]:
+def _uses(select: Select, site: program.ParamSite) -> Iterator[Condition]:
     used = ", ".join(f"{role} of {op}" for op, role in site.uses) or "nothing"
     asked = f"{_either(select.role) or 'any argument'} of {_either(select.op) or 'any operator'}"
     text = f"it is {used}, not {asked}"
@@ -313,7 +314,9 @@ def _uses(select: Select, site: ParamSite) -> Iterator[Condition]:
         yield Condition(bool(set(roles) & set(select.role)), text, select.role, roles, True)
 
 
-def _names(select: Select, site: ParamSite, allowance: Allowance | None) -> Iterator[Condition]:
+def _names(
+    select: Select, site: program.ParamSite, allowance: Allowance | None
+) -> Iterator[Condition]:
     if select.path:
         text = f"its name does not match path {_either(select.path, show)}"
         yield Condition(globbed(site.aliases, select.path), text, select.path, site.aliases)
@@ -330,7 +333,7 @@ def _names(select: Select, site: ParamSite, allowance: Allowance | None) -> Iter
         yield Condition(not globbed(site.aliases, select.exclude), text, (), ())
 
 
-def _tensors(select: Select, site: ParamSite) -> Iterator[Condition]:
+def _tensors(select: Select, site: program.ParamSite) -> Iterator[Condition]:
     if select.min_numel is not None:
         least = select.min_numel
         text = f"it has {site.numel} entries, fewer than min_numel = {least}"

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         described,
         find,
         listed,
+        name_fault,
         names,
         pass_fault,
         score_fault,
@@ -94,7 +95,8 @@ __getattr__, __dir__ = lazy_names(
             "parts_of"
         ),
         "registry": (
-            "Listed NO_DEFAULT call_fault create described find listed names pass_fault score_fault"
+            "Listed NO_DEFAULT call_fault create described find listed name_fault names pass_fault "
+            "score_fault"
         ),
         "rewriter": "RewriteRule Rewriter bias_name rule",
         "units": (

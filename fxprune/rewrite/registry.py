@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from fxprune.errors import FxpruneError, PassError
-from fxprune.rewrite.facts import Scores
-from fxprune.rewrite.passes import Rewrite
 from fxprune.words import did_you_mean, nearest
 
 GROUP = "fxprune.passes"
@@ -195,6 +194,10 @@ def kind_of(found: type[Any]) -> str:
         >>> kind_of(find("magnitude")), kind_of(find("finalize")), kind_of(find("select"))
         ('score', 'rewrite', 'analysis')
     """
+    # What a pass is made of takes torch, which its own module has loaded.
+    from fxprune.rewrite.facts import Scores
+    from fxprune.rewrite.passes import Rewrite
+
     if issubclass(found, Rewrite):
         return "rewrite"
     return "score" if Scores in found.gives and Scores not in found.needs else "analysis"
@@ -211,7 +214,7 @@ def score_fault(name: str, known: Iterable[str]) -> str:
         >>> score_fault("rank", ["magnitude", "norm", "random"])
         "is a pass, but no score (it gives Ranking); give one of 'magnitude', 'norm', 'random'"
     """
-    scores = [*known, *_foreign_scores(known)]
+    scores = [*known, *_foreign_scores()]
     told = _told(scores)
     if name not in names():
         close = nearest(name, scores)
@@ -228,25 +231,35 @@ def score_fault(name: str, known: Iterable[str]) -> str:
     return f"is a pass, but no score (it gives {gives}); give one of {told}"
 
 
-def call_fault(name: str) -> str:
-    """Return why a recipe cannot call a pass by name; "" where it can.
+def name_fault(name: str) -> str:
+    """Return what to say where no pass has a name; "" where one has. Imports none.
+
+    Example:
+        >>> name_fault("finalise")
+        "there is no pass 'finalise'; did you mean 'finalize'?"
+    """
+    if name in names():
+        return ""
+    hint = did_you_mean(name, names(), f"{_INSTALL}; known: {_told(names())}")
+    return f"there is no pass '{name}'; {hint}"
+
+
+def call_fault(name: str, args: Mapping[str, Any]) -> str:
+    """Return why a recipe cannot run a pass that there is with these options; "" where it can.
 
     fxprune's own analyses are steps of rules, which alone decide what these may read and import.
 
     Example:
-        >>> call_fault("finalize"), call_fault("rank")
+        >>> call_fault("finalize", {}), call_fault("rank", {})
         ('', "the pass 'rank' is a step of rules; write a [[rule]]")
     """
-    if name not in names():
-        hint = did_you_mean(name, names(), f"{_INSTALL}; known: {_told(names())}")
-        return f"there is no pass '{name}'; {hint}"
     try:
         found = find(name)
     except PassError as error:
         return str(error)
-    if found.__module__.startswith(f"{GROUP}.") and kind_of(found) != "rewrite":
+    if _is_own(name) and kind_of(found) != "rewrite":
         return f"the pass '{name}' is a step of rules; write a [[rule]]"
-    return ""
+    return pass_fault(name, args)
 
 
 def pass_fault(name: str, args: Mapping[str, Any], *, own: Iterable[str] = ()) -> str:
@@ -294,16 +307,19 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def _foreign_scores(known: Iterable[str]) -> list[str]:
+def _is_own(name: str) -> bool:
+    """Tell whether a pass is one of fxprune's own."""
+    return _table()[name].startswith(f"{GROUP}.")
+
+
+def _foreign_scores() -> list[str]:
     """Return the names of other distributions' scores; what cannot be imported is left out."""
-    found: list[str] = []
+    scores: list[str] = []
     for name in names():
-        try:
-            is_score = name not in known and kind_of(find(name)) == "score"
-        except PassError:
-            continue
-        found += [name] * is_score
-    return found
+        with suppress(PassError):
+            if not _is_own(name) and kind_of(find(name)) == "score":
+                scores.append(name)
+    return scores
 
 
 def _told(known: Iterable[str]) -> str:

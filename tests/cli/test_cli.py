@@ -668,7 +668,7 @@ def test_the_demo_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_demo_whose_check_fails_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.cli.app.run_demo", lambda *args: False)
+    monkeypatch.setattr("fxprune.cli.demo.run_demo", lambda *args: False)
     result = run("demo")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: the masks or the outputs differ")

@@ -201,7 +201,7 @@ def test_a_demo_whose_check_fails_prints_json_and_exits_with_1(monkeypatch: pyte
         def to_json(self) -> str:
             return '{"ok": false}'
 
-    monkeypatch.setattr("fxprune.cli.app.run_demo", lambda *args: Failed())
+    monkeypatch.setattr("fxprune.cli.demo.run_demo", lambda *args: Failed())
     result = run("demo", "--json")
     assert (result.exit_code, result.stdout) == (1, '{"ok": false}\n')
 
