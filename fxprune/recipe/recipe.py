@@ -162,7 +162,9 @@ class Export(Table):
 
     __init__ = Table.__init__
 
-    formats: tuple[Literal["pt2", "safetensors", "onnx", "fxp"], ...] = ("pt2", "safetensors")
+    formats: tuple[Literal["pt2", "safetensors", "onnx", "fxp"], ...] = Field(
+        default=("pt2", "safetensors"), json_schema_extra={"minItems": 1, "uniqueItems": True}
+    )
 
     @field_validator("formats", mode="before")
     @classmethod
@@ -199,9 +201,11 @@ class Recipe(Table):
 
     __init__ = Table.__init__
 
-    version: int = _VERSION
-    rules: tuple[Rule, ...] = Field(alias="rule")
-    passes: tuple[PassCall, ...] = Field(default=(), alias="pass")
+    version: int = Field(default=_VERSION, json_schema_extra={"const": _VERSION})
+    rules: tuple[Rule, ...] = Field(alias="rule", json_schema_extra={"minItems": 1})
+    passes: tuple[PassCall, ...] = Field(
+        default=(), alias="pass", json_schema_extra={"minItems": 1}
+    )
     finalize: Finalize | None = None
     shrink: Shrink | None = None
     export: Export | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -61,13 +63,22 @@ def _several(value: object, info: ValidationInfo) -> object:
     return several if isinstance(several, tuple) else (several,)
 
 
+def one_or_more(kind: Any) -> Any:
+    """What a file may hold for a tuple of a kind."""
+    return kind | Annotated[list[kind], Field(min_length=1)]
+
+
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Word = Annotated[str, Field(min_length=1)]
 Names = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...],
-    BeforeValidator(_several, json_schema_input_type=str | list[str]),
+    tuple[Word, ...], BeforeValidator(_several, json_schema_input_type=one_or_more(Word))
 ]
 _Sizes = Annotated[
-    tuple[Count, ...], BeforeValidator(_several, json_schema_input_type=int | list[int])
+    tuple[Count, ...], BeforeValidator(_several, json_schema_input_type=one_or_more(Count))
+]
+_Dtype = Annotated[str, WithJsonSchema({"enum": [*DTYPES]})]
+_Dtypes = Annotated[
+    tuple[Word, ...], BeforeValidator(_several, json_schema_input_type=one_or_more(_Dtype))
 ]
 
 
@@ -88,11 +99,31 @@ def _as_pydantics_own(init: _Init) -> _Init:
     return cast("_Init", functools.wraps(BaseModel.__init__)(init))
 
 
+def _describe(schema: dict[str, Any], table: type[BaseModel]) -> None:
+    """Put the docstring's words beside each key of a JSON Schema, in the place of titles."""
+    summary, _, rest = (inspect.getdoc(table) or "").partition("\n")
+    arguments = rest.partition("Args:\n")[2].partition("\n\n")[0]
+    texts = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", arguments, flags=re.MULTILINE))
+    schema.pop("title", None)
+    schema["description"] = summary
+    for name, field in table.model_fields.items():
+        key = schema["properties"][field.alias or name]
+        key.pop("title", None)
+        if key.get("default", 0) in (None, "", []):  # taken from Python, but no one need write it
+            del key["default"]
+        key["description"] = " ".join(texts[name].split())
+
+
 class Table(BaseModel):
     """What all tables share: frozen, no unknown keys, no conversions, RecipeError on a fault."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, validate_by_alias=True, validate_by_name=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_by_alias=True,
+        validate_by_name=True,
+        json_schema_extra=_describe,
     )
 
     # Each table takes this over by name: type checkers would give it one of strict types instead.
@@ -140,7 +171,7 @@ class Select(Table):
     exclude: Names = ()
     min_numel: Count | None = None
     ndim: _Sizes = ()
-    dtype: Names = ()
+    dtype: _Dtypes = ()
 
     @field_validator("regex")
     @classmethod
