@@ -167,7 +167,7 @@ def _module(place: str) -> types.ModuleType:
 def _executed(path: Path) -> types.ModuleType:
     """Run a file as a module, without leaving bytecode beside it."""
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise CommandError(f"{path}: this {what}; {_USAGE}")
     module = types.ModuleType(f"fxprune_model_{path.stem}")
     module.__file__ = str(path)

@@ -24,7 +24,7 @@ from fxprune.recipe.nni import rules_from_nni
 from fxprune.recipe.rule import Rule, data_fault, group_faults
 from fxprune.recipe.select import Reading, Table, as_tuple
 from fxprune.rewrite import call_fault, name_fault
-from fxprune.support import TOO_DEEP, parse_json
+from fxprune.support import TOO_DEEP, parse_json, read_text
 from fxprune.words import plain, show
 
 _MOST_BYTES = 2**20
@@ -48,20 +48,9 @@ def _text(file: Path, where: str) -> str:
     if file.suffix.lower() not in (".toml", ".json"):
         raise RecipeError(f"{where}: the name does not end in .toml or .json; a recipe's does")
     try:
-        if not file.is_file():
-            what = "is not a file" if file.exists() else "does not exist"
-            raise RecipeError(f"{where}: this {what}; give the path of a .toml or .json file")
-        with file.open("rb") as stream:
-            raw = stream.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"{where}: cannot be read: {error.strerror}; make it readable") from None
-    if len(raw) > _MOST_BYTES:
-        raise RecipeError(f"{where}: larger than 1 MB; a recipe holds rules, not weights")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        spot = f"byte {error.start + 1}"
-        raise RecipeError(f"{where}: {spot} is not UTF-8 text; save it as UTF-8") from None
+        return read_text(file, ".toml or .json", _MOST_BYTES)
+    except FormatError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _parsed(text: str, file: Path, where: str) -> object:

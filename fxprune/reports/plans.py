@@ -23,7 +23,7 @@ from fxprune.errors import FormatError, PassError, RecipeError
 from fxprune.program import STRICT, Count, RuleRecord
 from fxprune.recipe import Recipe
 from fxprune.reports.rows import PlannedParameter, Totals
-from fxprune.support import PathLike, parse_json, write_text
+from fxprune.support import PathLike, parse_json, read_text, write_text
 from fxprune.words import plain, plain_table, rich_table
 
 _RULES = ("rule", "parameter", "units", "alive", "pruned", "threshold", "zeros")
@@ -126,7 +126,7 @@ class Plan(Totals):
             FormatError: it cannot be read, is no plan, or is damaged.
             RecipeError: its recipe names a class to import, and that is not allowed.
         """
-        text = read(path)
+        text = read_text(Path(path), "plan", _MOST_BYTES)
         return cls.from_json(text, allow_imports=allow_imports, where=os.fspath(path))
 
     def to_json(self) -> str:
@@ -480,26 +480,6 @@ def dump(file: PlanFile) -> str:
     """Return a plan as JSON with its keys in a fixed order; infinity and NaN are strings."""
     data = _ADAPTER.dump_python(file, by_alias=True, exclude=_OF_REPORTS)
     return json.dumps(data, indent=2, allow_nan=False)
-
-
-def read(path: PathLike) -> str:
-    """Return the text of a plan's file.
-
-    Raises:
-        FormatError: it cannot be read, is too large, or is no UTF-8.
-    """
-    file, where = Path(path), plain(str(path))
-    try:
-        if not file.is_file():
-            what = "is not a file" if file.exists() else "does not exist"
-            raise FormatError(f"{where}: this {what}; give the path of a plan")
-        with file.open("rb") as stream:
-            raw = stream.read(_MOST_BYTES + 1)
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise FormatError(f"{where}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{where}: byte {error.start + 1} is not UTF-8; {_AGAIN}") from None
 
 
 def parse(text: str, where: str, *, allow_imports: bool) -> tuple[PlanFile, Recipe]:

@@ -350,7 +350,7 @@ def test_a_bad_recipe_is_refused(case: str, folder: Path) -> None:
 
 BAD_MODELS = {
     "absent.py:Net": ["absent.py", "does not exist"],
-    "earlier.py:Net": ["earlier.py", "is no file"],
+    "earlier.py:Net": ["earlier.py", "is not a file"],
     "net.py:Nett": ["no 'Nett'", "mean 'Net'"],
     "net.py:Net.x.y": ["no 'x'"],
     "net.py": ["net.py", "file.py:factory"],
