@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +22,7 @@ from fxprune.cli.request import (
 )
 from fxprune.errors import InvariantError
 from fxprune.recipe import Recipe, json_schema
-from fxprune.rewrite import NO_DEFAULT, Listed, described, listed, names
+from fxprune.rewrite import NO_DEFAULT, PassInfo, describe, list_passes, names
 from fxprune.support import check_file, check_folder, write_text
 
 if TYPE_CHECKING:  # it loads torch
@@ -318,62 +317,43 @@ def passes_command(chosen: NamesArgument = None, as_json: JsonOption = False) ->
     """Print the passes and scores of all installed distributions."""
     page = Page()
     with reported():
-        found, broken = (tuple(map(described, chosen)), ()) if chosen else listed()
+        found, broken = (tuple(map(describe, chosen)), ()) if chosen else list_passes()
     if as_json:
-        page.json(json.dumps({"passes": list(map(_data, found)), "broken": broken}, indent=2))
+        page.json(json.dumps({"passes": list(map(_as_data, found)), "broken": broken}, indent=2))
         return
     header = ("name", "kind", "needs", "gives", "options", "from")
-    page.table(header, [_cells(each) for each in found])
+    page.table(header, [_as_cells(info) for info in found])
     for fault in broken:
         page.text(f"note: {fault}")
 
 
-def _data(each: Listed) -> dict[str, Any]:
-    """Return a pass as JSON can hold it."""
+def _as_data(info: PassInfo) -> dict[str, Any]:
     options = [
         {
             "name": name,
             "default": None if default is NO_DEFAULT else _plain(default),
             "required": default is NO_DEFAULT,
         }
-        for name, default in each.options.items()
+        for name, default in info.options.items()
     ]
-    return {
-        "name": each.name,
-        "kind": each.kind,
-        "summary": each.summary,
-        "needs": list(each.needs),
-        "gives": list(each.gives),
-        "promise": each.promise,
-        "options": options,
-        "distribution": each.distribution,
-    }
+    return {**vars(info), "options": options}
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
         return repr(value)
 
 
-def _cells(each: Listed) -> tuple[str, ...]:
+def _as_cells(info: PassInfo) -> tuple[str, ...]:
     options = (
         name if default is NO_DEFAULT else f"{name}={json.dumps(_plain(default))}"
-        for name, default in each.options.items()
+        for name, default in info.options.items()
     )
-    return (
-        each.name,
-        each.kind,
-        _joined(each.needs),
-        _joined(each.gives),
-        _joined(options),
-        each.distribution,
-    )
-
-
-def _joined(words: Iterable[str]) -> str:
-    return ", ".join(words)
+    lists = map(", ".join, (info.needs, info.gives, options))
+    return (info.name, info.kind, *lists, info.distribution)
 
 
 OutOption = Annotated[

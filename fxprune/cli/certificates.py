@@ -42,10 +42,10 @@ def verify_model(
         beside = _certificate(after) if is_source else None
         if beside is not None:
             progress("verify")
-            certificate = _rechecked(after, theirs, promise, trials, seed)
+            certificate = _recheck(after, theirs, promise, trials, seed)
             note = f"{beside}: checked from scratch"
         else:
-            ours = _after(after, theirs)
+            ours = _load_after(after, theirs)
             progress("verify")
             given = next((x for x in (theirs, ours) if x.args or x.kwargs), Loaded(ours.model))
             certificate = verify(
@@ -73,7 +73,7 @@ def _certificate(spec: str) -> Path | None:
     return found if path.exists() and found.is_file() else None
 
 
-def _rechecked(spec: str, theirs: Loaded, promise: str, trials: int, seed: int) -> Certificate:
+def _recheck(spec: str, theirs: Loaded, promise: str, trials: int, seed: int) -> Certificate:
     path, certificate = Path(spec), _certificate(spec)
     if promise != "same":
         raise CommandError("--promise goes with BEFORE; a certificate says itself what it promises")
@@ -103,7 +103,7 @@ def _content(path: Path) -> dict[str, Any]:
     return {"weights": read_weights(path)}
 
 
-def _after(spec: str, before: Loaded) -> Loaded:
+def _load_after(spec: str, before: Loaded) -> Loaded:
     """Return the model that is held to another, which may be made of that one's code."""
     path = Path(spec)
     if path.is_dir():

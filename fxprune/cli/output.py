@@ -128,12 +128,7 @@ class Bar:
 
 
 class Page:
-    """Results on stdout: tables on a terminal, aligned text in a file or a pipe.
-
-    Args:
-        progress: what is shown on the terminal meanwhile.
-        quiet: print nothing but JSON.
-    """
+    """Results on stdout: tables on a terminal, aligned text in a file or a pipe; JSON."""
 
     def __init__(self, progress: Progress | None = None, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stdout, highlight=False)

@@ -25,7 +25,7 @@ from fxprune.recipe.select import (
     choice_faults,
     one_or_more,
 )
-from fxprune.rewrite import described, parse, pass_fault, score_fault
+from fxprune.rewrite import describe, parse, pass_fault, score_fault
 from fxprune.words import choices, hint, show
 
 SCORES = ("magnitude", "norm", "random")
@@ -172,7 +172,7 @@ def options_fault(score: str | None, granularity: str | None, args: Mapping[str,
     """
     if score is None or not is_foreign(score):
         return ""
-    options = described(score).options
+    options = describe(score).options
     if granularity == "channel" and "dim" not in options:
         return f"score = {show(score)} ranks elements; give granularity = 'element'"
     if granularity == "element" and options.get("dim") is not None:
