@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:  # it takes seconds to import
+    import torch
 
 LONGEST_SHOWN = 60
 _HINTS = {
@@ -132,6 +135,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     """Return a dtype's name without torch's, as recipes and files have it.
 
     Example:
+        >>> import torch
         >>> dtype_name(torch.float32)
         'float32'
     """

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from fxprune.errors import FormatError
 from fxprune.program import ParamSite
 from fxprune.ranking import Scratch
-from fxprune.support import MOST_HEADER, PathLike, header_size, parse_json
+from fxprune.support import MOST_HEADER, PathLike, header_size, parse_json, read_small
 from fxprune.words import show
 
 _MOST_DIMS = 64  # as many as torch takes
@@ -90,15 +90,6 @@ def read_header(path: Path) -> Header:
     return Header(size, tuple(found))
 
 
-def read_limited(path: Path) -> bytes:
-    """Read a file of at most 100 MB."""
-    with _open(path) as file:
-        raw = file.read(MOST_HEADER + 1)
-    if len(raw) > MOST_HEADER:
-        raise _fault(path, "it is larger than 100 MB")
-    return raw
-
-
 def parse_table(path: Path, raw: bytes) -> dict[str, Any]:
     """Parse a table in JSON."""
     try:
@@ -112,7 +103,7 @@ def parse_table(path: Path, raw: bytes) -> dict[str, Any]:
 
 def _open(path: Path) -> Any:
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise FormatError(f"{path}: this {what}; give the path of a .safetensors file or its index")
     try:
         return path.open("rb")
@@ -202,7 +193,7 @@ def _open_shard(path: Path, files: ExitStack) -> Shard:
 
 
 def _open_index(path: Path, files: ExitStack) -> Checkpoint:
-    raw = read_limited(path)
+    raw = read_small(path, INDEX, MOST_HEADER)
     weights = parse_table(path, raw).get("weight_map")
     places = cast("Mapping[str, Any]", weights) if isinstance(weights, Mapping) else {}
     if not places:

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 
-from fxprune.cli.models import (
-    CommandError,
-    InputOptions,
-    JsonOption,
-    Loaded,
-    WeightsOption,
-    importing_from_here,
-    load_model,
-    load_weights,
-    prepare_model,
-)
-from fxprune.cli.output import Page, Progress, reported
+from fxprune.cli.models import Loaded, load_model, load_weights, prepare_model
+from fxprune.cli.output import Page, Progress
+from fxprune.cli.request import CommandError, Request
 from fxprune.compiler import Basis, capture, read_certificate
 from fxprune.files import load as read_program
 from fxprune.files import load_pt2, read_weights
@@ -31,77 +22,44 @@ _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 # What a folder of `fxprune compile` may hold that can be read back, the whole Program first.
 _ARTIFACTS = ("model.fxp", "model.pt2", "model.safetensors")
 
-AfterArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="AFTER",
-        help="A MODEL, as for compile; a weights file, to be loaded into BEFORE's model; or a "
-        "folder that compile wrote.",
-    ),
-]
-BeforeArgument = Annotated[
-    str | None, typer.Argument(metavar="BEFORE", help="What AFTER is held to: a MODEL.")
-]
-AgainstOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="What AFTER was compiled from: checks the certificate that lies beside it from "
-        "scratch. Without a certificate, the same as BEFORE.",
-    ),
-]
-PromiseOption = Annotated[
-    str,
-    typer.Option(
-        metavar="same|close",
-        help="same: outputs equal bit for bit; close: those of float64 copies within rounding.",
-    ),
-]
 
-
-def verify_command(
-    after: AfterArgument,
-    before: BeforeArgument = None,
-    against: AgainstOption = None,
-    inputs: InputOptions = None,
-    weights: WeightsOption = None,
-    promise: PromiseOption = "same",
-    trials: Annotated[int, typer.Option(help="Inputs to draw for each mode.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the inputs and of what the models draw.")] = 0,
-    as_json: JsonOption = False,
+def verify_model(
+    page: Page,
+    request: Request,
+    after: str,
+    *,
+    is_source: bool,
+    promise: str,
+    trials: int,
+    seed: int,
 ) -> None:
-    """Print the certificate; exit with 1 where the models differ."""
-    page = Page()
-    with reported(), importing_from_here():
-        if (before is None) == (against is None):
-            raise CommandError("give either BEFORE or --against MODEL, to hold AFTER to")
-        with Progress() as progress:
-            theirs = prepare_model(before or against or "", inputs or (), weights, progress)
-            beside = None if against is None else _certificate(after)
-            if beside is not None:
-                progress("verify")
-                certificate = _rechecked(after, theirs, promise, trials, seed)
-                _print(page, certificate, as_json=as_json, note=f"{beside}: checked from scratch")
-                return
-            ours = _after(after, theirs)
+    """Print the certificate; exit with 1 where the models differ.
+
+    `is_source` says that AFTER was compiled from the request's model.
+    """
+    with Progress() as progress:
+        theirs = prepare_model(request, progress)
+        beside = _certificate(after) if is_source else None
+        if beside is not None:
             progress("verify")
-            given = next((x for x in (theirs, ours) if x.args or x.kwargs), None)
+            certificate = _recheck(after, theirs, promise, trials, seed)
+            note = f"{beside}: checked from scratch"
+        else:
+            ours = _load_after(after, theirs)
+            progress("verify")
+            given = next((x for x in (theirs, ours) if x.args or x.kwargs), Loaded(ours.model))
             certificate = verify(
                 ours.model,
                 theirs.model,
-                None if given is None else given.args,
-                None if given is None else given.kwargs,
+                given.args or None,
+                given.kwargs or None,
                 promise=promise,
                 trials=trials,
                 seed=seed,
             )
-    none = "no certificate.json lies beside it: outputs were compared, and nothing else"
-    _print(page, certificate, as_json=as_json, note=none if against is not None else "")
-
-
-def _print(page: Page, certificate: Certificate, *, as_json: bool, note: str = "") -> None:
-    page.text(certificate.to_json() if as_json else str(certificate))
-    if note and not as_json:
+            note = "no certificate.json lies beside it: outputs were compared, and nothing else"
+    page.text(certificate.to_json() if request.as_json else str(certificate))
+    if is_source and not request.as_json:
         page.text(note)
     if not certificate:
         raise typer.Exit(1)
@@ -115,7 +73,7 @@ def _certificate(spec: str) -> Path | None:
     return found if path.exists() and found.is_file() else None
 
 
-def _rechecked(spec: str, theirs: Loaded, promise: str, trials: int, seed: int) -> Certificate:
+def _recheck(spec: str, theirs: Loaded, promise: str, trials: int, seed: int) -> Certificate:
     path, certificate = Path(spec), _certificate(spec)
     if promise != "same":
         raise CommandError("--promise goes with BEFORE; a certificate says itself what it promises")
@@ -145,7 +103,7 @@ def _content(path: Path) -> dict[str, Any]:
     return {"weights": read_weights(path)}
 
 
-def _after(spec: str, before: Loaded) -> Loaded:
+def _load_after(spec: str, before: Loaded) -> Loaded:
     """Return the model that is held to another, which may be made of that one's code."""
     path = Path(spec)
     if path.is_dir():

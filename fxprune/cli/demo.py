@@ -57,14 +57,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Digits:
-    """Images, float32 (n, 1, 8, 8) in 0..1, and their digits, int64 (n,).
-
-    Args:
-        x: images to train on.
-        y: their digits.
-        test_x: images to test on.
-        test_y: their digits.
-    """
+    """Images, float32 (n, 1, 8, 8) in 0..1, and their digits, int64 (n,), to train and test on."""
 
     x: Tensor
     y: Tensor
@@ -91,14 +84,7 @@ class DigitsNet(nn.Module):
 
 @dataclass(frozen=True)
 class Check:
-    """How a masked Program compares with a model that torch.nn.utils.prune masked alike.
-
-    Args:
-        parameters: how many masks were compared.
-        entries: how many entries they have.
-        masks: whether all are equal bit for bit.
-        outputs: whether the outputs are.
-    """
+    """How many masks and entries were compared with torch's, and whether all bits are equal."""
 
     parameters: int
     entries: int
@@ -108,14 +94,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo found; true where all is as it should be.
-
-    Args:
-        result: what compile made.
-        check: how the masks compare with torch's.
-        accuracy: the share of test images whose digit is found, by what found it.
-        kept: whether finalizing kept outputs.
-    """
+    """What the demo measured; true where all bits are torch's and finalizing kept outputs."""
 
     result: Result
     check: Check
@@ -139,11 +118,7 @@ class Outcome:
 
 
 def read_digits() -> Digits:
-    """Read the digits that scikit-learn brings, shuffled.
-
-    Raises:
-        FormatError: scikit-learn is not installed.
-    """
+    """Read the digits that scikit-learn brings, shuffled."""
     try:
         datasets: Any = importlib.import_module("sklearn.datasets")
     except ImportError as error:
@@ -160,20 +135,7 @@ def read_digits() -> Digits:
 
 
 def run_demo(page: Page, tell: Tell, out: Path | None = None) -> Outcome:
-    """Train, compile, check, fine-tune and finalize, and print what came of it.
-
-    Args:
-        page: where it prints.
-        tell: called with the name of each step.
-        out: the folder for the files of the recipe.
-
-    Returns:
-        What it found: true where masks and outputs are those of torch.nn.utils.prune, and
-        finalizing kept outputs.
-
-    Raises:
-        FormatError: scikit-learn is not installed, or `out` cannot be written to.
-    """
+    """Train, compile, check, fine-tune and finalize, and print what came of it."""
     digits = read_digits()
     recipe = Recipe.from_dict(tomllib.loads(RECIPE))
     example = digits.test_x[:1]
@@ -204,13 +166,7 @@ def run_demo(page: Page, tell: Tell, out: Path | None = None) -> Outcome:
 
 
 def check_against_torch(model: nn.Module, masked: Program, x: Tensor) -> Check:
-    """Do with torch.nn.utils.prune what the recipe says, and compare bit for bit.
-
-    Args:
-        model: the trained model; not changed.
-        masked: the Program that the recipe masked.
-        x: images to compare the outputs on.
-    """
+    """Do with torch.nn.utils.prune what the recipe says, and compare bit for bit."""
     hooked: Any = copy.deepcopy(model)
     torch_prune.ln_structured(hooked.conv2, "weight", amount=0.25, n=2, dim=0)
     pairs = [(getattr(hooked, name), "weight") for name in _WEIGHTS]
@@ -223,14 +179,7 @@ def check_against_torch(model: nn.Module, masked: Program, x: Tensor) -> Check:
 
 
 def train(model: nn.Module, digits: Digits, epochs: int, tell: Tell) -> None:
-    """Train a model, or fine-tune a masked Program, in place.
-
-    Args:
-        model: left in eval mode.
-        digits: what to train on.
-        epochs: how often to go through it.
-        tell: called with the name of each epoch.
-    """
+    """Train a model, or fine-tune a masked Program, in place; it is left in eval mode."""
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     model.train()
     for epoch in range(1, epochs + 1):
@@ -254,11 +203,11 @@ def _print_check(
 ) -> Check:
     tell("check against torch.nn.utils.prune")
     check = check_against_torch(model, masked, digits.test_x)
-    told = {True: "equal bit for bit", False: "DIFFERENT"}
+    words = {True: "equal bit for bit", False: "DIFFERENT"}
     page.heading("Held to the same calls of torch.nn.utils.prune")
     page.text(
-        f"  {check.parameters} masks with {check.entries:,} entries: {told[check.masks]}\n"
-        f"  outputs for {len(digits.test_x)} test images: {told[check.outputs]}"
+        f"  {check.parameters} masks with {check.entries:,} entries: {words[check.masks]}\n"
+        f"  outputs for {len(digits.test_x)} test images: {words[check.outputs]}"
     )
     return check
 

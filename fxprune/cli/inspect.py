@@ -4,68 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from fxprune.channels import footprint_of
-from fxprune.cli.models import (
-    BatchOption,
-    ImportsOption,
-    InputOptions,
-    JsonOption,
-    ModelArgument,
-    WeightsOption,
-    importing_from_here,
-    parse_batch,
-    prepare_model,
-)
-from fxprune.cli.output import Page, Progress, reported
-from fxprune.compiler import capture, find_coupling, prune
+from fxprune.cli.models import capture_model
+from fxprune.cli.output import Page, Progress
+from fxprune.cli.request import Request
+from fxprune.compiler import find_coupling, prune
 from fxprune.program import BOTH, Program, alias_groups, parameters, sites_of
 from fxprune.recipe import Recipe
 from fxprune.reports import draw_channels, report
 from fxprune.words import dtype_name
 
 
-def inspect_command(
-    model: ModelArgument,
-    inputs: InputOptions = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Mask by this recipe; nothing is written.")
-    ] = None,
-    weights: WeightsOption = None,
-    batch: BatchOption = "0",
-    allow_imports: ImportsOption = False,
-    picture: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Draw the channel groups: a .dot file, or .svg with matplotlib."
-        ),
-    ] = None,
-    as_json: JsonOption = False,
+def inspect_model(
+    page: Page, request: Request, rules: Recipe | None, masked_by: Path | None, picture: Path | None
 ) -> None:
-    """Print what fxprune sees of a model."""
-    page = Page()
+    """Print what fxprune sees of a model, and what a recipe masks of it."""
     masked: Program | None = None
-    with reported(), importing_from_here():
-        rules = None if recipe is None else Recipe.load(recipe, allow_imports=allow_imports)
-        dim = parse_batch(batch)
-        with Progress() as progress:
-            loaded = prepare_model(model, inputs or (), weights, progress)
-            progress("capture")
-            program = capture(loaded.model, loaded.args, loaded.kwargs, batch=dim)
-            if rules is not None:
-                masked = prune(program, rules, allow_imports=allow_imports, on_pass=progress)
-            if picture is not None:
-                progress("picture")
-                drawn = masked or program
-                draw_channels(drawn, find_coupling(drawn), picture)
-    if as_json:
+    with Progress() as progress:
+        program = capture_model(request, progress)
+        if rules is not None:
+            masked = prune(program, rules, allow_imports=request.allow_imports, on_pass=progress)
+        if picture is not None:
+            progress("picture")
+            drawn = masked or program
+            draw_channels(drawn, find_coupling(drawn), picture)
+    if request.as_json:
         page.json(_as_json(program, masked))
         return
     _print_program(page, program)
-    _print_report(page, program, masked, recipe)
+    _print_report(page, program, masked, masked_by)
     if picture is not None:
         page.files([picture])
 

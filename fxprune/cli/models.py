@@ -1,34 +1,26 @@
-"""`MODEL` and `--weights`: a model from a factory, its weights from a file, and whether it runs.
-
-`--input [NAME=][DTYPE:]SHAPE[:LOW..HIGH]`: example inputs from a private generator.
-
-The arguments and options that commands share, and the model that they stand for.
-"""
+"""A model from a factory or a file, its weights from a file, and inputs for it."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import math
-import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
-import typer
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.cli.output import Progress
+from fxprune.cli.request import CommandError, Request, parse_batch
 from fxprune.compiler import capture
-from fxprune.errors import FxpruneError
 from fxprune.files import load, load_pt2, read_weights
 from fxprune.program import Program, copy_model, parameters
 from fxprune.words import did_you_mean, dtype_name
@@ -38,13 +30,7 @@ _USAGE = "give package.module:factory, file.py:factory, a .fxp or a .pt2 file"
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a factory made.
-
-    Args:
-        model: the model.
-        args: its example positional inputs.
-        kwargs: its example keyword inputs.
-    """
+    """A model and its example inputs."""
 
     model: nn.Module
     args: tuple[Any, ...] = ()
@@ -61,29 +47,8 @@ class Loaded:
         return next((p.device for p in self.model.parameters()), None)
 
 
-@contextmanager
-def importing_from_here() -> Generator[None]:
-    """Import from the current folder first, as `python -m` does."""
-    before = list(sys.path)
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
 def load_model(spec: str) -> Loaded:
-    """Call a factory, or read a saved Program.
-
-    Args:
-        spec: `package.module:factory` or `file.py:factory`. A factory takes nothing and returns
-            the model, or `(model, args, kwargs)`; a model or its class will do as well. Or the
-            path of a .fxp file, or of a .pt2 file of torch.export's.
-
-    Raises:
-        CommandError: there is no such factory, it raises, or it returns something else.
-        FormatError: the .fxp or .pt2 file cannot be read.
-    """
+    """Return what a factory makes: a model, or (model, args, kwargs); or what a file holds."""
     if spec.lower().endswith(".fxp"):
         return Loaded(load(spec))
     if spec.lower().endswith(".pt2"):
@@ -91,7 +56,7 @@ def load_model(spec: str) -> Loaded:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise CommandError(f"{spec}: this names no factory; {_USAGE}")
-    module = _module(place)
+    module = _import(place)
     factory = _attribute(module, name, spec)
     if isinstance(factory, nn.Module):
         return Loaded(factory)
@@ -100,23 +65,15 @@ def load_model(spec: str) -> Loaded:
     try:
         made = factory()
     except (Exception, SystemExit) as error:
+        raised = _describe(error, module.__file__)
         raise CommandError(
-            f"{spec}: the factory, called without arguments, raised {_told(error, module.__file__)}"
+            f"{spec}: the factory, called without arguments, raised {raised}"
         ) from error
-    return _loaded(made, spec)
+    return _as_loaded(made, spec)
 
 
 def load_weights(loaded: Loaded, path: Path) -> None:
-    """Load a weights file into a model; nothing in the file is run.
-
-    Args:
-        loaded: its model is changed.
-        path: a .safetensors file, or a pickled state dict. Of a tied parameter one name will do.
-
-    Raises:
-        FormatError: the file cannot be read.
-        CommandError: its keys, shapes or dtypes are not the model's.
-    """
+    """Load a weights file into a model; of a tied parameter one name will do."""
     state = read_weights(path)
     own: dict[str, Any] = loaded.model.state_dict(keep_vars=True)
     faults = _key_faults(own, state) or _tensor_faults(own, state)
@@ -133,14 +90,7 @@ def load_weights(loaded: Loaded, path: Path) -> None:
 
 
 def check_call(loaded: Loaded) -> None:
-    """Check that a model runs on its inputs, on a copy.
-
-    Args:
-        loaded: not changed. A Program without inputs is not run: it knows what it takes.
-
-    Raises:
-        CommandError: forward takes other arguments, or raises.
-    """
+    """Check that a model runs on its inputs, on a copy; a Program may go without inputs."""
     if isinstance(loaded.model, Program) and not loaded.args and not loaded.kwargs:
         return
     _check_arguments(loaded)
@@ -149,8 +99,8 @@ def check_call(loaded: Loaded) -> None:
             copy_model(loaded.model).eval()(*loaded.args, **loaded.kwargs)
     except Exception as error:  # forward may raise anything
         raise CommandError(
-            f"{loaded.kind} does not run on {_shapes(loaded) or 'no input'}: {_told(error)}; give "
-            "each --input the SHAPE, DTYPE and range that forward takes"
+            f"{loaded.kind} does not run on {_shapes(loaded) or 'no input'}: {_describe(error)}; "
+            "give each --input the SHAPE, DTYPE and range that forward takes"
         ) from error
 
 
@@ -168,20 +118,22 @@ def _check_arguments(loaded: Loaded) -> None:
         ) from error
 
 
-def _module(place: str) -> types.ModuleType:
+def _import(place: str) -> types.ModuleType:
     try:
-        return _executed(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        return _execute(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except CommandError:
         raise
     except (Exception, SystemExit) as error:
         mend = f"; {_USAGE}" if isinstance(error, ModuleNotFoundError) else ""
-        raise CommandError(f"{place}: cannot be imported: {_told(error, place)}{mend}") from error
+        raise CommandError(
+            f"{place}: cannot be imported: {_describe(error, place)}{mend}"
+        ) from error
 
 
-def _executed(path: Path) -> types.ModuleType:
+def _execute(path: Path) -> types.ModuleType:
     """Run a file as a module, without leaving bytecode beside it."""
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise CommandError(f"{path}: this {what}; {_USAGE}")
     module = types.ModuleType(f"fxprune_model_{path.stem}")
     module.__file__ = str(path)
@@ -202,7 +154,7 @@ def _attribute(module: types.ModuleType, name: str, spec: str) -> Any:
     return found
 
 
-def _loaded(made: Any, spec: str) -> Loaded:
+def _as_loaded(made: Any, spec: str) -> Loaded:
     parts = cast("tuple[Any, ...]", made) if isinstance(made, tuple) else (made,)
     model, args, kwargs = cast(
         "tuple[Any, Any, Any]", (*parts, *(None, (), None)[len(parts) :])[:3]
@@ -233,7 +185,7 @@ def _tensor_faults(own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) ->
     for key, new in state.items():
         old, tied = own[key], first.setdefault(id(own[key]), key)
         if not isinstance(old, torch.Tensor):
-            faults.append(f"{key!r} is no tensor in the model")
+            faults.append(f"{key!r} is not a tensor in the model")
         elif new.shape != old.shape:
             faults.append(f"{key!r} has shape {tuple(new.shape)}, the model {tuple(old.shape)}")
         elif _number_kind(new) != _number_kind(old):
@@ -253,7 +205,7 @@ def _shapes(loaded: Loaded) -> str:
     return ", ".join(f"{dtype_name(x.dtype)}{list(x.shape)}" for x in found)
 
 
-def _told(error: BaseException, file: str | None = None) -> str:
+def _describe(error: BaseException, file: str | None = None) -> str:
     """Say what was raised, and at which line of a file of the user's, where it was there."""
     lines = [*str(error).strip().splitlines(), ""]
     text = f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
@@ -273,22 +225,9 @@ _WHOLE = re.compile(r"-?[0-9]{1,18}")
 _INPUT_USAGE = "write [NAME=][DTYPE:]SHAPE[:LOW..HIGH], as 1,3,32,32 or input_ids=int64:1,24:0..999"
 
 
-class CommandError(FxpruneError, ValueError):
-    """What the command line was given is at fault."""
-
-
 @dataclass(frozen=True)
 class InputOption:
-    """One `--input`.
-
-    Args:
-        text: as it was written.
-        name: the argument's name; None for the next positional one.
-        dtype: the tensor's dtype.
-        shape: the tensor's shape.
-        low: the smallest value to draw; None for what the dtype has by default.
-        high: the largest value to draw.
-    """
+    """One `--input`; without a name it is the next positional argument."""
 
     text: str
     name: str | None
@@ -298,17 +237,13 @@ class InputOption:
     high: float | None = None
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
-        """Draw the tensor: floats are normal, or uniform in their range; whole numbers uniform.
-
-        Raises:
-            CommandError: it does not fit into memory.
-        """
+        """Draw the tensor: floats are normal, or uniform in their range; whole numbers uniform."""
         try:
-            return self._drawn(generator)
+            return self._draw_values(generator)
         except (MemoryError, RuntimeError) as error:
             raise _fault(self.text, "is too large for the memory; give a smaller SHAPE") from error
 
-    def _drawn(self, generator: torch.Generator) -> torch.Tensor:
+    def _draw_values(self, generator: torch.Generator) -> torch.Tensor:
         if self.dtype.is_complex:
             return torch.randn(self.shape, generator=generator, dtype=self.dtype)
         if not self.dtype.is_floating_point:
@@ -322,20 +257,7 @@ class InputOption:
 
 
 def parse_input(text: str) -> InputOption:
-    """Parse one `--input`.
-
-    Args:
-        text: `[NAME=][DTYPE:]SHAPE[:LOW..HIGH]`: dtype float32 by default, sizes with commas, `()`
-            for a scalar, both ends of the range included; whole numbers are 0..1 by default.
-
-    Raises:
-        CommandError: says which part is at fault.
-
-    Example:
-        >>> option = parse_input("input_ids=int64:1,24:0..999")
-        >>> option.name, option.dtype, option.shape, option.low, option.high
-        ('input_ids', torch.int64, (1, 24), 0, 999)
-    """
+    """Parse an `--input`: float32 by default, whole numbers in 0..1; ranges include both ends."""
     name, equals, rest = text.rpartition("=")
     parts = rest.split(":")
     span = parts.pop() if ".." in parts[-1] else None
@@ -354,16 +276,7 @@ def parse_input(text: str) -> InputOption:
 def draw_inputs(
     texts: Sequence[str], device: torch.device | None = None, *, seed: int = 0
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Draw `(args, kwargs)` for all `--input` of a command.
-
-    Args:
-        texts: the options, in order.
-        device: where the tensors go.
-        seed: of a private generator.
-
-    Raises:
-        CommandError: an option is at fault, or two have one name.
-    """
+    """Draw `(args, kwargs)` for all `--input` of a command, from a private generator."""
     options = [parse_input(text) for text in texts]
     generator = torch.Generator().manual_seed(seed)
     args: list[Any] = []
@@ -379,27 +292,10 @@ def draw_inputs(
     return tuple(args), kwargs
 
 
-def parse_batch(text: str) -> int | None:
-    """Parse `--batch`: a dimension, or "none" for fixed shapes.
-
-    Raises:
-        CommandError: it is neither.
-
-    Example:
-        >>> parse_batch("0"), parse_batch("none")
-        (0, None)
-    """
-    if text.lower() == "none":
-        return None
-    if not _WHOLE.fullmatch(text):
-        raise CommandError(f"--batch {text}: give the number of a dimension, as 0, or none")
-    return int(text)
-
-
 def _range(text: str, span: str, dtype: torch.dtype) -> tuple[float, float]:
     ends = span.split("..")
     if dtype.is_complex or len(ends) != 2:
-        what = "complex numbers have no range" if dtype.is_complex else f"{span!r} is no range"
+        what = "complex numbers have no range" if dtype.is_complex else f"{span!r} is not a range"
         raise _fault(text, f"{what}; {_INPUT_USAGE}")
     try:
         low, high = (_end(end, dtype) for end in ends)
@@ -427,64 +323,22 @@ def _fault(text: str, what: str) -> CommandError:
     return CommandError(f"--input {text}: {what}")
 
 
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="package.module:factory or file.py:factory; the factory takes nothing and returns the "
-        "model, or (model, args, kwargs). Or a .fxp file that fxprune.save wrote, or a .pt2 "
-        "file of torch.export's.",
-    ),
-]
-InputOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        metavar="[NAME=][DTYPE:]SHAPE[:LOW..HIGH]",
-        help="An example input, drawn at random, as 1,3,32,32 or input_ids=int64:1,24:0..999 (ends "
-        "included). Once for each argument of forward.",
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Weights for the model: .safetensors, or a state dict in .pt, .pth or .bin.",
-    ),
-]
-BatchOption = Annotated[
-    str, typer.Option(metavar="D|none", help="The inputs' batch dimension; none: fixed shapes.")
-]
-ImportsOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-imports", help="Let the recipe import its own methods, and so run their code."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-
-
-def prepare_model(
-    spec: str, inputs: Sequence[str], weights: Path | None, progress: Progress
-) -> Loaded:
-    """Make the model with its weights and inputs, and run it once.
-
-    Args:
-        spec: MODEL, see `fxprune.cli.models.load_model`.
-        inputs: each `--input`; none: the factory's own.
-        weights: `--weights`.
-        progress: told that loading begins.
-
-    Raises:
-        CommandError: one of these is at fault.
-    """
+def prepare_model(request: Request, progress: Progress) -> Loaded:
+    """Make the model with its weights and inputs, and run it once."""
     progress("load")
     # Weights that a factory draws, and random methods without a seed, are the same every time.
     torch.manual_seed(0)
-    loaded = load_model(spec)
-    if weights is not None:
-        load_weights(loaded, weights)
-    if inputs:
-        loaded = Loaded(loaded.model, *draw_inputs(inputs, loaded.device))
+    loaded = load_model(request.model)
+    if request.weights is not None:
+        load_weights(loaded, request.weights)
+    if request.inputs:
+        loaded = Loaded(loaded.model, *draw_inputs(request.inputs, loaded.device))
     check_call(loaded)
     return loaded
+
+
+def capture_model(request: Request, progress: Progress) -> Program:
+    """Make the model and capture it."""
+    loaded = prepare_model(request, progress)
+    progress("capture")
+    return capture(loaded.model, loaded.args, loaded.kwargs, batch=parse_batch(request.batch))

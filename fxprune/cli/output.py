@@ -7,15 +7,20 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.status import Status
 from rich.text import Text
 
 from fxprune.errors import FxpruneError, InvariantError, StateError
-from fxprune.reports import Report
 from fxprune.words import plain, plain_table, rich_table
+
+if TYPE_CHECKING:  # it loads torch
+    from fxprune.reports import Report
 
 _FAILED, _AT_FAULT, _INTERRUPTED = 1, 2, 130
 
@@ -94,13 +99,36 @@ class Progress:
         return times
 
 
-class Page:
-    """Results on stdout: tables on a terminal, aligned text in a file or a pipe.
+class Bar:
+    """A bar on stderr for the step that runs; nothing where stderr is no terminal."""
 
-    Args:
-        progress: what is shown on the terminal meanwhile.
-        quiet: print nothing but JSON.
-    """
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+        console = Console(file=sys.stderr)
+        hidden = not console.is_terminal
+        self._bars = Bars(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden
+        )
+        self._task = self._bars.add_task("", total=None)
+        self._step = ""
+
+    def __enter__(self) -> Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Show how far a step has come."""
+        if step != self._step:
+            self._step = step
+            self._bars.reset(self._task, description=plain(step))
+        self._bars.update(self._task, completed=done, total=total)
+
+
+class Page:
+    """Results on stdout: tables on a terminal, aligned text in a file or a pipe; JSON."""
 
     def __init__(self, progress: Progress | None = None, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stdout, highlight=False)

@@ -19,7 +19,7 @@ from fxprune.compiler.run import capture, finalize
 from fxprune.errors import CaptureError, FormatError, FxpruneError
 from fxprune.program import EVAL, TRAIN, Program, fork, parameters
 from fxprune.recipe import Recipe
-from fxprune.support import parse_json, read_safely, same_bits
+from fxprune.support import parse_json, read_safely, read_small, same_bits
 from fxprune.verification import (
     Certificate,
     Digests,
@@ -148,10 +148,9 @@ def read_certificate(path: Path) -> Mapping[str, Any]:
     Raises:
         FormatError: it is missing, damaged, or no certificate of a compile.
     """
+    raw = read_small(path, "certificate.json", _MOST_BYTES)
     with read_safely(path, str):
-        if path.stat().st_size > _MOST_BYTES:
-            raise FormatError("this is too large for a certificate")
-        data: object = parse_json(path.read_bytes())
+        data: object = parse_json(raw)
     found = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
     passes: Any = found.get("passes")
     hashes = [

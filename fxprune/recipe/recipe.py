@@ -12,6 +12,7 @@ import os
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -22,8 +23,8 @@ from fxprune.recipe.faults import explain, nested_too_deeply, refuse, rule_names
 from fxprune.recipe.nni import rules_from_nni
 from fxprune.recipe.rule import Rule, data_fault, group_faults
 from fxprune.recipe.select import Reading, Table, as_tuple
-from fxprune.rewrite import call_fault, pass_fault
-from fxprune.support import TOO_DEEP, parse_json
+from fxprune.rewrite import call_fault, name_fault
+from fxprune.support import TOO_DEEP, parse_json, read_text
 from fxprune.words import plain, show
 
 _MOST_BYTES = 2**20
@@ -47,20 +48,9 @@ def _text(file: Path, where: str) -> str:
     if file.suffix.lower() not in (".toml", ".json"):
         raise RecipeError(f"{where}: the name does not end in .toml or .json; a recipe's does")
     try:
-        if not file.is_file():
-            what = "is not a file" if file.exists() else "does not exist"
-            raise RecipeError(f"{where}: this {what}; give the path of a .toml or .json file")
-        with file.open("rb") as stream:
-            raw = stream.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"{where}: cannot be read: {error.strerror}; make it readable") from None
-    if len(raw) > _MOST_BYTES:
-        raise RecipeError(f"{where}: larger than 1 MB; a recipe holds rules, not weights")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        spot = f"byte {error.start + 1}"
-        raise RecipeError(f"{where}: {spot} is not UTF-8 text; save it as UTF-8") from None
+        return read_text(file, ".toml or .json", _MOST_BYTES)
+    except FormatError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _parsed(text: str, file: Path, where: str) -> object:
@@ -100,15 +90,16 @@ class PassCall(Table):
     @field_validator("name")
     @classmethod
     def _is_there(cls, name: str) -> str:
-        refuse([call_fault(name)])
+        refuse([name_fault(name)])
         return name
 
     @field_validator("args")
     @classmethod
     def _fit(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         refuse([data_fault(args)])
-        if "name" in info.data:
-            refuse([pass_fault(info.data["name"], args)])
+        reading = cast("Reading | None", info.context)
+        if "name" in info.data and (reading is None or reading.loads_passes):
+            refuse([call_fault(info.data["name"], args)])
         return args
 
 
@@ -160,7 +151,9 @@ class Export(Table):
 
     __init__ = Table.__init__
 
-    formats: tuple[Literal["pt2", "safetensors", "onnx", "fxp"], ...] = ("pt2", "safetensors")
+    formats: tuple[Literal["pt2", "safetensors", "onnx", "fxp"], ...] = Field(
+        default=("pt2", "safetensors"), json_schema_extra={"minItems": 1, "uniqueItems": True}
+    )
 
     @field_validator("formats", mode="before")
     @classmethod
@@ -197,9 +190,11 @@ class Recipe(Table):
 
     __init__ = Table.__init__
 
-    version: int = _VERSION
-    rules: tuple[Rule, ...] = Field(alias="rule")
-    passes: tuple[PassCall, ...] = Field(default=(), alias="pass")
+    version: int = Field(default=_VERSION, json_schema_extra={"const": _VERSION})
+    rules: tuple[Rule, ...] = Field(alias="rule", json_schema_extra={"minItems": 1})
+    passes: tuple[PassCall, ...] = Field(
+        default=(), alias="pass", json_schema_extra={"minItems": 1}
+    )
     finalize: Finalize | None = None
     shrink: Shrink | None = None
     export: Export | None = None
@@ -346,8 +341,11 @@ class Recipe(Table):
         table = dict(cast("Mapping[str, Any]", data))
         if nested_too_deeply(table):
             raise RecipeError(f"{where}: {TOO_DEEP}")
+        validate = partial(cls.model_validate, table, by_alias=True, by_name=False)
         try:
-            return cls.model_validate(table, context=reading, by_alias=True, by_name=False)
+            # Passes are imported, and torch with them, once all else is right.
+            validate(context=reading._replace(loads_passes=False))
+            return validate(context=reading)
         except ValidationError as error:
             raise RecipeError(explain(error, table, model=cls, where=where)) from None
 

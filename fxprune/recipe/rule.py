@@ -12,11 +12,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator
 
 from fxprune.recipe.faults import label, refuse, rule_names
-from fxprune.recipe.select import Count, Names, Reading, Select, Table, choice_faults
-from fxprune.rewrite import described, parse, pass_fault, score_fault
+from fxprune.recipe.select import (
+    Count,
+    Names,
+    Reading,
+    Select,
+    Table,
+    Word,
+    choice_faults,
+    one_or_more,
+)
+from fxprune.rewrite import describe, parse, pass_fault, score_fault
 from fxprune.words import choices, hint, show
 
 SCORES = ("magnitude", "norm", "random")
@@ -163,7 +172,7 @@ def options_fault(score: str | None, granularity: str | None, args: Mapping[str,
     """
     if score is None or not is_foreign(score):
         return ""
-    options = described(score).options
+    options = describe(score).options
     if granularity == "channel" and "dim" not in options:
         return f"score = {show(score)} ranks elements; give granularity = 'element'"
     if granularity == "element" and options.get("dim") is not None:
@@ -176,10 +185,35 @@ _IMPORTS = (
     "runs code; if you trust it, allow it with Recipe.load(..., allow_imports=True) "
     "or --allow-imports"
 )
-_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_CLASS = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
+_CONTROLS = r"\u0000-\u001f\u007f"
+# What a JSON Schema says for \p{C}, \p{Zl} and \p{Zp}, which not every dialect of regular
+# expressions has, for the characters that are assigned and occur.
+_UNPRINTED = _CONTROLS + r"-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\uf8ff\ufeff"
+_TEXT = {"type": "string", "minLength": 1}
 
-_Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$", max_length=200)]
-_File = Annotated[str, Field(pattern=r"^[^\p{C}]+\.(safetensors|pt|pth|bin)$")]
+_Line = Annotated[
+    str,
+    Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$", max_length=200),
+    WithJsonSchema({**_TEXT, "maxLength": 200, "not": {"pattern": f"[{_UNPRINTED}]"}}),
+]
+_File = Annotated[
+    str,
+    Field(pattern=r"^[^\p{C}]+\.(safetensors|pt|pth|bin)$"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^.+\.(safetensors|pt|pth|bin)$",
+            "not": {"pattern": f"[{_CONTROLS}]"},
+        }
+    ),
+]
+_Pattern = Annotated[str, WithJsonSchema(_TEXT)]
+_Method = Annotated[
+    str,
+    WithJsonSchema({"anyOf": [{"enum": [*METHODS]}, {"type": "string", "pattern": f"^{_CLASS}$"}]}),
+]
+_Score = Annotated[str, WithJsonSchema({"anyOf": [{"enum": [*SCORES]}, _TEXT]})]
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _Least = Annotated[int, Field(ge=1, lt=2**63)]
@@ -226,14 +260,16 @@ class Rule(Table):
 
     name: _Line = ""
     select: Select | None = None
-    match: str | None = None
+    match: _Pattern | None = None
     prune: Names | None = Field(default=None, validate_default=True)
-    method: str | None = None
-    score: str | None = None
+    method: _Method | None = None
+    score: _Score | None = None
     granularity: GranularityName | None = Field(default=None, validate_default=True)
     coupled: bool = False
     amount: Count | _Share | None = Field(default=None, validate_default=True)
-    n: _Whole | float | Literal["fro", "nuc"] | None = Field(default=None, validate_default=True)
+    n: _Whole | float | Literal["fro", "nuc", "inf", "-inf"] | None = Field(
+        default=None, validate_default=True
+    )
     dim: _Whole | None = Field(default=None, validate_default=True)
     mask: _File | None = Field(default=None, validate_default=True)
     scope: Literal["local", "global"] = "local"
@@ -262,7 +298,9 @@ class Rule(Table):
         """What is ranked; None where `score_name` is."""
         return parts(self.method, self.score, self.granularity)[1]
 
-    @field_validator("select", mode="before")
+    @field_validator(
+        "select", mode="before", json_schema_input_type=Select | one_or_more(Word) | None
+    )
     @classmethod
     def _shorthand(cls, value: object) -> object:
         return {"path": value} if isinstance(value, str | list | tuple) else value
@@ -287,7 +325,7 @@ class Rule(Table):
         reading = cast("Reading | None", info.context)
         if method is None or method in METHODS:
             return method
-        if not _CLASS.fullmatch(method):
+        if not re.fullmatch(_CLASS, method):
             refuse(
                 [f'method = {show(method)} {choices(method, [*METHODS])}, "package.module:Class"']
             )

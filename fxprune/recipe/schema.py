@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from fxprune.recipe.recipe import Export, Finalize, PassCall, Recipe
-from fxprune.recipe.rule import DEFAULTS, METHODS, SCORES, Rule, how_fault, misfit
-from fxprune.recipe.select import DTYPES, Select
+from fxprune.recipe.recipe import Recipe
+from fxprune.recipe.rule import DEFAULTS, METHODS, SCORES, how_fault, misfit
 
 Schema = dict[str, Any]
 
-_TABLES: tuple[type[BaseModel], ...] = (Export, Finalize, PassCall, Rule, Select)
-# What may not stand in a text on one line: \p{C}, \p{Zl} and \p{Zp} in words that every dialect of
-# regular expressions has, for the characters that are assigned and occur.
-_ODD = (
-    r"[\u0000-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\uf8ff\ufeff]"
-)
-_LINE: Schema = {"type": "string", "minLength": 1, "not": {"pattern": _ODD}}
-_CLASS = r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*$"
-_MASK: Schema = {
-    "pattern": r"^.+\.(safetensors|pt|pth|bin)$",
-    "not": {"pattern": r"[\u0000-\u001f\u007f]"},
-}
 _NULL: Schema = {"type": "null"}
 # A value that a key may have, to ask whether a method takes the key at all.
 _SAMPLES: Mapping[str, Any] = {
@@ -62,82 +45,16 @@ def json_schema() -> Schema:
         ['keep', 'clean']
     """
     schema = Recipe.model_json_schema(by_alias=True)
-    tables: Schema = schema["$defs"]
-    _describe(schema, Recipe)
-    for table in _TABLES:
-        _describe(tables[table.__name__], table)
-    _narrow_recipe(schema["properties"])
-    tables["Export"]["properties"]["formats"] |= {"minItems": 1, "uniqueItems": True}
-    _narrow_select(tables["Select"]["properties"])
-    _narrow_rule(tables["Rule"])
+    _hold_together(schema["$defs"]["Rule"])
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fxprune recipe",
     }
-    return {**head, **{key: part for key, part in schema.items() if key != "title"}}
+    return head | schema
 
 
-def _describe(schema: Schema, table: type[BaseModel]) -> None:
-    """Put the docstring's words beside each key, in the place of generated titles."""
-    doc = inspect.getdoc(table) or ""
-    schema.pop("title", None)
-    schema["description"] = doc.partition("\n")[0]
-    texts = _arguments(doc)
-    for name, field in table.model_fields.items():
-        key = schema["properties"][field.alias or name]
-        key.pop("title", None)
-        if key.get("default", 0) is None:  # JSON's null is taken, but no one need write it
-            del key["default"]
-        key["description"] = texts[name]
-
-
-def _arguments(doc: str) -> dict[str, str]:
-    """Return the texts of a Google docstring's Args."""
-    block = doc.partition("Args:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
-
-
-def _narrow_recipe(keys: Schema) -> None:
-    keys["version"] |= {"const": 1}
-    keys["rule"] |= {"minItems": 1}
-    keys["pass"] |= {"minItems": 1}
-    del keys["pass"]["default"]
-
-
-def _narrow_select(keys: Schema) -> None:
-    for name, key in keys.items():
-        if name == "min_numel":
-            continue
-        one: Schema = {"type": "string", "minLength": 1}
-        if name == "ndim":
-            one = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**63}
-        if name == "dtype":
-            one = {"enum": list(DTYPES)}
-        keys[name] = {"description": key["description"], "anyOf": _one_or_more(one)}
-
-
-def _one_or_more(one: Schema) -> list[Schema]:
-    return [one, {"type": "array", "items": one, "minItems": 1}]
-
-
-def _narrow_rule(rule: Schema) -> None:
-    keys = rule["properties"]
-    text: Schema = {"type": "string", "minLength": 1}
-    kinds: dict[str, list[Schema]] = {
-        "name": [_LINE],
-        "select": [{"$ref": "#/$defs/Select"}, *_one_or_more(text), _NULL],
-        "prune": [*_one_or_more(text), _NULL],
-        "match": [text, _NULL],
-        "method": [{"enum": list(METHODS)}, {"type": "string", "pattern": _CLASS}, _NULL],
-        "score": [{"enum": list(SCORES)}, text, _NULL],
-        "mask": [{"type": "string", **_MASK}, _NULL],
-        "group": [_LINE, _NULL],
-    }
-    for name, kind in kinds.items():
-        keys[name] = {"description": keys[name]["description"], "anyOf": kind}
-    keys["n"]["anyOf"].append({"enum": ["inf", "-inf"]})
-    rule.pop("required", None)
+def _hold_together(rule: Schema) -> None:
+    """Add which keys of a rule go together."""
     rule["oneOf"] = [
         _only(["select"], ["match", "prune"]),
         _only(["match", "prune"], ["select"]),

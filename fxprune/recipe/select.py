@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
+from fxprune import program
 from fxprune.errors import RecipeError
-from fxprune.program import ParamSite
 from fxprune.recipe.faults import explain, refuse
 from fxprune.rewrite import capitals, parse
 from fxprune.support import LONGEST, Allowance, UnboundedError, check_regex, found_in
@@ -61,13 +63,22 @@ def _several(value: object, info: ValidationInfo) -> object:
     return several if isinstance(several, tuple) else (several,)
 
 
+def one_or_more(kind: Any) -> Any:
+    """What a file may hold for a tuple of a kind."""
+    return kind | Annotated[list[kind], Field(min_length=1)]
+
+
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Word = Annotated[str, Field(min_length=1)]
 Names = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...],
-    BeforeValidator(_several, json_schema_input_type=str | list[str]),
+    tuple[Word, ...], BeforeValidator(_several, json_schema_input_type=one_or_more(Word))
 ]
 _Sizes = Annotated[
-    tuple[Count, ...], BeforeValidator(_several, json_schema_input_type=int | list[int])
+    tuple[Count, ...], BeforeValidator(_several, json_schema_input_type=one_or_more(Count))
+]
+_Dtype = Annotated[str, WithJsonSchema({"enum": [*DTYPES]})]
+_Dtypes = Annotated[
+    tuple[Word, ...], BeforeValidator(_several, json_schema_input_type=one_or_more(_Dtype))
 ]
 
 
@@ -77,6 +88,7 @@ class Reading(NamedTuple):
     allow_imports: bool
     folder: Path | None
     gives_masks: bool = False  # Python hands masks over beside the recipe
+    loads_passes: bool = True  # those of [[pass]] are imported, and torch with them
 
 
 def _as_pydantics_own(init: _Init) -> _Init:
@@ -87,11 +99,31 @@ def _as_pydantics_own(init: _Init) -> _Init:
     return cast("_Init", functools.wraps(BaseModel.__init__)(init))
 
 
+def _describe(schema: dict[str, Any], table: type[BaseModel]) -> None:
+    """Put the docstring's words beside each key of a JSON Schema, in the place of titles."""
+    summary, _, rest = (inspect.getdoc(table) or "").partition("\n")
+    arguments = rest.partition("Args:\n")[2].partition("\n\n")[0]
+    texts = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", arguments, flags=re.MULTILINE))
+    schema.pop("title", None)
+    schema["description"] = summary
+    for name, field in table.model_fields.items():
+        key = schema["properties"][field.alias or name]
+        key.pop("title", None)
+        if key.get("default", 0) in (None, "", []):  # taken from Python, but no one need write it
+            del key["default"]
+        key["description"] = " ".join(texts[name].split())
+
+
 class Table(BaseModel):
     """What all tables share: frozen, no unknown keys, no conversions, RecipeError on a fault."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, validate_by_alias=True, validate_by_name=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_by_alias=True,
+        validate_by_name=True,
+        json_schema_extra=_describe,
     )
 
     # Each table takes this over by name: type checkers would give it one of strict types instead.
@@ -139,7 +171,7 @@ class Select(Table):
     exclude: Names = ()
     min_numel: Count | None = None
     ndim: _Sizes = ()
-    dtype: Names = ()
+    dtype: _Dtypes = ()
 
     @field_validator("regex")
     @classmethod
@@ -266,7 +298,7 @@ class Condition:
 
 
 def conditions(
-    select: Select, site: ParamSite, allowance: Allowance | None = None
+    select: Select, site: program.ParamSite, allowance: Allowance | None = None
 ) -> Iterator[Condition]:
     """Yield the conditions that a Select makes, in the order in which they are told.
 
@@ -301,7 +333,7 @@ def _fitting(globs: tuple[str, ...]) -> Callable[[str], bool]:
     return lambda name: name in whole or any(match(name) is not None for match in wild)
 
 
-def _uses(select: Select, site: ParamSite) -> Iterator[Condition]:
+def _uses(select: Select, site: program.ParamSite) -> Iterator[Condition]:
     used = ", ".join(f"{role} of {op}" for op, role in site.uses) or "nothing"
     asked = f"{_either(select.role) or 'any argument'} of {_either(select.op) or 'any operator'}"
     text = f"it is {used}, not {asked}"
@@ -313,7 +345,9 @@ def _uses(select: Select, site: ParamSite) -> Iterator[Condition]:
         yield Condition(bool(set(roles) & set(select.role)), text, select.role, roles, True)
 
 
-def _names(select: Select, site: ParamSite, allowance: Allowance | None) -> Iterator[Condition]:
+def _names(
+    select: Select, site: program.ParamSite, allowance: Allowance | None
+) -> Iterator[Condition]:
     if select.path:
         text = f"its name does not match path {_either(select.path, show)}"
         yield Condition(globbed(site.aliases, select.path), text, select.path, site.aliases)
@@ -330,7 +364,7 @@ def _names(select: Select, site: ParamSite, allowance: Allowance | None) -> Iter
         yield Condition(not globbed(site.aliases, select.exclude), text, (), ())
 
 
-def _tensors(select: Select, site: ParamSite) -> Iterator[Condition]:
+def _tensors(select: Select, site: program.ParamSite) -> Iterator[Condition]:
     if select.min_numel is not None:
         least = select.min_numel
         text = f"it has {site.numel} entries, fewer than min_numel = {least}"

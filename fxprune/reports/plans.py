@@ -21,7 +21,7 @@ from fxprune.errors import FormatError, PassError, RecipeError
 from fxprune.program import STRICT, Count, RuleRecord
 from fxprune.recipe import Recipe
 from fxprune.reports.rows import PlannedParameter, Totals
-from fxprune.support import PathLike, parse_json, write_text
+from fxprune.support import PathLike, parse_json, read_text, write_text
 from fxprune.words import plain, plain_table, rich_table
 
 _RULES = ("rule", "parameter", "units", "alive", "pruned", "threshold", "zeros")
@@ -115,7 +115,7 @@ class Plan(Totals):
             FormatError: it cannot be read, is no plan, or is damaged.
             RecipeError: its recipe names a class to import, and that is not allowed.
         """
-        text = _read_text(path)
+        text = read_text(Path(path), "plan", _MOST_BYTES)
         return cls.from_json(text, allow_imports=allow_imports, where=os.fspath(path))
 
     def to_json(self) -> str:
@@ -449,21 +449,6 @@ _OF_REPORTS: Any = {
         }
     }
 }
-
-
-def _read_text(path: PathLike) -> str:
-    file, where = Path(path), plain(str(path))
-    try:
-        if not file.is_file():
-            what = "is not a file" if file.exists() else "does not exist"
-            raise FormatError(f"{where}: this {what}; give the path of a plan")
-        with file.open("rb") as stream:
-            raw = stream.read(_MOST_BYTES + 1)
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise FormatError(f"{where}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{where}: byte {error.start + 1} is not UTF-8; {_AGAIN}") from None
 
 
 def _parse(text: str, where: str) -> PlanFile:

@@ -59,9 +59,10 @@ if TYPE_CHECKING:
         Listed,
         call_fault,
         create,
-        described,
+        describe,
         find,
         listed,
+        name_fault,
         names,
         pass_fault,
         score_fault,
@@ -94,7 +95,8 @@ __getattr__, __dir__ = lazy_names(
             "parts_of"
         ),
         "registry": (
-            "Listed NO_DEFAULT call_fault create described find listed names pass_fault score_fault"
+            "NO_DEFAULT PassInfo call_fault create describe find list_passes name_fault names "
+            "pass_fault score_fault"
         ),
         "rewriter": "RewriteRule Rewriter bias_name rule",
         "units": (

@@ -24,13 +24,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NoReturn
-
-from torch.fx.node import Node
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fxprune.errors import RecipeError
 from fxprune.support import alone
 from fxprune.words import plain
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from torch.fx.node import Node
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,33 @@
-"""Passes by name, found through the entry-point group `fxprune.passes`; imported when used.
-
-What the registry's passes are: scores, rewrites or analyses, with which options.
-"""
+"""Passes by name, found through the entry-point group `fxprune.passes`; imported when used."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from fxprune.errors import FxpruneError, PassError
-from fxprune.rewrite.facts import Scores
-from fxprune.rewrite.passes import Rewrite
-from fxprune.words import did_you_mean, nearest
+from fxprune.words import choices, did_you_mean, nearest
 
 GROUP = "fxprune.passes"
 
 
-class _Found(NamedTuple):
+class _Tables(NamedTuple):
     table: dict[str, str]  # "module:Class" by the pass's name
     broken: dict[str, str]  # what is wrong with entry points that cannot be loaded, by their name
     owners: dict[str, str]  # the distribution by the pass's name
 
 
 def find(name: str) -> type[Any]:
-    """Return the class of a pass.
-
-    Args:
-        name: as in the table of the distribution that brings the pass.
-
-    Raises:
-        PassError: no distribution has a pass of that name, or it cannot be imported.
-    """
+    """Return the class of a pass; a PassError where there is none or it cannot be imported."""
     table = _table()
     if name not in table:
         hint = did_you_mean(name, table, f"there are {', '.join(table)}")
-        broken = "".join(f"\n  {fault}" for fault in faults())
+        broken = "".join(f"\n  {fault}" for fault in _installed().broken.values())
         raise PassError(f"there is no pass {name!r}; {hint}{broken}")
     module, _, attribute = table[name].partition(":")
     try:
@@ -50,11 +39,7 @@ def find(name: str) -> type[Any]:
 
 
 def create(name: str, **options: Any) -> Any:
-    """Return a pass with these options.
-
-    Raises:
-        PassError: there is no such pass, or it does not take these options.
-    """
+    """Return a pass with these options; a PassError where it does not take them."""
     found = find(name)
     try:
         return found(**options)
@@ -69,32 +54,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_table()))
 
 
-def distribution_of(name: str) -> str:
-    """Return the name of the distribution that brings a pass; that of its entry point without one.
-
-    Raises:
-        PassError: there is no such pass.
-
-    Example:
-        >>> distribution_of("rank")
-        'fxprune'
-    """
-    find(name)
-    return _found().owners[name]
-
-
-def faults() -> tuple[str, ...]:
-    """Return what is wrong with entry points whose passes cannot be loaded."""
-    return tuple(_found().broken.values())
-
-
 def _table() -> Mapping[str, str]:
-    return _found().table
+    return _installed().table
 
 
 @lru_cache(maxsize=1)
-def _found() -> _Found:
-    made = _Found({}, {}, {})
+def _installed() -> _Tables:
+    made = _Tables({}, {}, {})
     found = entry_points(group=GROUP)
     if not found:
         raise PassError(
@@ -111,7 +77,7 @@ def _found() -> _Found:
     return made
 
 
-def _add(made: _Found, entry: Any, passes: Mapping[str, str]) -> None:
+def _add(made: _Tables, entry: Any, passes: Mapping[str, str]) -> None:
     owner = getattr(getattr(entry, "dist", None), "name", entry.name)
     for name, target in passes.items():
         if made.table.get(name, target) != target:
@@ -128,96 +94,63 @@ _INSTALL = "install the distribution that brings it"
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
-    """What there is to know about a pass.
-
-    Args:
-        name: its name, as recipes use it.
-        kind: "score": ranks units in a rule; "rewrite": edits the graph; "analysis": anything else.
-        needs: names of the facts that it needs.
-        gives: names of the facts that it gives.
-        promise: "same" or "changes" for a rewrite; None for what edits nothing.
-        options: its options and their defaults; `NO_DEFAULT` where one has to be given.
-        distribution: what to install for it.
-        summary: the first line of its docstring.
-
-    Example:
-        >>> described("rank").kind, described("rank").needs, described("rank").options["ties"]
-        ('analysis', ('Scores',), 'index')
-    """
+class PassInfo:
+    """What there is to know about a pass."""
 
     name: str
-    kind: str
-    needs: tuple[str, ...]
+    kind: str  # "score": ranks units in a rule; "rewrite": edits the graph; else "analysis"
+    needs: tuple[str, ...]  # names of facts
     gives: tuple[str, ...]
-    promise: str | None
-    options: Mapping[str, Any]
+    promise: str | None  # None for what edits nothing
+    options: Mapping[str, Any]  # defaults by name, NO_DEFAULT where one has to be given
     distribution: str
     summary: str
 
 
-def listed() -> tuple[tuple[Listed, ...], tuple[str, ...]]:
+def list_passes() -> tuple[tuple[PassInfo, ...], tuple[str, ...]]:
     """Return all passes by name, and what is wrong with those that cannot be imported."""
-    found: list[Listed] = []
-    broken = [*faults()]
+    found: list[PassInfo] = []
+    broken = [*_installed().broken.values()]
     for name in names():
         try:
-            found.append(described(name))
+            found.append(describe(name))
         except PassError as error:
             broken.append(str(error))
     return tuple(found), tuple(broken)
 
 
-def described(name: str) -> Listed:
-    """Return what there is to know about a pass.
-
-    Raises:
-        PassError: there is no such pass, or it cannot be imported.
-    """
+def describe(name: str) -> PassInfo:
+    """Return what there is to know about a pass."""
     found = find(name)
     kind = kind_of(found)
-    return Listed(
+    return PassInfo(
         name=name,
         kind=kind,
         needs=tuple(fact.__name__ for fact in found.needs),
         gives=tuple(fact.__name__ for fact in found.gives),
         promise=found.promise if kind == "rewrite" else None,
         options=_options(found),
-        distribution=distribution_of(name),
+        distribution=_installed().owners[name],
         summary=(found.__doc__ or "").strip().partition("\n")[0],
     )
 
 
 def kind_of(found: type[Any]) -> str:
-    """Return whether a class is a "score", a "rewrite" or another "analysis".
+    """Return whether a class is a "score", a "rewrite" or another "analysis"."""
+    # What a pass is made of takes torch, which its own module has loaded.
+    from fxprune.rewrite.facts import Scores
+    from fxprune.rewrite.passes import Rewrite
 
-    Example:
-        >>> kind_of(find("magnitude")), kind_of(find("finalize")), kind_of(find("select"))
-        ('score', 'rewrite', 'analysis')
-    """
     if issubclass(found, Rewrite):
         return "rewrite"
     return "score" if Scores in found.gives and Scores not in found.needs else "analysis"
 
 
 def score_fault(name: str, known: Iterable[str]) -> str:
-    """Return why a rule cannot rank by a score; "" where it can.
-
-    Args:
-        name: a name that is none of fxprune's own scores.
-        known: fxprune's own.
-
-    Example:
-        >>> score_fault("rank", ["magnitude", "norm", "random"])
-        "is a pass, but no score (it gives Ranking); give one of 'magnitude', 'norm', 'random'"
-    """
-    scores = [*known, *_foreign_scores(known)]
-    told = _told(scores)
+    """Return why a rule cannot rank by a score that is none of the known; "" where it can."""
+    scores = [*known, *_foreign_scores()]
     if name not in names():
-        close = nearest(name, scores)
-        if close:
-            return f"is not known; did you mean '{close}'? Known: {told}"
-        return f"is not known; known: {told}; {_INSTALL}"
+        return choices(name, scores) + ("" if nearest(name, scores) else f"; {_INSTALL}")
     try:
         found = find(name)
     except PassError as error:
@@ -225,47 +158,38 @@ def score_fault(name: str, known: Iterable[str]) -> str:
     if kind_of(found) == "score":
         return ""
     gives = ", ".join(fact.__name__ for fact in found.gives) or "nothing"
-    return f"is a pass, but no score (it gives {gives}); give one of {told}"
+    return f"is a pass, but no score (it gives {gives}); give one of {_quoted(scores)}"
 
 
-def call_fault(name: str) -> str:
-    """Return why a recipe cannot call a pass by name; "" where it can.
+def name_fault(name: str) -> str:
+    """Return what to say where no pass has a name; "" where one has. Imports none."""
+    if name in names():
+        return ""
+    hint = did_you_mean(name, names(), f"{_INSTALL}; known: {_quoted(names())}")
+    return f"there is no pass '{name}'; {hint}"
+
+
+def call_fault(name: str, args: Mapping[str, Any]) -> str:
+    """Return why a recipe cannot run a pass with these options; "" where it can.
 
     fxprune's own analyses are steps of rules, which alone decide what these may read and import.
-
-    Example:
-        >>> call_fault("finalize"), call_fault("rank")
-        ('', "the pass 'rank' is a step of rules; write a [[rule]]")
     """
-    if name not in names():
-        hint = did_you_mean(name, names(), f"{_INSTALL}; known: {_told(names())}")
-        return f"there is no pass '{name}'; {hint}"
     try:
         found = find(name)
     except PassError as error:
         return str(error)
-    if found.__module__.startswith(f"{GROUP}.") and kind_of(found) != "rewrite":
+    if _is_own(name) and kind_of(found) != "rewrite":
         return f"the pass '{name}' is a step of rules; write a [[rule]]"
-    return ""
+    return pass_fault(name, args)
 
 
 def pass_fault(name: str, args: Mapping[str, Any], *, own: Iterable[str] = ()) -> str:
-    """Return why a pass does not take these options; "" where it does.
-
-    Args:
-        name: of a pass that there is.
-        args: options by name.
-        own: options that the recipe gives by keys of its own.
-
-    Example:
-        >>> pass_fault("rank", {"tise": "index"})
-        "args has 'tise', which the pass 'rank' does not take; did you mean 'ties'?"
-    """
+    """Return why a pass does not take args, beside its `own` keys of a rule; "" where it does."""
     options = _options(find(name))
     takes = [option for option in options if option not in own]
     odd = next((option for option in args if option not in takes), None)
     if odd is not None:
-        hint = did_you_mean(odd, takes, f"it takes {_told(takes) or 'none'}")
+        hint = did_you_mean(odd, takes, f"it takes {_quoted(takes) or 'none'}")
         return f"args has '{odd}', which the pass '{name}' does not take; {hint}"
     missing = [o for o in takes if options[o] is NO_DEFAULT and o not in args]
     if missing:
@@ -294,17 +218,20 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def _foreign_scores(known: Iterable[str]) -> list[str]:
+def _is_own(name: str) -> bool:
+    """Tell whether a pass is one of fxprune's own."""
+    return _table()[name].startswith(f"{GROUP}.")
+
+
+def _foreign_scores() -> list[str]:
     """Return the names of other distributions' scores; what cannot be imported is left out."""
-    found: list[str] = []
+    scores: list[str] = []
     for name in names():
-        try:
-            is_score = name not in known and kind_of(find(name)) == "score"
-        except PassError:
-            continue
-        found += [name] * is_score
-    return found
+        with suppress(PassError):
+            if not _is_own(name) and kind_of(find(name)) == "score":
+                scores.append(name)
+    return scores
 
 
-def _told(known: Iterable[str]) -> str:
+def _quoted(known: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in known)

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx.node import Node, map_arg
 
 from fxprune.errors import InvariantError, PassError, ShapeError
-from fxprune.program import VALUE, Program, is_product, ops, parameter_of, parameters, submodule
+from fxprune.program import (
+    VALUE,
+    Program,
+    ShrinkRecord,
+    is_product,
+    ops,
+    parameter_of,
+    parameters,
+    submodule,
+)
 from fxprune.rewrite.matching import matches
 from fxprune.rewrite.pattern import Match, Pattern, Refusal, parse
 from fxprune.support import same_bits
-
-if TYPE_CHECKING:
-    from fxprune.program import ShrinkRecord
-
 
 # Takes the rewriter, the matched node and the pattern's bindings by name.
 Rewrite = Callable[..., Node | Refusal]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         open_archive,
         parse_json,
         read_safely,
+        read_small,
+        read_text,
         unpickle,
     )
     from fxprune.support.regexes import (
@@ -59,7 +61,7 @@ __getattr__, __dir__ = lazy_names(
         "equality": "same_bits",
         "reading": (
             "MOST_HEADER TOO_DEEP check_is_file header_size open_archive parse_json read_safely "
-            "unpickle"
+            "read_small read_text unpickle"
         ),
         "regexes": "Allowance LONGEST UnboundedError check_regex fits_at_start found_in",
         "torch_state": "alone generator_states kept_generators quiet_export",

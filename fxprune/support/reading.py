@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from fxprune.errors import FormatError, FxpruneError
-from fxprune.words import show
+from fxprune.words import plain, show
 
 MOST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer header
 TOO_DEEP = "tables and lists are nested too deeply; no key needs this"
@@ -41,14 +41,15 @@ def read_safely(source: Path, damage: Callable[[Exception], str]) -> Generator[N
     Raises:
         FormatError: instead of any error.
     """
+    where = plain(str(source))
     try:
         yield
     except FxpruneError as error:
-        raise FormatError(f"{source}: {error}") from error
+        raise FormatError(f"{where}: {error}") from error
     except OSError as error:
-        raise FormatError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise FormatError(f"{where}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file raises many kinds, all of which mean the same here
-        raise FormatError(f"{source}: {damage(error)}") from error
+        raise FormatError(f"{where}: {damage(error)}") from error
 
 
 def check_is_file(source: Path, kind: str) -> None:
@@ -62,8 +63,29 @@ def check_is_file(source: Path, kind: str) -> None:
         FormatError: there is none; does not name it, as `reading` does.
     """
     if not source.is_file():
-        what = "is no file" if source.exists() else "does not exist"
+        what = "is not a file" if source.exists() else "does not exist"
         raise FormatError(f"this {what}; give the path of a {kind} file")
+
+
+def read_small(source: Path, kind: str, most: int) -> bytes:
+    """Return what a file of at most so many bytes holds; a FormatError names the file."""
+    with read_safely(source, str):
+        check_is_file(source, kind)
+        with source.open("rb") as stream:
+            raw = stream.read(most + 1)
+        if len(raw) > most:
+            raise FormatError(f"the file is larger than {most:,} bytes")
+    return raw
+
+
+def read_text(source: Path, kind: str, most: int) -> str:
+    """Return the text in UTF-8 that a file of at most so many bytes holds."""
+    raw = read_small(source, kind, most)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fault = f"byte {error.start + 1} is not UTF-8 text; save it as UTF-8"
+        raise FormatError(f"{plain(str(source))}: {fault}") from None
 
 
 def parse_json(raw: str | bytes) -> Any:

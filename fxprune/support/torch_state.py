@@ -12,9 +12,10 @@ import threading
 import warnings
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
+if TYPE_CHECKING:  # it takes seconds to import
+    import torch
 
 _LOCK = threading.RLock()
 
@@ -121,6 +122,8 @@ def kept_generators(tensors: Iterable[torch.Tensor]) -> Generator[None]:
 
 def _generators(tensors: Iterable[torch.Tensor]) -> list[torch.Generator]:
     """Return the CPU's generator, and that of each other device that holds one of the tensors."""
+    import torch
+
     found = [torch.default_generator]
     for device in dict.fromkeys(tensor.device for tensor in tensors):
         module: Any = getattr(torch, device.type, None)

@@ -18,13 +18,12 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, cast
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from fxprune.errors import FormatError
+
+if TYPE_CHECKING:  # it takes seconds to import
+    import torch
 
 PathLike = str | os.PathLike[str]
 
@@ -330,6 +329,9 @@ def write_tensor_file(
     Raises:
         OSError: it cannot be written.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         save_file(dict(tensors), path, metadata=metadata)
     except SafetensorError as error:

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from fxprune.cli.app import app
 from fxprune.compiler import build
 from fxprune.verification.certificate import Certificate, Failure
+from tests.tools.commands import files, refused, run
 
 NET = """
 import torch
@@ -113,22 +112,14 @@ FILES = ["certificate.json", "model.safetensors", "report.json"]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(workplace: Path) -> Path:
     """A folder with a model, a recipe and an earlier result, to work in."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # would make a terminal of it
-        monkeypatch.delenv(name, raising=False)
     Path("net.py").write_text(NET)
     Path("recipe.toml").write_text(RECIPE)
     Path("earlier").mkdir()
     for name in FILES:
         Path("earlier", name).write_text("an earlier result")
-    return tmp_path
-
-
-def run(*args: str) -> Any:
-    return CliRunner().invoke(app, args)
+    return workplace
 
 
 def compiled(*args: str, model: str = "net.py:with_example", **options: str) -> Any:
@@ -136,24 +127,6 @@ def compiled(*args: str, model: str = "net.py:with_example", **options: str) -> 
     options = {"recipe": "recipe.toml", "out": "earlier", **options}
     named = [text for key, value in options.items() for text in (f"--{key}", value)]
     return run("compile", model, *named, *args)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """All files by their name, but for the bytecode of imported modules."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path): path.read_bytes() for path in found if path.suffix != ".pyc"}
-
-
-def refused(result: Any) -> str:
-    """Check that a command ended as it must on bad input, and return its message."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.output
-    assert isinstance(result.exception, SystemExit)
-    lines = [line for line in result.stderr.splitlines() if "a chatty" not in line]
-    assert lines[0].startswith("Error: ")
-    assert sum(line.startswith("Error") for line in lines) == 1
-    return "\n".join(lines)
 
 
 # What compile does
@@ -377,7 +350,7 @@ def test_a_bad_recipe_is_refused(case: str, folder: Path) -> None:
 
 BAD_MODELS = {
     "absent.py:Net": ["absent.py", "does not exist"],
-    "earlier.py:Net": ["earlier.py", "is no file"],
+    "earlier.py:Net": ["earlier.py", "is not a file"],
     "net.py:Nett": ["no 'Nett'", "mean 'Net'"],
     "net.py:Net.x.y": ["no 'x'"],
     "net.py": ["net.py", "file.py:factory"],
@@ -668,7 +641,7 @@ def test_the_demo_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_demo_whose_check_fails_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.cli.app.run_demo", lambda *args: False)
+    monkeypatch.setattr("fxprune.cli.demo.run_demo", lambda *args: False)
     result = run("demo")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: the masks or the outputs differ")

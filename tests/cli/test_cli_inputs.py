@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxprune.cli.models import CommandError, draw_inputs, parse_batch, parse_input
+from fxprune.cli.models import draw_inputs, parse_input
+from fxprune.cli.request import CommandError, parse_batch
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from fxprune.cli.app import app
 from fxprune.compiler.dry_run import plan
 from fxprune.compiler.verdicts import explain
 from fxprune.reports.plans import Plan
+from tests.tools.commands import files, refused, run
 
 NET = """
 import torch
@@ -72,20 +71,12 @@ INPUT = ("--input", "1,1,6,6")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(workplace: Path) -> Path:
     """A folder with a model and recipes to work in."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # would make a terminal of it
-        monkeypatch.delenv(name, raising=False)
     Path("net.py").write_text(NET)
     Path("recipe.toml").write_text(RECIPE)
     Path("more.toml").write_text(RECIPE.replace("0.5", "0.75"))
-    return tmp_path
-
-
-def run(*args: str) -> Any:
-    return CliRunner().invoke(app, args)
+    return workplace
 
 
 def planned(*args: str, model: str = "net.py:Net", recipe: str = "recipe.toml") -> Any:
@@ -96,21 +87,6 @@ def saved(name: str, **options: str) -> str:
     result = planned("--out", name, **options)
     assert result.exit_code == 0, result.stderr
     return name
-
-
-def files(folder: Path) -> set[str]:
-    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return {str(path.relative_to(folder)) for path in found}
-
-
-def refused(result: Any) -> str:
-    """Check that a command ended as it must on bad input, and return its message."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.output
-    lines = [line for line in result.stderr.splitlines() if "a chatty" not in line]
-    assert lines[0].startswith("Error: ")
-    return "\n".join(lines)
 
 
 def net() -> torch.nn.Module:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
 import fxprune
-from fxprune.cli.app import app
 from fxprune.files.fxp import load, save
+from tests.tools.commands import refused, run
 
 FACTORIES = """
 import torch
@@ -53,98 +52,83 @@ formats = ["fxp", "safetensors"]
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "nets.py").write_text(FACTORIES)
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    return tmp_path
-
-
-def fxprune_command(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    return result
+@pytest.fixture(autouse=True)
+def folder(workplace: Path) -> Path:
+    (workplace / "nets.py").write_text(FACTORIES)
+    (workplace / "recipe.toml").write_text(RECIPE)
+    return workplace
 
 
 def saved(name: str = "net.fxp") -> Path:
-    result = fxprune_command("compile", "nets.py:make", "--recipe", "recipe.toml", "--out", "out")
+    result = run("compile", "nets.py:make", "--recipe", "recipe.toml", "--out", "out")
     assert result.exit_code == 0, result.output
     program = load("out/model.fxp")
     return save(program, name)
 
 
-@pytest.mark.usefixtures("folder")
 def test_equal_models_are_verified() -> None:
-    result = fxprune_command("verify", "nets.py:make", "nets.py:make")
+    result = run("verify", "nets.py:make", "nets.py:make")
     assert result.exit_code == 0, result.output
     assert result.stdout == "same: kept on 2 of 2 trials, largest difference 0\n"
 
 
-@pytest.mark.usefixtures("folder")
 def test_a_difference_is_told_and_exits_with_1() -> None:
-    result = fxprune_command("verify", "nets.py:other", "nets.py:make")
+    result = run("verify", "nets.py:other", "nets.py:make")
     assert result.exit_code == 1
     assert "kept on 0 of 2 trials, largest difference 1" in result.stdout
     assert "eval mode, the given input: output differs by up to 1" in result.stdout
 
 
-@pytest.mark.usefixtures("folder")
 def test_a_saved_program_is_held_to_another_on_drawn_inputs() -> None:
     saved("a.fxp")
     saved("b.fxp")
-    result = fxprune_command("verify", "a.fxp", "b.fxp", "--trials", "2", "--seed", "7")
+    result = run("verify", "a.fxp", "b.fxp", "--trials", "2", "--seed", "7")
     assert result.exit_code == 0, result.output
     assert "kept on 4 of 4 trials" in result.stdout
     dense = fxprune.capture(load("a.fxp"))
     with torch.no_grad():
         dense.parameter("fc2.bias").add_(1.0)
     save(dense, "c.fxp")
-    result = fxprune_command("verify", "c.fxp", "--against", "a.fxp", "--json")
+    result = run("verify", "c.fxp", "--against", "a.fxp", "--json")
     assert result.exit_code == 1
     certificate = json.loads(result.stdout)
     assert not certificate["ok"]
     assert certificate["failures"][0]["node"] == "fc2_bias"
 
 
-@pytest.mark.usefixtures("folder")
 def test_close_holds_where_same_does_not() -> None:
     program = load(saved()).double()
     save(program, "a.fxp")
     with torch.no_grad():
         program.parameter("fc2.weight").mul_(1 + 1e-15)
     save(program, "b.fxp")
-    assert fxprune_command("verify", "b.fxp", "a.fxp").exit_code == 1
-    assert fxprune_command("verify", "b.fxp", "a.fxp", "--promise", "close").exit_code == 0
+    assert run("verify", "b.fxp", "a.fxp").exit_code == 1
+    assert run("verify", "b.fxp", "a.fxp", "--promise", "close").exit_code == 0
 
 
-@pytest.mark.usefixtures("folder")
 def test_a_folder_that_compile_wrote_is_verified() -> None:
     saved()
-    result = fxprune_command("verify", "out", "net.fxp")
+    result = run("verify", "out", "net.fxp")
     assert result.exit_code == 0, result.output
     os.remove("out/model.fxp")
-    result = fxprune_command("verify", "out", "net.fxp")
+    result = run("verify", "out", "net.fxp")
     assert result.exit_code == 0, result.output
     os.remove("out/model.safetensors")
-    result = fxprune_command("verify", "out", "net.fxp")
+    result = run("verify", "out", "net.fxp")
     assert result.exit_code == 2
     assert "there is no model.fxp or model.safetensors" in result.stderr
 
 
-@pytest.mark.usefixtures("folder")
 def test_against_says_whether_a_certificate_was_checked() -> None:
     saved()
-    held = fxprune_command("verify", "out", "--against", "nets.py:make")
+    held = run("verify", "out", "--against", "nets.py:make")
     assert held.exit_code == 0, held.output
     assert held.stdout.splitlines()[-1] == "out/certificate.json: checked from scratch"
     os.remove("out/certificate.json")
-    compared = fxprune_command("verify", "out", "--against", "nets.py:make", "--trials", "1")
+    compared = run("verify", "out", "--against", "nets.py:make", "--trials", "1")
     assert compared.stdout.splitlines()[-1].startswith("no certificate.json lies beside it")
 
 
-@pytest.mark.usefixtures("folder")
 def test_weights_are_loaded_into_the_other_model() -> None:
     torch.manual_seed(0)
     namespace: dict[str, object] = {}
@@ -154,17 +138,16 @@ def test_weights_are_loaded_into_the_other_model() -> None:
     with torch.no_grad():
         net.fc1.bias[0] += 1.0
     torch.save(net.state_dict(), "other.pt")
-    assert fxprune_command("verify", "same.safetensors", "nets.py:make").exit_code == 0
-    assert fxprune_command("verify", "other.pt", "nets.py:make").exit_code == 1
+    assert run("verify", "same.safetensors", "nets.py:make").exit_code == 0
+    assert run("verify", "other.pt", "nets.py:make").exit_code == 1
     options = ("--weights", "other.pt")
-    assert fxprune_command("verify", "other.pt", "nets.py:make", *options).exit_code == 0
+    assert run("verify", "other.pt", "nets.py:make", *options).exit_code == 0
 
 
-@pytest.mark.usefixtures("folder")
 def test_an_input_is_given_where_the_factories_have_none() -> None:
-    result = fxprune_command("verify", "nets.py:bare", "nets.py:bare", "--input", "3,6")
+    result = run("verify", "nets.py:bare", "nets.py:bare", "--input", "3,6")
     assert result.exit_code == 0, result.output
-    result = fxprune_command("verify", "nets.py:bare", "nets.py:bare")
+    result = run("verify", "nets.py:bare", "nets.py:bare")
     assert result.exit_code == 2
 
 
@@ -187,21 +170,17 @@ def test_faults_of_the_input_exit_with_2(case: str, folder: Path) -> None:
     (folder / "broken.fxp").write_bytes(b"broken" * 9)
     save_file({"fc1.weight": torch.ones(2)}, folder / "few.safetensors")
     before = sorted(os.listdir(folder))
-    result = fxprune_command("verify", *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert result.stdout == ""
+    assert message in refused(run("verify", *arguments))
     assert sorted(os.listdir(folder)) == before
 
 
-@pytest.mark.usefixtures("folder")
 def test_a_saved_program_is_a_model_of_every_command() -> None:
     saved()
-    result = fxprune_command("inspect", "net.fxp")
+    result = run("inspect", "net.fxp")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Net: 6 parameters")
     command = ("compile", "net.fxp", "--recipe", "recipe.toml", "--out", "again")
-    result = fxprune_command(*command)
+    result = run(*command)
     assert result.exit_code == 0, result.output
     assert Path("again/model.fxp").exists()
     assert load("again/model.fxp").captured.records[-1].parameters

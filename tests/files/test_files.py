@@ -485,7 +485,7 @@ def test_files_that_are_not_there_or_not_weights_are_refused(tmp_path: Path) -> 
     with pytest.raises(FormatError, match=r"does not exist; give the path of a \.pt file"):
         read_weights(tmp_path / "weights.pt")
     (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(FormatError, match="this is no file"):
+    with pytest.raises(FormatError, match="this is not a file"):
         read_weights(tmp_path / "folder.pt")
     with pytest.raises(FormatError, match=r"read from \.safetensors, \.pt, \.pth, \.bin files"):
         read_weights(tmp_path / "weights.npz")

@@ -133,10 +133,10 @@ def test_weights_without_a_program_are_told_apart(good: bytes, tmp_path: Path) -
 def test_places_that_are_no_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="does not exist"):
         load(tmp_path / "missing.fxp")
-    with pytest.raises(FormatError, match="is no file"):
+    with pytest.raises(FormatError, match="is not a file"):
         load(tmp_path)
     os.mkfifo(tmp_path / "pipe.fxp")
-    with pytest.raises(FormatError, match="is no file"):
+    with pytest.raises(FormatError, match="is not a file"):
         load(tmp_path / "pipe.fxp")
 
 

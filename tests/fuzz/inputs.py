@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 import fxprune
 from fxprune.cli.app import app
-from fxprune.cli.models import draw_inputs, parse_batch, parse_input
+from fxprune.cli.models import draw_inputs, parse_input
+from fxprune.cli.request import parse_batch
 from fxprune.compiler.dry_run import plan
 from fxprune.files.masks import WRITERS, fit_masks, read_masks
 from fxprune.files.pt2 import load_pt2

@@ -118,5 +118,5 @@ def test_a_file_that_holds_no_masks_is_refused(content: bytes | None, tmp_path: 
 def test_a_folder_is_no_file_of_masks(tmp_path: Path):
     folder = tmp_path / "masks.pt"
     folder.mkdir()
-    with pytest.raises(FormatError, match="this is no file"):
+    with pytest.raises(FormatError, match="this is not a file"):
         read_masks(folder)

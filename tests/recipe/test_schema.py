@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from fxprune.errors import RecipeError
-from fxprune.recipe.recipe import Export, Finalize, PassCall, Recipe
+from fxprune.recipe.recipe import Export, Finalize, PassCall, Recipe, Shrink
 from fxprune.recipe.rule import METHODS, SCORES, Rule
 from fxprune.recipe.schema import json_schema
 from fxprune.recipe.select import Select
@@ -44,7 +44,7 @@ def test_the_schema_is_a_schema_and_json():
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
 
-@pytest.mark.parametrize("table", [Recipe, Rule, Select, PassCall, Finalize, Export])
+@pytest.mark.parametrize("table", [Recipe, Rule, Select, PassCall, Finalize, Export, Shrink])
 def test_every_key_is_described(table: Any):
     schema = SCHEMA if table is Recipe else SCHEMA["$defs"][table.__name__]
     names = {field.alias or name for name, field in table.model_fields.items()}

@@ -14,7 +14,7 @@ from torch import nn
 import fxprune
 from fxprune.errors import InvariantError, PassError, RecipeError
 from fxprune.recipe.recipe import PassCall, Recipe
-from fxprune.rewrite.registry import NO_DEFAULT, described, listed
+from fxprune.rewrite.registry import NO_DEFAULT, describe, list_passes
 from fxprune.testing.assert_pass import snapshot
 from tests.tools.breaking import FAULTS, Close, Net
 from tests.tools.foreign import installed
@@ -239,12 +239,12 @@ def test_faults_of_a_score_say_where(keys: dict[str, Any], message: str):
 
 
 def test_passes_are_described():
-    peak = described("peak")
+    peak = describe("peak")
     assert (peak.kind, peak.distribution, peak.promise) == ("score", "foreign", None)
     assert peak.options == {"dim": NO_DEFAULT, "power": 1.0}
     assert (peak.needs, peak.gives) == (("Selection",), ("Scores",))
-    assert described("use").promise == "same"
-    found, broken = listed()
+    assert describe("use").promise == "same"
+    found, broken = list_passes()
     assert {"finalize", "peak", "use"} <= {each.name for each in found}
     assert len(broken) == 1
     assert "'gone' cannot be imported" in broken[0]

@@ -35,10 +35,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             return entries
 
         monkeypatch.setattr(registry, "entry_points", entry_points)
-        registry._found.cache_clear()
+        registry._installed.cache_clear()
 
     yield replace
-    registry._found.cache_clear()
+    registry._installed.cache_clear()
 
 
 @pytest.mark.smoke

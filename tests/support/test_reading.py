@@ -12,7 +12,7 @@ import pytest
 from fxprune.compiler.recheck import read_certificate
 from fxprune.errors import FormatError
 from fxprune.reports.plans import Plan
-from fxprune.support.reading import header_size, parse_json
+from fxprune.support.reading import header_size, parse_json, read_small, read_text
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,19 @@ def test_a_header_is_not_read_at_a_size_that_it_cannot_have() -> None:
     for raw in (b"", b"\0" * 7, struct.pack("<Q", 3) + b"{}", struct.pack("<Q", 2**64 - 1)):
         with pytest.raises(FormatError, match="shorter than its header says"):
             header_size(io.BytesIO(raw))
+
+
+def test_a_small_file_is_read_to_a_limit_and_named_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "a\n.txt"
+    path.write_bytes(b"\xef\xbb\xbfabc")
+    assert (len(read_small(path, ".txt", 6)), read_text(path, ".txt", 6)) == (6, "abc")
+    for source, most, reason in (
+        (path, 5, r"a\\n\.txt: the file is larger than 5 bytes"),
+        (tmp_path, 6, r"this is not a file; give the path of a \.txt file"),
+        (tmp_path / "b", 6, r"b: this does not exist; give the path of a \.txt file"),
+    ):
+        with pytest.raises(FormatError, match=reason):
+            read_small(source, ".txt", most)
+    path.write_bytes(b"a\xff")
+    with pytest.raises(FormatError, match=r"byte 2 is not UTF-8 text; save it as UTF-8"):
+        read_text(path, ".txt", 6)

@@ -52,9 +52,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Install the table beside fxprune's own."""
     entries = (Entry("fxprune", PASSES), Entry("foreign", TABLE))
     monkeypatch.setattr(registry, "entry_points", lambda group: entries)
-    registry._found.cache_clear()
+    registry._installed.cache_clear()
     yield
-    registry._found.cache_clear()
+    registry._installed.cache_clear()
 
 
 class Given(ScoreSource):
