@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fxprune.cli.app import app
-from fxprune.compiler.dry_run import plan
-from fxprune.compiler.verdicts import explain
+from fxprune.compiler.dry_run import explain, plan
 from fxprune.reports.plans import Plan
 
 NET = """

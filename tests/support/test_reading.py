@@ -36,7 +36,9 @@ def test_json_that_is_not_strict_is_refused(raw: str | bytes, reason: str) -> No
 
 @pytest.mark.parametrize("text", ['{"format": NaN}', '{"version": 1, "version": 1}'])
 def test_plans_and_certificates_are_read_as_strictly(text: str, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"p\.json: this is no plan: this is not JSON.*; make the plan again"):
+    with pytest.raises(
+        FormatError, match=r"p\.json: this is no plan: this is not JSON.*; make the plan again"
+    ):
         parse(text, "p.json", allow_imports=False)
     path = tmp_path / "certificate.json"
     path.write_text(text)
