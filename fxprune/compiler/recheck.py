@@ -238,7 +238,7 @@ class Basis:
         trials: int,
         seed: int,
     ) -> Certificate:
-        """Run an artifact, or the weights alone, beside what it has to equal; a graph in its mode."""
+        """Compare an artifact, or the weights alone, with its oracle; a graph in its mode."""
         after = oracle if artifact is None else artifact
         found = verify(after, fork(oracle), *self.given, trials=trials, seed=seed)
         if exported is None:
