@@ -375,7 +375,7 @@ def record_of(program: Program, stage: Stage, facts: Facts, trace: Trace) -> Rul
     refused = selection.refused
     if rule.coupled:
         layers = tuple(_layers(facts))
-        parameters = tuple(_coupled(name, facts, layers) for name in facts[NewMasks].names)
+        parameters = tuple(_coupled(facts, layers))
         masked = {record.name for record in parameters}
         others = tuple((name, why) for name, why in refused if name not in masked)
         refused = (*others, *facts[Coupling].refused)
@@ -447,17 +447,19 @@ def _layers(facts: Facts) -> Iterator[ParamRecord]:
         yield ParamRecord(layer.name, *counts, makers=layer.makers)
 
 
-def _coupled(name: str, facts: Facts, layers: tuple[ParamRecord, ...]) -> ParamRecord:
-    """Return what happened to the channels that a parameter makes, or else to all that it has."""
+def _coupled(facts: Facts, layers: tuple[ParamRecord, ...]) -> Iterator[ParamRecord]:
+    """Yield what happened to the channels that parameters make, or else to all that they have."""
     coupling = facts[Coupling]
-    made = [layer for layer in layers if name in layer.makers]
-    if not made:
-        there = coupling.layers_in(name)
-        made = [record for at, record in enumerate(layers) if at in there]
-    return ParamRecord(
-        name,
-        sum(layer.units or 0 for layer in made),
-        sum(layer.alive or 0 for layer in made),
-        sum(layer.pruned or 0 for layer in made),
-        max((layer.threshold for layer in made if layer.threshold is not None), default=None),
-    )
+    made_by: dict[str, list[ParamRecord]] = {}
+    for layer in layers:
+        for name in layer.makers:
+            made_by.setdefault(name, []).append(layer)
+    for name in facts[NewMasks].names:
+        made = made_by.get(name) or [layers[at] for at in coupling.layers_in(name)]
+        yield ParamRecord(
+            name,
+            sum(layer.units or 0 for layer in made),
+            sum(layer.alive or 0 for layer in made),
+            sum(layer.pruned or 0 for layer in made),
+            max((layer.threshold for layer in made if layer.threshold is not None), default=None),
+        )

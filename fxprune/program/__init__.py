@@ -5,7 +5,7 @@
 - `captured`: What a Program knows beside its tensors and graphs.
 - `copying`: The private copy of a model that capture works on; the caller's model is never
   changed.
-- `dataflow`: Dataflow: a Program's graph as a networkx view, and what feeds what in it.
+- `dataflow`: Dataflow with networkx: what feeds what, and which nodes share memory.
 - `encoding`: Graphs as plain data: nodes to tuples and back, for pickling, comparing and
   printing.
 - `forks`: All or nothing: edits are made on a fork, which a Program then becomes by swapping
@@ -44,7 +44,15 @@ if TYPE_CHECKING:
     )
     from fxprune.program.captured import Captured
     from fxprune.program.copying import HookedMask, copy_model, training_flags, unhook, with_flags
-    from fxprune.program.dataflow import Aliases, alias_groups, detaches, written
+    from fxprune.program.dataflow import (
+        Aliases,
+        alias_groups,
+        detaches,
+        downstream,
+        node_graph,
+        upstream,
+        written,
+    )
     from fxprune.program.encoding import FAST, copy_graph, fingerprint, graph_text
     from fxprune.program.forks import commit, copied, fork
     from fxprune.program.inputs import Input, InputSpec, Nesting, OpenSpec
@@ -134,7 +142,7 @@ __getattr__, __dir__ = lazy_names(
         "calls": "PATH VALUE count_batch enter_autocast exit_autocast flat_regions",
         "captured": "Captured",
         "copying": "HookedMask copy_model training_flags unhook with_flags",
-        "dataflow": "Aliases alias_groups detaches written",
+        "dataflow": "Aliases alias_groups detaches downstream node_graph upstream written",
         "encoding": "FAST copy_graph fingerprint graph_text",
         "forks": "commit copied fork",
         "inputs": "Input InputSpec Nesting OpenSpec",
