@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +22,14 @@ from fxprune.channels import (
     places_of,
 )
 from fxprune.errors import PassError
-from fxprune.program import Program, parameter_read, parameters, source_line
+from fxprune.program import (
+    Program,
+    downstream,
+    node_graph,
+    parameter_read,
+    parameters,
+    source_line,
+)
 from fxprune.rewrite import Analysis, Facts, Refusal, Selection
 
 from .channels import followed
@@ -96,9 +104,11 @@ class _Finder:
             for name in parameters.aliases(program)
             if name in values
         }
-        self.free = np.ones(self.atoms.count, dtype=np.bool_)
-        for pin in self.atoms.pins:
-            self.free[self.labels[pin.atoms]] = False
+        # Of each component: the number of the first pin that holds it, or how many pins there are.
+        self.pinned = np.full(self.atoms.count, len(self.atoms.pins))
+        for at in reversed(range(len(self.atoms.pins))):
+            self.pinned[self.labels[self.atoms.pins[at].atoms]] = at
+        self.free = self.pinned == len(self.atoms.pins)
         self.made = self._made()
 
     def coupling(self, selected: Sequence[str]) -> Coupling:
@@ -112,8 +122,11 @@ class _Finder:
         places = tuple(self._placed(unit_of))
         widths = _widths(places, counts)
         layers: list[CoupledLayer] = []
+        named = Counter[str]()
         for at, (makers, roots) in enumerate(taken):
-            name = _unused(makers[0], layers)
+            first = makers[0]
+            named[first] += 1
+            name = first if named[first] == 1 else f"{first}:{named[first]}"
             layers.append(CoupledLayer(name, makers, int(counts[at]), len(roots), widths[at]))
         return Coupling(tuple(layers), places, tuple(self._refused(selected, unit_of, places)))
 
@@ -127,7 +140,7 @@ class _Finder:
         ranked: tuple[dict[str, list[Ids]], ...] = ({}, {}, {})
         scratch = np.zeros(self.atoms.count, dtype=np.bool_)
         for flow in self.flows:
-            given = _given(flow)
+            given = _computed_of_inputs(flow)
             for node, found in flow.values.items():
                 if node.op == "call_function" and not flow.stored.is_stored(node):
                     out = self._touched(found if isinstance(found, tuple) else (found,))
@@ -136,7 +149,7 @@ class _Finder:
                         ranked[0 if node in given else 1].setdefault(name, []).append(roots)
                         ranked[2].setdefault(name, []).append(met)
                     scratch[out] = False
-        return _first_made(ranked)
+        return _first_made(ranked, self.atoms.count)
 
     def _made_at(self, flow: Flow, node: Node, leaves: Bools) -> Iterator[tuple[str, Ids, Ids]]:
         """Yield, for each parameter, what leaves that did not enter, and what entered, too."""
@@ -223,33 +236,34 @@ class _Finder:
 
     def _stay(self, roots: Ids) -> Refusal | None:
         """Return why some components stay; None where none of them is pinned."""
-        for pin in self.atoms.pins:
-            if np.isin(roots, self.labels[pin.atoms]).any():
-                return Refusal(_told(pin.reason, pin.node), pin.node)
-        return None
+        at = int(self.pinned[roots].min(initial=len(self.atoms.pins)))
+        if at == len(self.atoms.pins):
+            return None
+        pin = self.atoms.pins[at]
+        line = None if pin.node is None else source_line(pin.node)
+        return Refusal(
+            f"its channels stay: {pin.reason}" + (f" ({line})" if line else ""), pin.node
+        )
 
 
-def _first_made(ranked: Sequence[Mapping[str, Sequence[Ids]]]) -> dict[str, Ids]:
-    """Return the channels that parameters make; what is made in one way is not in those after."""
+def _first_made(ranked: Sequence[Mapping[str, Sequence[Ids]]], count: int) -> dict[str, Ids]:
+    """Return which of `count` components parameters make; the first way to make one counts."""
     made: dict[str, Ids] = {}
-    known = _NONE
+    known = np.zeros(count, dtype=np.bool_)
     for found in ranked:
-        new = {name: np.setdiff1d(np.concatenate(parts), known) for name, parts in found.items()}
-        for name, roots in new.items():
-            if len(roots):
-                made[name] = np.union1d(made.get(name, _NONE), roots)
-        known = np.concatenate([known, *new.values()])
+        joined = {name: np.unique(np.concatenate(parts)) for name, parts in found.items()}
+        for name, roots in joined.items():
+            if not known[roots].all():
+                made[name] = np.union1d(made.get(name, _NONE), roots[~known[roots]])
+        for roots in joined.values():
+            known[roots] = True
     return made
 
 
-def _given(flow: Flow) -> set[Node]:
+def _computed_of_inputs(flow: Flow) -> set[Node]:
     """Return the nodes whose tensors are computed of the inputs."""
-    found: set[Node] = set()
-    for node in flow.graph.nodes:
-        reads = found.intersection(node.all_input_nodes)
-        if node.op == "placeholder" or (reads and node in flow.values):
-            found.add(node)
-    return found
+    inputs = flow.graph.find_nodes(op="placeholder")
+    return downstream(node_graph([*inputs, *flow.values]), inputs)
 
 
 def _widths(places: Sequence[UnitPlace], counts: Ids) -> list[tuple[int, ...]]:
@@ -267,16 +281,6 @@ def _firsts(roots: Ids) -> Ids:
     """Return components in the order in which they first occur."""
     _, index = np.unique(roots, return_index=True)
     return roots[np.sort(index)]
-
-
-def _told(reason: str, node: Node | None) -> str:
-    line = "" if node is None else source_line(node)
-    return f"its channels stay: {reason}" + (f" ({line})" if line else "")
-
-
-def _unused(name: str, layers: Sequence[CoupledLayer]) -> str:
-    taken = sum(layer.makers[0] == name for layer in layers)
-    return f"{name}:{taken + 1}" if taken else name
 
 
 def _parameter_behind(program: Program, node: Node) -> str | None:

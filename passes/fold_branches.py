@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,17 @@ import torch
 from torch.fx.node import Node
 
 from fxprune.channels import OPEN, Flow, Value, shift_note
-from fxprune.program import VALUE, ShrinkRecord, count_batch, ops, own_dtype, parameters, written
+from fxprune.program import (
+    VALUE,
+    ShrinkRecord,
+    count_batch,
+    node_graph,
+    ops,
+    own_dtype,
+    parameters,
+    upstream,
+    written,
+)
 from fxprune.rewrite import Facts, Rewrite, Rewriter
 
 from .channels import Channels
@@ -62,15 +71,16 @@ def _plain(rewriter: Rewriter, name: str) -> str:
 
 
 def _joins(flow: Flow) -> list[tuple[Node, Node]]:
-    """Return constant nodes with the users that join them to what is no constant."""
-    return [
-        (node, user)
+    """Return constant nodes with the users that join them to values that are not constant."""
+    constants = [
+        node
         for node, value in flow.values.items()
         if isinstance(value, Value) and node.op == "call_function" and value.axes
-        if not np.isnan(value.const).any() and _reads_parameters(flow, node)
-        for user in list(node.users)
-        if _is_join(flow, node, user)
+        if not np.isnan(value.const).any()
     ]
+    joins = [(n, user) for n in constants for user in list(n.users) if _is_join(flow, n, user)]
+    view = node_graph(flow.graph.nodes) if joins else None
+    return [join for join in joins if view is not None and _reads_parameters(flow, view, join[0])]
 
 
 def _is_join(flow: Flow, node: Node, user: Node) -> bool:
@@ -84,20 +94,13 @@ def _is_join(flow: Flow, node: Node, user: Node) -> bool:
     return same and user.args.count(node) == 1 and bool(np.isnan(value.const).any())
 
 
-def _reads_parameters(flow: Flow, node: Node) -> bool:
+def _reads_parameters(flow: Flow, view: Any, node: Node) -> bool:
     """Tell whether a node is made of inputs, and of parameters that nothing else reads."""
-    seen: set[Node] = set()
-    todo = [node]
-    while todo:
-        each = todo.pop()
-        if each not in seen:
-            seen.add(each)
-            todo += each.all_input_nodes
+    inside = upstream(view, [node])
     own = any(
-        each.op == "get_attr" and each in flow.values and all(user in seen for user in each.users)
-        for each in seen
+        n.op == "get_attr" and n in flow.values and inside.issuperset(n.users) for n in inside
     )
-    return own and any(each.op == "placeholder" for each in seen)
+    return own and any(n.op == "placeholder" for n in inside)
 
 
 def _fold(rewriter: Rewriter, flow: Flow, node: Node, user: Node) -> None:
@@ -136,33 +139,28 @@ def _tensor(value: Value, dtype: torch.dtype) -> torch.Tensor:
 
 def _erase_dead(rewriter: Rewriter, flow: Flow) -> set[Node]:
     """Erase what nothing reads any more, and the counts of batch norms that are gone."""
-    gone: set[Node] = set()
-    again = True
-    while again:
-        dead = list(_dead(flow))
-        again = bool(dead)
-        for node in dead:
-            rewriter.erase(node)
-        gone.update(dead)
-    return gone
+    nodes = list(flow.graph.nodes)
+    view = node_graph(nodes)
+    counts = {node for node in nodes if node.target is count_batch}
+    live = upstream(view, [n for n in nodes if not (_is_pure(flow, n) or n in counts)])
+    reads = {str(node.target) for node in live if node.op == "get_attr"}
+    live |= upstream(view, [node for node in counts if _norm_read(node) in reads])
+    gone = [node for node in reversed(nodes) if node not in live]
+    for node in gone:
+        rewriter.erase(node)
+    return set(gone)
 
 
-def _dead(flow: Flow) -> Iterator[Node]:
-    reads = {str(node.target) for node in flow.graph.nodes if node.op == "get_attr" and node.users}
-    for node in reversed(flow.graph.nodes):
-        if node.users or node.op not in ("call_function", "get_attr"):
-            continue
-        counts = node.target is count_batch and not _has_norm(node, reads)
-        pure = (
-            node in flow.values or node.op == "get_attr" or ops.canonical_name(node.target) == "mul"
-        )
-        if counts or (pure and written(node) is None):
-            yield node
+def _is_pure(flow: Flow, node: Node) -> bool:
+    """Tell whether a node does nothing but give a value that channels are followed through."""
+    known = node in flow.values or ops.canonical_name(node.target) == "mul"
+    return node.op == "get_attr" or (node.op == "call_function" and known and written(node) is None)
 
 
-def _has_norm(node: Node, reads: set[str]) -> bool:
+def _norm_read(node: Node) -> str:
+    """Return the running mean that a batch norm reads whose batches a node counts."""
     counted: Any = node.args[0]
-    return f"{str(counted.target).rpartition('.')[0]}.running_mean" in reads
+    return f"{str(counted.target).rpartition('.')[0]}.running_mean"
 
 
 def _tensors(rewriter: Rewriter) -> dict[str, None]:

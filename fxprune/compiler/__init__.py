@@ -1,26 +1,19 @@
 """One run of a recipe: prune, finalize, shrink, compile, plan, explain.
 
 - `build`: `compile`: all that a recipe declares, from the model to certified files.
-- `dry_run`: `plan`: the dry run of a recipe. Nothing is changed.
-- `listening`: Watching a run of rules: what each one does, figure by figure, as the rows of a
-  plan.
-- `pipeline`: Pipelines: passes that declare what they need and give, checked before any of them
-  runs.
-- `recheck`: Checks a certificate again, later and elsewhere: what compile wrote against the model
-  it took.
-- `run`: The facade `prune`, `capture`, `finalize`, `unmask`: each copies the Program unless
-  `inplace=True`.
-- `shrinking`: `shrink`: cut dead channels out of a Program, and hold what is left to what there
-  was.
-- `verdicts`: `explain`: for each parameter, which rules take it, and what keeps the others from
-  it.
+- `dry_run`: `plan` and `explain`: what a recipe would do. Nothing is changed.
+- `listening`: What each rule of a run does, as rows of a plan, and a run held to a plan.
+- `pipeline`: Passes that declare what they need and give, and the pipelines of a recipe's rules.
+- `recheck`: A certificate checked again, later and elsewhere.
+- `run`: `capture`, `prune`, `finalize`, `unmask`, and the run of passes that they share.
+- `shrinking`: `shrink`: channels cut out, and outputs compared with those before.
 """
 
 # pyright: reportUnusedImport=false
 from __future__ import annotations
 
 from fxprune.compiler.build import Result, compile
-from fxprune.compiler.dry_run import plan
+from fxprune.compiler.dry_run import explain, plan
 from fxprune.compiler.pipeline import Pipeline, Stage, Trace, find_coupling, stage_of, stages_of
 from fxprune.compiler.recheck import Basis, read_certificate
 from fxprune.compiler.run import (
@@ -34,4 +27,3 @@ from fxprune.compiler.run import (
     unmask,
 )
 from fxprune.compiler.shrinking import shrink
-from fxprune.compiler.verdicts import explain

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune.compiler.run import OnPass, RecipeLike, capture, finalize, prune, unmask
+from fxprune.compiler.run import RecipeLike, capture, finalize, prune, unmask
 from fxprune.compiler.shrinking import shrink_certified
 from fxprune.errors import InvariantError
 from fxprune.files import check_format, check_writable, export
@@ -20,7 +20,9 @@ from fxprune.program import EVAL, TRAIN, Program, parameters
 from fxprune.recipe import Recipe
 from fxprune.reports import Plan, Report, recipe_of, report
 from fxprune.support import PathLike, check_folder, replacing_folder, write_text
-from fxprune.verification import UNCHECKED, Auditor, Certificate, Watch, verify
+from fxprune.verification import UNCHECKED, Auditor, Certificate, listeners_of, verify
+
+OnPass = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -110,27 +112,28 @@ def compile(
     dense = capture(model, args, kwargs, batch=batch)
     for name in formats:
         check_writable(dense, Path(f"model.{name}"))
-    watch = Auditor(model, dense) if certify else Watch()
+    auditor = Auditor(model, dense) if certify else None
     what = recipe if isinstance(recipe, Plan) else rules
-    masked = prune(dense, what, on_pass=on_pass, watch=watch)
-    program, certificate = _finished(rules, dense, masked, _given(args, kwargs), watch, on_pass)
+    masked = prune(dense, what, on_pass=on_pass, watch=auditor)
+    inputs = _inputs_to_verify(args, kwargs)
+    program, certificate = _finish(rules, dense, masked, inputs, auditor, on_pass)
     tell("report")
     result = Result(program, replace(report(program), certificate=certificate), certificate)
-    return result if out is None else _written(result, Path(out), formats, tell)
+    return result if out is None else _write(result, Path(out), formats, tell)
 
 
-def _given(args: Any, kwargs: Any) -> tuple[Any, Any]:
+def _inputs_to_verify(args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Return what `verify` takes: None for both where the caller gave no input."""
     takes_none = isinstance(args, tuple) and not args and not kwargs
     return (None, None) if takes_none else (args, kwargs)
 
 
-def _finished(
+def _finish(
     rules: Recipe,
     dense: Program,
     masked: Program,
-    given: tuple[Any, Any],
-    watch: Watch,
+    inputs: tuple[Any, Any],
+    auditor: Auditor | None,
     on_pass: OnPass | None,
 ) -> tuple[Program, Certificate]:
     """Finalize, verify and shrink, as the recipe says.
@@ -141,25 +144,32 @@ def _finished(
     tell = on_pass or _silent
     program, certificate = masked, UNCHECKED
     if rules.finalize is not None:
-        program = finalize(masked, zeros=rules.finalize.zeros, on_pass=on_pass, watch=watch)
+        zeros = rules.finalize.zeros
+        program = finalize(masked, zeros=zeros, certify=False, on_pass=on_pass, watch=auditor)
     oracle = masked
-    if isinstance(watch, Auditor):
+    if auditor is not None:
         tell("verify")
         if rules.passes and rules.finalize is not None and _all_same(dense, masked):
-            _held(masked, _with_values(dense, masked), given)
+            _certify(masked, _with_values(dense, masked), inputs)
         oracle = _oracle(rules, dense, masked)
-        certificate = _held(program, oracle, given)
+        certificate = _certify(program, oracle, inputs)
     if rules.shrink is not None:
         tell("shrink")
-        # Pruned entries that are infinite are NaN while masked, and +0.0 with zeros = "clean".
-        held_to = oracle if rules.finalize is not None else masked
-        how: Any = {"held_to": held_to, "given": given, "round_to": rules.shrink.round_to}
-        program, certificate = shrink_certified(program, **how, on_pass=on_pass, watch=watch)
-    if not isinstance(watch, Auditor):
+        program, certificate = shrink_certified(
+            program,
+            # Pruned entries that are infinite are NaN while masked, and +0.0 with zeros = "clean".
+            held_to=oracle if rules.finalize is not None else masked,
+            given=inputs,
+            round_to=rules.shrink.round_to,
+            certify=auditor is not None,
+            listeners=listeners_of(on_pass, auditor),
+        )
+        if auditor is not None:
+            auditor.record_runs("shrink", certificate)
+    if auditor is None:
         return program, certificate
-    watch.end(program)
-    passes = tuple(watch.evidence)
-    return program, replace(certificate, passes=passes, recipe=rules.to_dict())
+    auditor.check_writes(program)
+    return program, replace(certificate, passes=tuple(auditor.evidence), recipe=rules.to_dict())
 
 
 # Above this many parameters one input is drawn in each mode, in train mode where none is given:
@@ -167,15 +177,15 @@ def _finished(
 _LARGE = 4_000_000
 
 
-def _held(program: Program, oracle: Program, given: tuple[Any, Any]) -> Certificate:
+def _certify(program: Program, oracle: Program, inputs: tuple[Any, Any]) -> Certificate:
     """Hold the result to its oracle, bit for bit.
 
     Raises:
         InvariantError: they differ.
     """
     large = sum(p.numel() for p in program.parameters()) > _LARGE
-    few = {EVAL: 1, TRAIN: int(all(each is None for each in given))}
-    certificate = verify(program, oracle, *given, trials=few if large else 3)
+    few = {EVAL: 1, TRAIN: int(all(each is None for each in inputs))}
+    certificate = verify(program, oracle, *inputs, trials=few if large else 3)
     if not certificate:
         raise InvariantError(
             f"the compiled program breaks its promise and was not written: {certificate}"
@@ -219,7 +229,7 @@ def _with_clean_zeros(masked: Program) -> Program:
     return oracle
 
 
-def _written(
+def _write(
     result: Result, out: Path, formats: tuple[str, ...], tell: Callable[[str], None]
 ) -> Result:
     names = [f"model.{name}" for name in formats]

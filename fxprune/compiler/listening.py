@@ -6,53 +6,58 @@ Which figures of a plan hold for every run, where rules draw from torch's global
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
 
-from fxprune.compiler.pipeline import Stage
 from fxprune.program import ParamRecord, Program, RuleRecord, parameters
 from fxprune.recipe import Recipe, Rule
 from fxprune.reports import ParameterRow, Plan, PlannedParameter, rows_of
+from fxprune.rewrite import Facts
 from fxprune.support import generator_states
+from fxprune.verification import Listener
 
 
-class Observer:
-    """What a run of rules does to a Program; call it with each stage that has run.
+class Observer(Listener):
+    """Notes what rules do to a Program, as rows of a plan; a later run goes on from there.
 
-    Args:
-        program: as it is before the run.
-
-    Raises:
-        PassError: parameters are on the meta device, where they have no values.
+    A Program whose parameters are on the meta device, without values, raises PassError.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self) -> None:
         self.rules: list[RuleRecord] = []
+        self.rows: dict[str, PlannedParameter] = {}
+
+    def begin(self, program: Program) -> None:
+        """Note masks, generators and digests of what the rules find."""
+        if self.rows:
+            return
         self._masks = dict(parameters.masks(program))
         self._states = generator_states(program.parameters())
-        self.rows: dict[str, PlannedParameter] = {}
+        rows: dict[str, PlannedParameter] = {}
         for row in rows_of(program, ()):
             weights = _digest(parameters.parameter(program, row.name), self._masks.get(row.name))
-            self.rows[row.name] = PlannedParameter(
+            rows[row.name] = PlannedParameter(
                 **vars(row), final_bytes=row.bytes, exact=True, weights=weights
             )
+        self.rows = rows
         self._known = dict.fromkeys(self.rows, Reproducible.MASK)
 
-    def stage(self, work: Program, stage: Stage) -> None:
+    def stage(self, program: Program, rules: Sequence[Rule], facts: Facts) -> None:
         """Note what a stage did to the Program."""
-        masks, states = dict(parameters.masks(work)), generator_states(work.parameters())
+        masks = dict(parameters.masks(program))
+        states = generator_states(program.parameters())
         drawn = not all(map(torch.equal, states, self._states))
-        if stage.calls:
+        if rules:
+            self._rules(program.captured.records[-1], rules[0], masks, drawn=drawn)
+        else:
             # Passes that a recipe names may do anything to masks.
             for name, known in self._known.items():
                 if drawn or known is not Reproducible.MASK:
                     self._known[name] = Reproducible.NOTHING
-        else:
-            self._rules(work.captured.records[-1], stage.rules[0], masks, drawn=drawn)
         self._masks, self._states = masks, states
 
     def _rules(
@@ -70,16 +75,8 @@ class Observer:
         self._known |= {name: figures.mask for name, figures in after.items()}
         self.rules.append(replace(record, parameters=tuple(rows), drawn=drawn, exact=exact))
 
-    def end(self, work: Program) -> None:
-        """Look at what all stages did."""
-
     def plan(self, work: Program, recipe: Recipe) -> Plan:
-        """Return the whole as a plan.
-
-        Args:
-            work: the Program after all stages.
-            recipe: what was run.
-        """
+        """Return as a plan what a recipe did to a Program."""
         # How long a run took, and what it left and why, is no part of what is planned.
         rules = [replace(r, refused=(), seconds={}, edits=0, layers=()) for r in self.rules]
         parameters = tuple(self._outcome(work, row) for row in rows_of(work, rules))
@@ -100,28 +97,20 @@ class Observer:
 
 
 class Holder(Observer):
-    """An observer that holds a run to a plan.
+    """Holds a run to a plan: raises PassError where the model or the outcome is another one."""
 
-    Args:
-        plan: what was planned.
-        program: as it is before the run.
-
-    Raises:
-        PassError: the plan was made for another model.
-    """
-
-    def __init__(self, plan: Plan, program: Program) -> None:
-        super().__init__(program)
-        plan.check_model(self.rows)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
         self._plan = plan
 
-    def end(self, work: Program) -> None:
-        """Hold what all stages did to the plan.
+    def begin(self, program: Program) -> None:
+        """Check the model."""
+        super().begin(program)
+        self._plan.check_model(self.rows)
 
-        Raises:
-            PassError: they did something else.
-        """
-        self._plan.check_outcome(self.plan(work, self._plan.recipe))
+    def end(self, program: Program) -> None:
+        """Check what all stages did."""
+        self._plan.check_outcome(self.plan(program, self._plan.recipe))
 
 
 def _planned(

@@ -6,16 +6,17 @@ From a recipe's rules to pipelines: which passes run, with which options.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fxprune.channels import Coupling
-from fxprune.errors import InvariantError, PassError
+from fxprune.errors import FxpruneError, InvariantError, PassError
 from fxprune.program import Program, sites_of
 from fxprune.recipe import LIMITS, PassCall, Recipe, Rule, choice_of, is_foreign
 from fxprune.rewrite import Analysis, Facts, Pass, Refusal, Rewrite, Rewriter, Selection, create
-from fxprune.verification import EFFECTS, PROMISES, PromiseCheck, Watch, check_invariants
+from fxprune.verification import EFFECTS, PROMISES, Listener, PromiseCheck, check_invariants
 
 
 @dataclass(frozen=True)
@@ -97,43 +98,59 @@ class Pipeline:
         self,
         program: Program,
         facts: Facts,
-        *,
-        on_pass: Callable[[str], None] | None = None,
-        watch: Watch | None = None,
+        listeners: Iterable[Listener] = (),
+        stage: str = "",
     ) -> Trace:
         """Run the passes on a Program that no caller holds, and check it after each.
 
         Args:
             program: edited in place.
             facts: facts given from the start; the passes' facts are added.
-            on_pass: called with each pass's name before it runs.
-            watch: sees the Program before and after each pass.
+            listeners: see the Program before and after each pass.
+            stage: what listeners are told that the passes are run for.
 
         Raises:
-            PassError: a pass would not find what it needs, or gave another fact than it says.
+            PassError: a pass would not find what it needs, gave another fact than it says, or is
+                another distribution's and raised something else than an FxpruneError.
             InvariantError: a pass left the Program broken, or broke its promise.
         """
         self.check(facts.kinds)
-        done: list[Step] = []
+        listeners, steps = tuple(listeners), list[Step]()
         for step in self.passes:
-            if on_pass is not None:
-                on_pass(step.name)
-            if watch is not None:
-                watch.before(program, step)
+            for each in listeners:
+                each.before(program, step, stage)
             start = time.perf_counter()
             edits, refusals = 0, tuple[Refusal, ...]()
-            if isinstance(step, Rewrite):
-                rewriter = _rewritten(program, step, facts)
-                edits, refusals = rewriter.edits, tuple(rewriter.refusals)
-            elif isinstance(step, Analysis):
-                facts.put(_given(step, step.run(program, facts)))
-            done.append(Step(step.name, time.perf_counter() - start, edits, refusals))
-            if watch is not None:
-                watch.after(program, step, facts)
-        return Trace(tuple(done))
+            with _blaming(step):
+                if isinstance(step, Rewrite):
+                    rewriter = _rewrite(program, step, facts)
+                    edits, refusals = rewriter.edits, tuple(rewriter.refusals)
+                elif isinstance(step, Analysis):
+                    facts.put(_fact_of(step, step.run(program, facts)))
+            steps.append(Step(step.name, time.perf_counter() - start, edits, refusals))
+            for each in listeners:
+                each.after(program, step, facts)
+        return Trace(tuple(steps))
 
 
-def _rewritten(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
+@contextmanager
+def _blaming(step: Pass) -> Generator[None]:
+    """Name the pass in errors that another distribution's pass raises."""
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        module = type(step).__module__
+        if module.partition(".")[0] == "fxprune":
+            raise
+        raise PassError(
+            f"the pass {step.name!r} of {module} raised {type(error).__name__}: {error}; nothing "
+            "was changed"
+        ) from error
+
+
+def _rewrite(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
     """Run a rewrite, and hold the Program to its invariants and the rewrite to its promise."""
     held = PromiseCheck.of(program, step.promise) if step.promise != "changes" else None
     rewriter = Rewriter(program, by=step.name)
@@ -157,7 +174,7 @@ def _check_words(step: Pass) -> None:
         raise PassError(f"the pass {step.name!r} declares {step.effect!r}; there are {known}")
 
 
-def _given(step: Analysis, fact: Any) -> Any:
+def _fact_of(step: Analysis, fact: Any) -> Any:
     if type(fact) not in step.gives:
         says = ", ".join(kind.__name__ for kind in step.gives)
         raise PassError(f"the pass {step.name!r} gave {type(fact).__name__}, but says {says}")

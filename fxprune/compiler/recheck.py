@@ -167,43 +167,6 @@ def read_certificate(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def recheck(
-    certificate: Mapping[str, Any],
-    weights: Mapping[str, torch.Tensor],
-    model: nn.Module,
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    artifact: Program | None = None,
-    trials: int = 3,
-    seed: int = 0,
-) -> Certificate:
-    """Check an artifact of a compile from scratch against the model that was compiled.
-
-    Held are the hashes of the artifact's and the model's graphs and weights to the certificate's;
-    each weight to the model's, of which it may differ by zeros alone; all of them, and what is said
-    of each pass, to the recipe run again, where it draws no random numbers without a seed and needs
-    no other files; and what the artifact computes, in both modes and on drawn inputs, to what the
-    model computes with its weights. Where channels were cut, they are cut again from the model,
-    which is held to float64 runs, and the artifact is held to that.
-
-    Args:
-        certificate: of `read_certificate`.
-        weights: the artifact's state dict.
-        model: what was compiled; not changed.
-        args: example positional inputs, where the model has to be captured.
-        kwargs: example keyword inputs.
-        artifact: the artifact as a Program, where it is one; else its weights alone are held.
-        trials: inputs to draw for each mode.
-        seed: of the drawn inputs.
-
-    Returns:
-        A certificate of what was found: `.failures` has what is otherwise.
-    """
-    basis = Basis.of(certificate, model, args, kwargs)
-    return basis.held(weights, artifact=artifact, trials=trials, seed=seed)
-
-
 @dataclass(frozen=True)
 class Basis:
     """What the artifacts of one compile are held to.
@@ -261,28 +224,34 @@ class Basis:
         texts += () if cut else _value_faults(self.dense, weights)
         others = [] if again is None else [*_other_values(again, weights)]
         told += "" if again is None or others else ", equal weights"
-        how: Any = {"trials": trials, "seed": seed}
-        found = _compared(artifact, exported, oracle, self.given, **how)
+        found = self._compare(artifact, exported, oracle, trials, seed)
         failures = (*(_failure(text) for text in (*texts, *others)), *found.failures)
         inputs = (*found.inputs, told)
         return replace(found, failures=failures, inputs=inputs, recipe=certificate["recipe"])
 
-
-def _compared(
-    artifact: Program | None, exported: Program | None, oracle: Program, given: Any, **how: Any
-) -> Certificate:
-    """Run an artifact, or the weights alone, beside what it has to equal; a graph in its mode."""
-    after = oracle if artifact is None else artifact
-    found = verify(after, fork(oracle), *given, **how)
-    if exported is None:
-        return found
-    # The file has the graph of the mode that the model was in.
-    modes = (TRAIN, EVAL) if oracle.training else (EVAL, TRAIN)
-    tries = [verify(exported, oracle, *given, modes=(mode,), **how) for mode in modes]
-    one = next((each for each in tries if each), tries[0])
-    inputs = (*found.inputs, *(f"{text}, the graph in the file" for text in one.inputs))
-    trials, failures = found.trials + one.trials, (*found.failures, *one.failures)
-    return replace(found, inputs=inputs, trials=trials, failures=failures)
+    def _compare(
+        self,
+        artifact: Program | None,
+        exported: Program | None,
+        oracle: Program,
+        trials: int,
+        seed: int,
+    ) -> Certificate:
+        """Compare an artifact, or the weights alone, with its oracle; a graph in its mode."""
+        after = oracle if artifact is None else artifact
+        found = verify(after, fork(oracle), *self.given, trials=trials, seed=seed)
+        if exported is None:
+            return found
+        # The file has the graph of the mode that the model was in.
+        modes = (TRAIN, EVAL) if oracle.training else (EVAL, TRAIN)
+        tries = [
+            verify(exported, oracle, *self.given, trials=trials, seed=seed, modes=(mode,))
+            for mode in modes
+        ]
+        one = next((each for each in tries if each), tries[0])
+        inputs = (*found.inputs, *(f"{text}, the graph in the file" for text in one.inputs))
+        count, failures = found.trials + one.trials, (*found.failures, *one.failures)
+        return replace(found, inputs=inputs, trials=count, failures=failures)
 
 
 def _failure(text: str) -> Failure:

@@ -8,8 +8,7 @@ What a rule did, taken from the facts of its passes before these are dropped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,9 +17,8 @@ from torch.export import ExportedProgram
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.channels import CoupledScores, Coupling
-from fxprune.compiler.listening import Holder, Observer
+from fxprune.compiler.listening import Holder
 from fxprune.compiler.pipeline import Pipeline, Stage, Trace, stage_of, stages_of
-from fxprune.errors import FxpruneError, PassError
 from fxprune.frontends import adoption_notes, enter, joined_masks
 from fxprune.program import (
     ParamRecord,
@@ -54,7 +52,7 @@ from fxprune.rewrite import (
     living_channels,
 )
 from fxprune.support import alone
-from fxprune.verification import Watch, check_outputs, check_values
+from fxprune.verification import Listener, check_outputs, check_values, listeners_of
 
 RecipeLike = Plan | Recipe | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -98,7 +96,7 @@ def capture(
         program.captured.notes += adoption_notes(program, hooked)
         # Its own Python code reads the masks that the model came with as well.
         with masking_everywhere(program):
-            run_stage(program, stage_of((rule,), names=names), [given], None)
+            run_stages(program, [stage_of((rule,), names=names)], [given], inplace=True)
     Pipeline((create("adopt"),)).run(program, Facts())
     return program
 
@@ -115,8 +113,8 @@ def prune(
     masks: Mapping[str, torch.Tensor] | None = None,
     allow_imports: bool = False,
     process_group: Any = None,
-    on_pass: OnPass | None = None,
-    watch: Watch | None = None,
+    on_pass: Callable[[str], None] | None = None,
+    watch: Listener | None = None,
 ) -> Program:
     """Mask a Program by a recipe's rules, then run the passes that it names.
 
@@ -155,20 +153,33 @@ def prune(
         4
     """
     with together(process_group) as peers:
-        stages = stages_of(recipe_of(recipe, allow_imports=allow_imports))
-        if isinstance(model, Program):
-            program = model
-        else:
-            program, inplace = capture(model, args, kwargs, batch=batch), True
-        scores, masks = dict(importance_scores or {}), dict(masks or {})
-        given: list[Any] = [Importance(scores), GivenMasks(masks)]
+        rules = recipe_of(recipe, allow_imports=allow_imports)
+        stages = stages_of(rules)
+        program = program_of(model, args, kwargs, batch)
+        given = facts_given(importance_scores, masks)
         if peers is not None:
-            rules = repr([(stage.rules, stage.calls) for stage in stages])
-            given.append(prepare_peers(peers, program, rules, {**scores, **masks}))
-        observer = Holder(recipe, program) if isinstance(recipe, Plan) else None
-        how: Any = {"inplace": inplace, "on_pass": on_pass, "observer": observer, "watch": watch}
-        work = worked(program, stages, given, **how)
-    return done(program, work, inplace=inplace)
+            called = repr([(stage.rules, stage.calls) for stage in stages])
+            tensors = {**(importance_scores or {}), **(masks or {})}
+            given.append(prepare_peers(peers, program, called, tensors))
+        listeners = listeners_of(
+            on_pass, watch, Holder(recipe) if isinstance(recipe, Plan) else None
+        )
+        # What was captured here is nobody else's.
+        inplace = inplace or program is not model
+        run = Run.of_stages(program, stages, given, inplace=inplace, listeners=listeners)
+    return run.result()
+
+
+def program_of(model: nn.Module | ExportedProgram, args: Any, kwargs: Any, batch: Any) -> Program:
+    """Return a model that is a Program as it is, and capture another one."""
+    return model if isinstance(model, Program) else capture(model, args, kwargs, batch=batch)
+
+
+def facts_given(
+    importance_scores: Mapping[str, torch.Tensor] | None, masks: Mapping[str, torch.Tensor] | None
+) -> list[Any]:
+    """Return what a caller gives as facts, copied from mappings that others may change."""
+    return [Importance(dict(importance_scores or {})), GivenMasks(dict(masks or {}))]
 
 
 def run_stages(
@@ -177,25 +188,10 @@ def run_stages(
     given: Iterable[Any] = (),
     *,
     inplace: bool,
-    on_pass: OnPass | None = None,
-    observer: Observer | None = None,
-    watch: Watch | None = None,
+    listeners: Iterable[Listener] = (),
 ) -> Program:
-    """Run the pipelines of some rules, all or nothing.
-
-    Args:
-        program: what to mask.
-        stages: checked before any of them runs.
-        given: facts given from the start, to each stage.
-        inplace: edit `program` itself.
-        on_pass: see `prune`.
-        observer: sees what each stage did, and may refuse what all did by raising.
-        watch: sees the Program before and after each pass.
-    """
-    work = worked(
-        program, stages, given, inplace=inplace, on_pass=on_pass, observer=observer, watch=watch
-    )
-    return done(program, work, inplace=inplace)
+    """Run stages, all or nothing, each from the same given facts."""
+    return Run.of_stages(program, stages, given, inplace=inplace, listeners=listeners).result()
 
 
 def finalize(
@@ -204,8 +200,8 @@ def finalize(
     inplace: bool = False,
     zeros: str = "keep",
     certify: bool = True,
-    on_pass: OnPass | None = None,
-    watch: Watch | None = None,
+    on_pass: Callable[[str], None] | None = None,
+    watch: Listener | None = None,
 ) -> Program:
     """Fold every mask into its parameter; keys go back to the source's names and order.
 
@@ -266,8 +262,8 @@ def edit(
     *,
     inplace: bool,
     same: bool = False,
-    on_pass: OnPass | None = None,
-    watch: Watch | None = None,
+    on_pass: Callable[[str], None] | None = None,
+    watch: Listener | None = None,
 ) -> Program:
     """Run one rewrite pass, all or nothing.
 
@@ -284,108 +280,77 @@ def edit(
         PassTypeError: it is no Program.
     """
     check_program(program, step.name)
-    work = fork(program) if inplace else copied(program)
-    Pipeline((step,)).run(work, Facts(), on_pass=on_pass, watch=watch)
+    run = Run(program, inplace=inplace, listeners=listeners_of(on_pass, watch))
+    run.passes(Pipeline((step,)))
+    run.end()
     if same and is_spread(program):
-        check_values(program, work, step.name)
+        check_values(program, run.work, step.name)
     elif same:
-        check_outputs(program, work, step.name)
-    return done(program, work, inplace=inplace)
+        check_outputs(program, run.work, step.name)
+    return run.result()
 
 
-OnPass = Callable[[str], None]
+class Run:
+    """Passes over a fork or a copy of a Program, which then takes its place: all or nothing."""
 
+    def __init__(
+        self, program: Program, *, inplace: bool, listeners: Iterable[Listener] = ()
+    ) -> None:
+        self.program, self.inplace, self.listeners = program, inplace, tuple(listeners)
+        self.work = fork(program) if inplace else copied(program)
+        for each in self.listeners:
+            each.begin(self.work)
 
-def worked(
-    program: Program,
-    stages: Iterable[Stage],
-    given: Iterable[Any],
-    *,
-    inplace: bool,
-    on_pass: OnPass | None = None,
-    observer: Observer | None = None,
-    watch: Watch | None = None,
-) -> Program:
-    """Run the pipelines of some rules on a fork or a copy, and return that.
+    @classmethod
+    def of_stages(
+        cls,
+        program: Program,
+        stages: Iterable[Stage],
+        given: Iterable[Any] = (),
+        *,
+        inplace: bool,
+        listeners: Iterable[Listener] = (),
+    ) -> Run:
+        """Run stages, checked before any of them runs, each from the same given facts."""
+        stages, facts = list(stages), _facts(given)
+        kinds = set(map(type, facts))
+        for stage in stages:
+            stage.pipeline.check(kinds)
+        if Peers not in kinds:
+            refuse_sharded(program)
+        run = cls(program, inplace=inplace, listeners=listeners)
+        for stage in stages:
+            run.stage(stage, facts)
+        run.end()
+        return run
 
-    Args:
-        program: not changed.
-        stages: checked before any of them runs.
-        given: facts given from the start, to each stage.
-        inplace: work on a fork, which shares the tensors.
-        on_pass: called with the rule's and the pass's name before each pass.
-        observer: sees what each stage did, and may refuse what all did by raising.
-        watch: sees the Program before and after each pass.
-    """
-    stages, given = list(stages), list(given)
-    kinds = set(map(type, _facts(given)))
-    for stage in stages:
-        stage.pipeline.check(kinds)
-    if Peers not in kinds:
-        refuse_sharded(program)
-    work = fork(program) if inplace else copied(program)
-    if watch is not None:
-        watch.begin(work)
-    for stage in stages:
-        run_stage(work, stage, given, on_pass, watch)
-        if observer is not None:
-            observer.stage(work, stage)
-    if observer is not None:
-        observer.end(work)
-    return work
+    def passes(self, pipeline: Pipeline, facts: Facts | None = None, stage: str = "") -> Trace:
+        """Run passes before the listeners."""
+        return pipeline.run(self.work, facts or Facts(), self.listeners, stage)
 
+    def stage(self, stage: Stage, given: Iterable[Any]) -> None:
+        """Run a stage and record what it did."""
+        facts = Facts(_facts(given))
+        trace = self.passes(stage.pipeline, facts, stage.name)
+        if stage.calls:
+            self.work.captured.passes += pass_records(stage, trace)
+        else:
+            self.work.captured.records += (record_of(self.work, stage, facts, trace),)
+        for each in self.listeners:
+            each.stage(self.work, stage.rules, facts)
 
-def run_stage(
-    work: Program,
-    stage: Stage,
-    given: Iterable[Any],
-    on_pass: OnPass | None,
-    watch: Watch | None = None,
-) -> None:
-    """Run one stage on a Program that no caller holds, and record what it did."""
-    facts = Facts(_facts(given))
-    at: list[str] = []
+    def end(self) -> None:
+        """Let the listeners see what all passes did."""
+        for each in self.listeners:
+            each.end(self.work)
 
-    def named(step: str) -> None:
-        at[:] = [step]
-        if on_pass is not None:
-            on_pass(f"{stage.name}: {step}")
-
-    with _strangers(stage, at):
-        trace = stage.pipeline.run(work, facts, on_pass=named, watch=watch)
-    if watch is not None:
-        watch.stage(work, stage.rules, facts)
-    if stage.calls:
-        work.captured.passes += pass_records(stage, trace)
-    else:
-        work.captured.records += (record_of(work, stage, facts, trace),)
-
-
-@contextmanager
-def _strangers(stage: Stage, at: list[str]) -> Generator[None]:
-    """Name the pass in what another distribution's raises."""
-    try:
-        yield
-    except FxpruneError:
-        raise
-    except Exception as error:
-        kinds = {step.name: type(step) for step in stage.pipeline.passes}
-        kind = kinds.get(at[-1] if at else "")
-        if kind is None or kind.__module__.partition(".")[0] == "fxprune":
-            raise
-        what = f"{type(error).__name__}: {error}"
-        raise PassError(
-            f"the pass {at[-1]!r} of {kind.__module__} raised {what}; nothing was changed"
-        ) from error
-
-
-def done(program: Program, work: Program, *, inplace: bool) -> Program:
-    """Return what was worked on, or let the Program become it."""
-    if not inplace:
-        work.captured.replaced = []
-        return work
-    commit(program, work)
-    return program
+    def result(self) -> Program:
+        """Let the Program become what was worked on, where the run is in place; return it."""
+        if self.inplace:
+            commit(self.program, self.work)
+            return self.program
+        self.work.captured.replaced = []
+        return self.work
 
 
 def _facts(given: Iterable[Any]) -> list[Any]:
@@ -410,7 +375,7 @@ def record_of(program: Program, stage: Stage, facts: Facts, trace: Trace) -> Rul
     refused = selection.refused
     if rule.coupled:
         layers = tuple(_layers(facts))
-        parameters = tuple(_coupled(name, facts, layers) for name in facts[NewMasks].names)
+        parameters = tuple(_coupled(facts, layers))
         masked = {record.name for record in parameters}
         others = tuple((name, why) for name, why in refused if name not in masked)
         refused = (*others, *facts[Coupling].refused)
@@ -482,17 +447,19 @@ def _layers(facts: Facts) -> Iterator[ParamRecord]:
         yield ParamRecord(layer.name, *counts, makers=layer.makers)
 
 
-def _coupled(name: str, facts: Facts, layers: tuple[ParamRecord, ...]) -> ParamRecord:
-    """Return what happened to the channels that a parameter makes, or else to all that it has."""
+def _coupled(facts: Facts, layers: tuple[ParamRecord, ...]) -> Iterator[ParamRecord]:
+    """Yield what happened to the channels that parameters make, or else to all that they have."""
     coupling = facts[Coupling]
-    made = [layer for layer in layers if name in layer.makers]
-    if not made:
-        there = coupling.layers_in(name)
-        made = [record for at, record in enumerate(layers) if at in there]
-    return ParamRecord(
-        name,
-        sum(layer.units or 0 for layer in made),
-        sum(layer.alive or 0 for layer in made),
-        sum(layer.pruned or 0 for layer in made),
-        max((layer.threshold for layer in made if layer.threshold is not None), default=None),
-    )
+    made_by: dict[str, list[ParamRecord]] = {}
+    for layer in layers:
+        for name in layer.makers:
+            made_by.setdefault(name, []).append(layer)
+    for name in facts[NewMasks].names:
+        made = made_by.get(name) or [layers[at] for at in coupling.layers_in(name)]
+        yield ParamRecord(
+            name,
+            sum(layer.units or 0 for layer in made),
+            sum(layer.alive or 0 for layer in made),
+            sum(layer.pruned or 0 for layer in made),
+            max((layer.threshold for layer in made if layer.threshold is not None), default=None),
+        )

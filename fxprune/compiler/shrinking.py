@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,21 +11,20 @@ import torch
 
 from fxprune.channels import footprint_of
 from fxprune.compiler.pipeline import Pipeline
+from fxprune.compiler.run import Run
 from fxprune.errors import InvariantError, PassError
 from fxprune.program import (
     EVAL,
     Program,
     ShrinkRecord,
     check_program,
-    commit,
-    fork,
+    copied,
     joined_record,
     parameters,
 )
 from fxprune.rewrite import Facts, create
-from fxprune.verification import UNCHECKED, Certificate, Watch, verify, widen
+from fxprune.verification import UNCHECKED, Certificate, Listener, listeners_of, verify, widen
 
-OnPass = Callable[[str], None]
 Given = tuple[Any, Any]
 
 
@@ -35,7 +34,7 @@ def shrink(
     inplace: bool = False,
     round_to: int = 1,
     certify: bool = True,
-    on_pass: OnPass | None = None,
+    on_pass: Callable[[str], None] | None = None,
 ) -> Program:
     """Cut out the channels that change no output: zeros become a smaller, faster model.
 
@@ -70,9 +69,10 @@ def shrink(
         >>> small.get_submodule("0").weight.shape, small.captured.shrinks[0].maps[0].kept
         (torch.Size([2, 3]), (0, 3))
     """
-    watch = None if certify else Watch()
-    how: Any = {"inplace": inplace, "round_to": round_to, "on_pass": on_pass, "watch": watch}
-    return shrink_certified(program, **how)[0]
+    listeners = listeners_of(on_pass)
+    return shrink_certified(
+        program, inplace=inplace, round_to=round_to, certify=certify, listeners=listeners
+    )[0]
 
 
 def shrink_certified(
@@ -82,66 +82,42 @@ def shrink_certified(
     given: Given = (None, None),
     inplace: bool = False,
     round_to: int = 1,
-    on_pass: OnPass | None = None,
-    watch: Watch | None = None,
+    certify: bool = True,
+    listeners: Iterable[Listener] = (),
 ) -> tuple[Program, Certificate]:
-    """Shrink a Program; return it with the certificate of its promise.
+    """Shrink a Program and compare it with `held_to`, or itself before, on given and drawn inputs.
 
-    Args:
-        program: see `shrink`.
-        held_to: the Program that the result is held to; `program` itself when None.
-        given: args and kwargs to compare on beside the drawn ones.
-        inplace: see `shrink`.
-        round_to: see `shrink`.
-        on_pass: see `shrink`.
-        watch: sees the Program before and after each pass, and the certificate; where it is blind,
-            nothing is checked.
-
-    Raises:
-        InvariantError: see `shrink`.
-        PassError: see `shrink`.
+    Returns the Program and the certificate that outputs are close in float64.
     """
     _check_request(program, round_to)
-    work = fork(program)
-    cut_channels(work, round_to, on_pass, watch)
+    run = Run(program, inplace=True, listeners=listeners)
+    cut_channels(run.work, round_to, run.listeners)
+    run.end()
     certificate = UNCHECKED
-    if watch is None or watch.checks:
-        certificate = _certified(program, work, held_to or program, round_to, given)
-    if watch is not None:
-        watch.close("shrink", certificate)
-    sizes = {"before": footprint_of(program), "after": footprint_of(work)}
-    _let_tell(work, checked=_told(certificate), **sizes)
-    if inplace:
-        commit(program, work)
-        return program, certificate
-    work.captured.replaced = []
+    if certify:
+        certificate = _certified(program, run.work, held_to or program, round_to, given)
+    sizes = {"before": footprint_of(program), "after": footprint_of(run.work)}
+    *others, last = run.work.captured.shrinks
+    last = replace(last, checked=_evidence(certificate), **sizes)
+    run.work.captured.shrinks = (*others, last)
     # The fork shares what was not cut with the Program that it was made of.
-    return copy.deepcopy(work), certificate
+    return run.result() if inplace else copied(run.work), certificate
 
 
-def cut_channels(
-    work: Program, round_to: int, on_pass: OnPass | None = None, watch: Watch | None = None
-) -> None:
-    """Find and cut the channels that can go, without a check of outputs.
-
-    Args:
-        work: edited in place; see `fxprune.program.forks.fork`.
-        round_to: see `shrink`.
-        on_pass: see `shrink`.
-        watch: see `shrink_certified`.
-    """
+def cut_channels(work: Program, round_to: int, listeners: Iterable[Listener] = ()) -> None:
+    """Find and cut the channels of a Program that can go, without a check of outputs."""
     find = Pipeline((create("channels", round_to=round_to), create("fold-branches")))
     before = work.captured.shrinks
     records: list[ShrinkRecord] = []
     again = True
     while again:
         facts, known = Facts(), len(work.captured.shrinks)
-        found = find.run(work, facts, on_pass=on_pass, watch=watch)
+        found = find.run(work, facts, listeners)
         seconds = dict(found.seconds)
         again = len(work.captured.shrinks) > known  # a branch was folded: find the channels anew
         if not again:
             cut = Pipeline((create("shrink"),))
-            seconds |= dict(cut.run(work, facts, on_pass=on_pass, watch=watch).seconds)
+            seconds |= dict(cut.run(work, facts, listeners).seconds)
         record = work.captured.shrinks[-1]
         records.append(replace(record, seconds=seconds))
         again = again or (record.again and bool(record.maps))
@@ -205,7 +181,7 @@ def _check_narrow(work: Program, wide: Program) -> None:
         raise InvariantError(f"shrink: {name!r} is another one than in float64; nothing changed")
 
 
-def _told(certificate: Certificate) -> str:
+def _evidence(certificate: Certificate) -> str:
     if certificate is UNCHECKED:
         return "not checked"
     if certificate.trials:
@@ -213,8 +189,3 @@ def _told(certificate: Certificate) -> str:
         return f"float64, {runs}: largest difference {certificate.largest:g}"
     why = certificate.skipped[0] if certificate.skipped else "no input fits"
     return f"not checked by running it, since no drawn input runs on either side ({why})"
-
-
-def _let_tell(work: Program, **more: Any) -> None:
-    *others, last = work.captured.shrinks
-    work.captured.shrinks = (*others, replace(last, **more))

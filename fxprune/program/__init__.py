@@ -3,7 +3,7 @@
 - `calls`: what graphs call of fxprune's own: regions of autocast, a count of batches.
 - `captured`: what a Program knows beside its tensors and graphs.
 - `copying`: the private copy of a model that capture works on.
-- `dataflow`: a Program's graph as a networkx view, and what feeds what in it.
+- `dataflow`: dataflow with networkx: what feeds what, and which nodes share memory.
 - `encoding`: graphs as plain data, and their code with fast bindings.
 - `forks`: all or nothing: edits are made on a fork, which a Program then becomes.
 - `inputs`: what a Program takes: names, shapes, dtypes, ranges of integers.
@@ -35,7 +35,15 @@ if TYPE_CHECKING:
     )
     from fxprune.program.captured import Captured
     from fxprune.program.copying import HookedMask, copy_model, training_flags, unhook, with_flags
-    from fxprune.program.dataflow import Aliases, alias_groups, detaches, written
+    from fxprune.program.dataflow import (
+        Aliases,
+        alias_groups,
+        detaches,
+        downstream,
+        node_graph,
+        upstream,
+        written,
+    )
     from fxprune.program.encoding import FAST, copy_graph, fingerprint, graph_text
     from fxprune.program.forks import commit, copied, fork
     from fxprune.program.inputs import Input, InputSpec, Nesting, UnshapedSpec
@@ -125,7 +133,7 @@ __getattr__, __dir__ = lazy_names(
         "calls": "PATH VALUE count_batch enter_autocast exit_autocast flat_regions",
         "captured": "Captured",
         "copying": "HookedMask copy_model training_flags unhook with_flags",
-        "dataflow": "Aliases alias_groups detaches written",
+        "dataflow": "Aliases alias_groups detaches downstream node_graph upstream written",
         "encoding": "FAST copy_graph fingerprint graph_text",
         "forks": "commit copied fork",
         "inputs": "Input InputSpec Nesting UnshapedSpec",

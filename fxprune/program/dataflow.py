@@ -1,11 +1,8 @@
-"""Dataflow: a Program's graph as a networkx view, and what feeds what in it.
-
-Tensors of a graph that share memory, and operators that write to it.
-"""
+"""Dataflow with networkx: what feeds what in a Program's graph, and which nodes share memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -192,6 +189,29 @@ def reachable(program: Program, a: str | Vertex, b: str | Vertex, mode: str | No
     return bool(nx.has_path(view, _find(program, view, a), _find(program, view, b)))
 
 
+def node_graph(nodes: Iterable[Node]) -> nx.DiGraph[Node]:
+    """Return some nodes of a graph, with an edge from each to those that read it."""
+    import networkx as nx
+
+    within = dict.fromkeys(nodes)
+    view: nx.DiGraph[Node] = nx.DiGraph()
+    view.add_nodes_from(within)
+    view.add_edges_from((r, node) for node in within for r in node.all_input_nodes if r in within)
+    return view
+
+
+def downstream(view: nx.DiGraph[Node], nodes: Iterable[Node]) -> set[Node]:
+    """Return some nodes of a `node_graph` and all that they flow into."""
+    import networkx as nx
+
+    return {node for layer in nx.bfs_layers(view, nodes) for node in layer}
+
+
+def upstream(view: nx.DiGraph[Node], nodes: Iterable[Node]) -> set[Node]:
+    """Return some nodes of a `node_graph` and all that flows into them."""
+    return downstream(view.reverse(copy=False), nodes)
+
+
 def _graph_of(program: Program, mode: str | None) -> Any:
     check_program(program, "dataflow")
     graphs = program.graphs
@@ -326,9 +346,6 @@ def _returns_view(target: OpOverload) -> bool:
 class Aliases:
     """Which nodes of a graph share memory.
 
-    Args:
-        graph: the graph.
-
     Attributes:
         place: of each node in the graph.
         mutated: names of stored tensors that the graph writes to.
@@ -336,43 +353,35 @@ class Aliases:
     """
 
     def __init__(self, graph: fx.Graph) -> None:
+        import networkx as nx
+
         self.place = {node: at for at, node in enumerate(graph.nodes)}
-        self._root: dict[Node, Node] = {}
-        self._members: dict[Node, list[Node]] = {}
         self.mutated: set[str] = set()
-        roots: set[Node] = set()
-        for node in graph.nodes:
-            into, source = written(node), shared(node)
-            root = node if source is None else self._root.get(source, source)
-            self._root[node] = root
-            self._members.setdefault(root, []).append(node)
-            if into is not None and not detaches(node):
-                roots.add(root)
-            if into is not None and root.op == "get_attr":
-                self.mutated.add(str(root.target))
-        self.overwritten = {node for root in roots for node in self._members[root]}
+        self.overwritten: set[Node] = set()
+        self._sharing: dict[Node, list[Node]] = {}  # each node's group, in the order of the graph
+        view: nx.Graph[Node] = nx.Graph()
+        view.add_nodes_from(graph.nodes)
+        view.add_edges_from((n, base) for n in graph.nodes if (base := shared(n)) is not None)
+        for group in nx.connected_components(view):
+            nodes = sorted(group, key=self.place.__getitem__)
+            self._sharing.update(dict.fromkeys(nodes, nodes))
+            writers = [node for node in nodes if written(node) is not None]
+            if writers and nodes[0].op == "get_attr":
+                self.mutated.add(str(nodes[0].target))
+            if not all(map(detaches, writers)):
+                self.overwritten |= group
 
     def stale(self, node: Node) -> list[Node]:
         """Return the nodes that share what an operator writes to, where one is read afterwards.
 
         Reads of the operator's own result are right: they are known to see what was written.
         """
-        into = written(node)
-        if into is None:
+        if written(node) is None:
             return []
-        others = [other for other in self._sharing(node) if other is not node]
-        here = self.place[node]
-        later = any(
-            self.place[user] > here
-            for other in others
-            if self.place[other] < here
-            for user in other.users
-        )
-        before = [other for other in others if self.place[other] < here]
-        return before if later or self._root[node].op == "get_attr" else []
-
-    def _sharing(self, node: Node) -> Iterator[Node]:
-        yield from self._members[self._root[node]]
+        here, group = self.place[node], self._sharing[node]
+        before = [other for other in group if self.place[other] < here]
+        later = any(self.place[user] > here for other in before for user in other.users)
+        return before if later or group[0].op == "get_attr" else []
 
 
 def shared(node: Node) -> Node | None:

@@ -8,7 +8,7 @@
   there.
 - `invariants`: Checks the invariants of a Program, and outputs before and after a step; knows no
   pass.
-- `listener`: Who sees a Program before and after each pass of a run.
+- `listener`: Listeners: who sees a Program during a run of passes.
 - `promises`: Checks a rewrite against its promise: equal or close outputs, keys, and what
   training needs.
 - `proof`: Two Programs that compute the same whatever they are given: equal graphs over equal
@@ -35,7 +35,7 @@ from fxprune.verification.certificate import (
 from fxprune.verification.comparison import verify
 from fxprune.verification.differences import Holder
 from fxprune.verification.invariants import check_invariants, check_values, observe
-from fxprune.verification.listener import Watch
+from fxprune.verification.listener import Listener, listeners_of
 from fxprune.verification.promises import PROMISES, PromiseCheck
 from fxprune.verification.proof import check_outputs
 from fxprune.verification.snapshot import EFFECTS

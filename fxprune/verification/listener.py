@@ -1,35 +1,47 @@
-"""Who sees a Program before and after each pass of a run."""
+"""Listeners: who sees a Program during a run of passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from fxprune.program import Program
+from fxprune.recipe import Rule
 from fxprune.rewrite import Facts, Pass
-from fxprune.verification.certificate import Certificate
 
 
-class Watch:
-    """Sees a Program before and after each pass; what it raises stops the run. This one is blind.
-
-    Attributes:
-        checks: whether it holds passes to anything; where not, a step needs no check of its own.
-    """
-
-    checks: bool = False
+class Listener:
+    """Sees a run of passes; what it raises stops the run, and nothing is changed."""
 
     def begin(self, program: Program) -> None:
         """See the Program before the first pass."""
 
-    def before(self, program: Program, step: Pass) -> None:
-        """See the Program before a pass."""
+    def before(self, program: Program, step: Pass, stage: str) -> None:
+        """See the Program before a pass; `stage` names its rules, "" where there are none."""
 
     def after(self, program: Program, step: Pass, facts: Facts) -> None:
         """See the Program after a pass, with the facts that are there."""
 
-    def stage(self, program: Program, rules: Iterable[Any], facts: Facts) -> None:
-        """See the Program after all passes of rules that were carried out together."""
+    def stage(self, program: Program, rules: Sequence[Rule], facts: Facts) -> None:
+        """See the Program after the passes of some rules; no rules: after those of `[[pass]]`."""
 
-    def close(self, name: str, certificate: Certificate) -> None:
-        """See what was found of a step whose outputs are close in float64."""
+    def end(self, program: Program) -> None:
+        """See the Program after the last pass, before it takes the place of the caller's."""
+
+
+class OnPass(Listener):
+    """Calls a function with the name of each pass before it runs, as "rule: pass"."""
+
+    def __init__(self, call: Callable[[str], None]) -> None:
+        self._call = call
+
+    def before(self, program: Program, step: Pass, stage: str) -> None:
+        """Call the function."""
+        self._call(f"{stage}: {step.name}" if stage else step.name)
+
+
+def listeners_of(
+    on_pass: Callable[[str], None] | None, *others: Listener | None
+) -> tuple[Listener, ...]:
+    """Return the listeners that are there, a function to call before each pass first."""
+    first = None if on_pass is None else OnPass(on_pass)
+    return tuple(each for each in (first, *others) if each is not None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -58,8 +57,8 @@ class PromiseCheck:
         if told is not None:
             return f"promised equal outputs, but {told}"
         large = sum(p.numel() for p in after.parameters()) > _LARGE
-        how: Any = {"promise": self.promise, "bound": bound, "trials": 1 if large else trials}
-        certificate = verify(after, self.program, **how)
+        count = 1 if large else trials
+        certificate = verify(after, self.program, promise=self.promise, bound=bound, trials=count)
         if not certificate:
             what = "outputs that are close in float64" if close else "equal outputs"
             return f"promised {what}, but they differ or cannot be compared: {certificate}"

@@ -11,7 +11,7 @@ What each check of a compile adds, for a finalize as an example:
 - Code that is compiled again is the same: what ran is what was checked.
 - `stage` here: masks are right for their scores, which no output shows.
 - `verify` in `compile`: outputs are equal, which does not rest on what effects say.
-- `end` here: no tensor was written to past torch's count of writes, by which digests are kept.
+- `check_writes` here: no tensor was written to past torch's count, by which digests are kept.
 
 `finalize` outside of a compile compares outputs itself, as no auditor is there.
 
@@ -24,7 +24,7 @@ lines before, of which an effect may let some come, go, or count other channels.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,12 +41,12 @@ from fxprune.rewrite import Facts, Importance, NewMasks, Pass, Ranking, Rewrite,
 from fxprune.support import same_bits
 from fxprune.verification.certificate import Certificate, Digests, Evidence, graphs_digest
 from fxprune.verification.edits import Expected, is_constant
-from fxprune.verification.listener import Watch
+from fxprune.verification.listener import Listener
 from fxprune.verification.recount import Masked, recount, recount_units
 from fxprune.verification.snapshot import Effect, Fault, Line, Read, Ref, Snapshot, View, snapshot
 
 
-class Auditor(Watch):
+class Auditor(Listener):
     """Checks each pass of a compile against its declared effect and records the evidence.
 
     Args:
@@ -54,15 +54,12 @@ class Auditor(Watch):
         program: captured of it.
 
     Attributes:
-        checks: whether it checks passes.
         evidence: of each rewrite pass, in order.
 
     Raises:
         InvariantError: a mask of torch.nn.utils.prune's that the model had is missing, or another
             one.
     """
-
-    checks = True
 
     def __init__(self, model: Any = None, program: Program | None = None) -> None:
         self.evidence: list[Evidence] = []
@@ -80,7 +77,7 @@ class Auditor(Watch):
         """Remember the masks that are there before rules."""
         self._masks = dict(parameters.masks(program))
 
-    def before(self, program: Program, step: Pass) -> None:
+    def before(self, program: Program, step: Pass, stage: str) -> None:
         """Remember the Program that a pass is about to change."""
         if isinstance(step, Rewrite):
             self._before = snapshot(program)
@@ -105,13 +102,12 @@ class Auditor(Watch):
         checks = [_CHECKED[effect.kind], "compiled code is that of the graphs"]
         self._add(step.name, _promise(step, effect), (graph, weights), checks)
 
-    def stage(self, program: Program, rules: Iterable[Rule], facts: Facts) -> None:
+    def stage(self, program: Program, rules: Sequence[Rule], facts: Facts) -> None:
         """Check the masks that rules made against their scores.
 
         Raises:
             InvariantError: names the rule and the parameter whose mask is not as ranked.
         """
-        rules = list(rules)
         if not rules:
             return
         rule = rules[0]
@@ -132,7 +128,7 @@ class Auditor(Watch):
 
     # What a compile tells
 
-    def close(self, name: str, certificate: Certificate) -> None:
+    def record_runs(self, name: str, certificate: Certificate) -> None:
         """Record what runs in float64 found of a step that rounds."""
         if certificate.trials:
             runs = f"float64 outputs of {name} differ by {certificate.largest:g} at most"
@@ -140,7 +136,7 @@ class Auditor(Watch):
         else:
             self._note(f"{name} was not run: no drawn input runs on either side")
 
-    def end(self, program: Program) -> None:
+    def check_writes(self, program: Program) -> None:
         """Hash the tensors once more: writes past torch's own count of them are found here.
 
         Raises:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.compiler.dry_run import plan
+from fxprune.compiler.dry_run import explain, plan
 from fxprune.compiler.shrinking import shrink
-from fxprune.compiler.verdicts import explain
 from fxprune.errors import AmountError, PassError, RecipeError
 from fxprune.files.fxp import load, save
 from fxprune.program.program import Program

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fxprune.compiler.dry_run import plan
-from fxprune.compiler.verdicts import explain
+from fxprune.compiler.dry_run import explain, plan
 from fxprune.reports.plans import Plan
 from tests.tools.commands import files, refused, run
 

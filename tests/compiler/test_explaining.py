@@ -17,8 +17,7 @@ from rich.console import Console
 from torch import nn
 
 import fxprune
-from fxprune.compiler.dry_run import plan
-from fxprune.compiler.verdicts import explain
+from fxprune.compiler.dry_run import explain, plan
 from fxprune.errors import MissingParameterError, PassError, RecipeError, SelectError
 from fxprune.program.program import Program
 from fxprune.program.uses import source_line

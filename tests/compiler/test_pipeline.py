@@ -21,6 +21,7 @@ from fxprune.rewrite.pattern import Refusal
 from fxprune.rewrite.registry import find, names
 from fxprune.rewrite.rewriter import Rewriter, rule
 from fxprune.testing.assert_pass import snapshot
+from fxprune.verification.listener import OnPass
 from tests.tools.helpers import program
 
 
@@ -118,7 +119,7 @@ def test_needs_are_checked_before_anything_runs():
     before = snapshot(p)
     steps = (CountParameters(), Edit(lambda rewriter: ran.append("edit")))
     with pytest.raises(PassError, match="needs Double"):
-        Pipeline(steps).run(p, Facts(), on_pass=ran.append)
+        Pipeline(steps).run(p, Facts(), listeners=[OnPass(ran.append)])
     assert ran == []
     assert snapshot(p) == before
 
@@ -128,7 +129,7 @@ def test_every_stage_is_checked_before_the_first_runs():
     sound = Stage((Rule(name="a", select="*", method="identity"),), Pipeline((CountParameters(),)))
     faulty = Stage((Rule(name="b", select="*", method="identity"),), Pipeline((DoubleCount(),)))
     with pytest.raises(PassError, match=NEEDS):
-        run_stages(program("linear"), [sound, faulty], inplace=True, on_pass=ran.append)
+        run_stages(program("linear"), [sound, faulty], inplace=True, listeners=[OnPass(ran.append)])
     assert ran == []
 
 
@@ -166,7 +167,7 @@ def test_a_pass_that_gives_another_fact_is_an_error(fact: Any, name: str):
 def test_passes_are_told_before_they_run():
     told: list[str] = []
     steps = (CountParameters(), DoubleCount(), Edit(lambda rewriter: told.append("inside")))
-    Pipeline(steps).run(program("linear"), Facts(), on_pass=told.append)
+    Pipeline(steps).run(program("linear"), Facts(), listeners=[OnPass(told.append)])
     assert told == ["count", "double", "edit", "inside"]
 
 
@@ -190,7 +191,7 @@ def test_the_program_is_checked_after_each_rewrite():
     told: list[str] = []
     with pytest.raises(InvariantError, match=r"edit: node weight reads 'weight'"):
         Pipeline((Edit(mask_both), Edit(nothing))).run(
-            program("linear"), Facts([Double(0)]), on_pass=told.append
+            program("linear"), Facts([Double(0)]), listeners=[OnPass(told.append)]
         )
     assert told == ["edit"]
 

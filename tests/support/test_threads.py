@@ -20,8 +20,7 @@ from torch import nn
 
 import fxprune
 from fxprune import functional as prune
-from fxprune.compiler.dry_run import plan
-from fxprune.compiler.verdicts import explain
+from fxprune.compiler.dry_run import explain, plan
 from fxprune.files.masks import fit_masks, read_masks, write_masks
 from fxprune.files.pt2 import load_pt2
 from fxprune.files.writers import read_weights

@@ -434,7 +434,7 @@ def test_a_cut_that_does_more_than_it_says_is_refused(change: Any, text: str):
     mutant = Mutant("spoilt", "fxprune.rewrite.rewriter:Rewriter.finish", lambda _: spoilt)
     told = pytest.raises(InvariantError, match=f"(?s)shrink (broke its )?promise.*({text})")
     with planted(mutant), told:
-        shrink_certified(p, watch=Auditor())
+        shrink_certified(p, listeners=[Auditor()])
 
 
 # Coupled channels
