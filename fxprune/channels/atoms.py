@@ -51,9 +51,9 @@ class Atoms:
         self.count = 0
         self.pins: list[Pin] = []  # in the order in which they were found
         self.reads: list[WeightRead] = []  # what stays as long as others do
-        # of parts split off others: of one channel alone, another part could be cut
+        # Of parts split off others: of one channel alone, another part could be cut.
         self.splits: list[Ids] = []
-        # of which two stay at least, since an axis of size 1 would be another one
+        # Of these two stay at least, since an axis of size 1 would be another one.
         self.wide: list[tuple[Ids, Node]] = []
         self._left: list[Ids] = []
         self._right: list[Ids] = []

@@ -28,8 +28,8 @@ class Flat:
 
     size: int
     atoms: Ids | None  # of each index; None where nothing may be cut
-    # what the value is at each index, or at all of them, wherever it is along the other axes; NaN
-    # where it is not known; shape (size,) or (1,)
+    # What the value is at each index, or at all of them, wherever it is along the other axes; NaN
+    # where it is not known. Shape (size,) or (1,).
     const: Array
 
     @property
@@ -50,7 +50,7 @@ def flat_of(atoms: Atoms, value: Value, axis: int, node: Node) -> Flat:
     const = _const_along(value, axis)
     if len(factors) == 1:
         return Flat(size, factors[0].atoms, const.reshape(-1))
-    tracked = _tracked(atoms, factors, node)
+    tracked = _pick_tracked(atoms, factors, node)
     if size >= OPEN:
         for factor in factors:
             atoms.pin(factor.atoms, _EACH, node)
@@ -66,7 +66,7 @@ def flat_of(atoms: Atoms, value: Value, axis: int, node: Node) -> Flat:
     return Flat(size, cells, spread)
 
 
-def _tracked(atoms: Atoms, factors: Axis, node: Node) -> list[int]:
+def _pick_tracked(atoms: Atoms, factors: Axis, node: Node) -> list[int]:
     """Return which factor can be cut, if any: the first that is no copy; all others stay."""
     tracked = [at for at, factor in enumerate(factors) if factor.atoms is not None]
     tracked.sort(key=lambda at: factors[at].copies)

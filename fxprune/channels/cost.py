@@ -72,6 +72,10 @@ class Costs:
         """Entries of the outputs of all products."""
         return sum(row.activations for row in self.rows)
 
+    def of(self, *names: str) -> int:
+        """Return the operations of operators of some names."""
+        return sum(row.flops for row in self.rows if row.op in names)
+
 
 class Shapes:
     """The shapes of a Program's nodes where all symbolic dimensions have one size."""

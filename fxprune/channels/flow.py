@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from fxprune.program import (
 # What a rule finds: a value, or one for each part of a tuple; nothing of what is no tensor.
 Result = Value | tuple[Value, ...] | None
 Transfer = Callable[["Flow", Node], Result]
+_Rule = TypeVar("_Rule", bound=Transfer)
 # Called when the channels are cut, with the Surgery.
 Edit = Callable[[Any], None]
 
@@ -46,7 +47,7 @@ class FollowError(PassError):
     """Channels cannot be followed through an operator, for a reason of one clause."""
 
 
-def transfer(names: str) -> Callable[[Transfer], Transfer]:
+def transfer(names: str) -> Callable[[_Rule], _Rule]:
     """Add a transfer rule for canonical operator names, joined by `|` or blanks.
 
     A rule accounts for every axis of every input: it passes it to its value, ties it (`Flow.tie`),
@@ -54,7 +55,7 @@ def transfer(names: str) -> Callable[[Transfer], Transfer]:
     is every input of an operator for which it raises FollowError.
     """
 
-    def add(rule: Transfer) -> Transfer:
+    def add(rule: _Rule) -> _Rule:
         _RULES.update(dict.fromkeys(re.split(r"[\s|]+", names.strip()), rule))
         return rule
 
@@ -69,12 +70,12 @@ class Flow:
     ) -> None:
         self.program, self.mode, self.atoms, self.stored = program, mode, atoms, stored
         self.graph: fx.Graph = program.graphs[mode]
-        # a tuple for operators with several outputs
+        # A tuple for operators with several outputs.
         self.values: dict[Node, Value | tuple[Value, ...]] = {}
         self.edits: list[Edit] = []  # what has to change beside the tensors in a cut
-        # operators without a rule, and rules that refused, in graph order
+        # Operators without a rule, or whose rule refused, in graph order.
         self.unknown: list[tuple[Node, str]] = []
-        # channels that are another constant in train than in eval mode
+        # Channels that are another constant in train than in eval mode.
         self.shifts: list[tuple[Node, Ids]] = []
         self.sinks: list[Any] = []  # where constants are absorbed (`meeting.Sink`)
         self._numbers: dict[Node, Any] = {}  # what is no tensor, with its value in eval mode
@@ -134,7 +135,7 @@ class Flow:
         Of a size (as `shape` gives it) that is symbolic in part the fixed part can be cut, as heads
         behind a batch.
         """
-        fixed = self._sizes.fixed(size)
+        fixed = self._sizes.fixed_part(size)
         if fixed == 1 or fixed >= OPEN:
             return (Factor(size),)
         own = Factor(fixed, self.fresh(fixed), copies=True)

@@ -58,7 +58,7 @@ class Value:
         """The size of each axis."""
         return tuple(axis_size(axis) for axis in self.axes)
 
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Tell whether anything is known of the value."""
         return not bool(np.isnan(self.const).all())
 
@@ -129,7 +129,7 @@ class Sizes:
         """Return the sizes of a shape as numbers."""
         return tuple(size if isinstance(size, int) else self._symbolic(size) for size in shape)
 
-    def fixed(self, size: int) -> int:
+    def fixed_part(self, size: int) -> int:
         """Return a size without its symbols: 8 of `8*s0`."""
         for prime in self._primes.values():
             while size % prime == 0:

@@ -92,7 +92,7 @@ def _exit_inference(self: Any, *error: Any) -> None:
     self._inference_mode_context.__exit__(*error)
 
 
-def guarded(graph: fx.Graph, run: Callable[..., Any]) -> Callable[..., Any]:
+def guard(graph: fx.Graph, run: Callable[..., Any]) -> Callable[..., Any]:
     """Return `run`, or what puts autocast back where an error ends a region of it early."""
     entered = [node for node in graph.nodes if node.target is enter_autocast]
     devices = sorted({str(node.args[0]) for node in entered})

@@ -18,19 +18,19 @@ class Captured:
 
     inputs: InputSpec
     outputs: dict[str, Nesting]  # how the outputs are nested, by mode
-    # each parameter's name, aliases too, in the source's order: its first name
+    # The first name of each parameter, by any of its names, in the source's order.
     first: dict[str, str]
     kind: str  # the class name of the source
-    # by mode, the training flags that the source's own `train(mode)` sets otherwise
+    # By mode, the training flags that the source's own `train(mode)` sets otherwise.
     frozen: dict[bool, dict[str, bool]]
     deciders: tuple[str, ...] = ()  # submodules whose training flags choose the graph
     records: tuple[RuleRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     shrinks: tuple[ShrinkRecord, ...] = ()
     notes: tuple[str, ...] = ()  # what a reader of the report must know
-    # parameters, by first name, that no mask can stand for in the graphs: why
+    # Why no mask can stand for a parameter in the graphs, by its first name.
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
-    # (old, new) Parameters of a fork, until it is committed
+    # (old, new) Parameters of a fork, until it is committed.
     replaced: list[tuple[nn.Parameter, nn.Parameter]] = field(
         default_factory=list[tuple[nn.Parameter, nn.Parameter]]
     )

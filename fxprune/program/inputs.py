@@ -51,7 +51,7 @@ class Input:
     """One leaf of the arguments: a tensor, or a constant that capture fixed."""
 
     name: str  # with its place inside where it is nested: `batch['ids']`
-    # a string is a symbolic dimension, equal wherever it has the same name
+    # A string is a symbolic dimension, equal wherever it has the same name.
     shape: tuple[Dim, ...] = ()
     dtype: torch.dtype | None = None  # None for a constant
     low: int | None = None  # of integers, the smallest in the example
@@ -93,12 +93,12 @@ class InputSpec:
     nesting: Nesting
     names: tuple[str, ...]  # of the positional arguments
     keywords: tuple[str, ...]  # of the keyword arguments, in order
-    # those of them that follow the positional ones in the source's signature
+    # Those of them that follow the positional ones in the source's signature.
     positional: tuple[str, ...] = ()
-    # the model's own at capture: inputs of it follow the Program when it is moved
+    # The model's own at capture: inputs of it follow the Program when it is moved.
     float_dtype: torch.dtype | None = None
     smallest: int = 1  # sizes of a symbolic dimension from which on the graph is right
-    # sizes of symbolic dimensions by name: from, and up to or None
+    # The sizes of symbolic dimensions, by name: from, and up to or None.
     bounds: Mapping[str, tuple[int, int | None]] = field(
         default_factory=dict[str, tuple[int, int | None]]
     )
@@ -242,7 +242,6 @@ def _describe_nesting(tree: pytree.TreeSpec) -> str:
 class UnshapedSpec(InputSpec):
     """Arguments whose shapes are not known; each is handed to the graph as it is."""
 
-    # of arguments that may be left out
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod

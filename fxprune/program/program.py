@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from fxprune.errors import CaptureError, InvariantError, PassError, PassTypeError, StateError
 from fxprune.program import parameters
-from fxprune.program.calls import guarded
+from fxprune.program.calls import guard
 from fxprune.program.captured import Captured, CapturedModule
 from fxprune.program.copying import STATE, own_results
 from fxprune.program.encoding import (
@@ -162,7 +162,7 @@ class Program(fx.GraphModule, MaskedReads, CapturedModule):
             self._graph = fast_graph(graph)
             code = super().recompile()
             self._graph = graph
-            setattr(cls, f"_forward_{mode}", guarded(graph, cls.forward))
+            setattr(cls, f"_forward_{mode}", guard(graph, cls.forward))
         cls.forward = forward_like(self.captured.inputs)
         return code
 

@@ -77,18 +77,18 @@ class ParamRecord:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Text  # of a layer, that of the first of its makers
-    # of a layer, all parameters that make its channels
+    # Of a layer, all parameters that make its channels.
     makers: Many[Text] = field(default=(), kw_only=True)
     units: Count | None = None  # how many it had: entries, or channels
     alive: Count | None = None  # of these, before
     pruned: Count | None = None  # of these, by the rule; None where a given mask decided
-    # new ones in its mask; plans alone count them
+    # New ones in its mask; plans alone count them.
     zeros: Count | None = field(default=None, kw_only=True)
-    # the largest pruned score; None where nothing was ranked or pruned
+    # The largest pruned score; None where nothing was ranked or pruned.
     threshold: Number | None = None
     tied: Count = 0  # units at the threshold
     quota: Count = 0  # how many of these went
-    # whether `alive` and `pruned` hold for every run, not for one random draw
+    # Whether `alive` and `pruned` hold for every run, not for one random draw.
     exact: bool = field(default=True, kw_only=True)
     zeros_exact: bool = field(default=True, kw_only=True)  # the same of `zeros`
 
@@ -108,7 +108,7 @@ class RuleRecord:
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])  # wall time by pass
     edits: Count = 0  # as the Rewriter counted them
     layers: Many[ParamRecord] = ()  # of a rule over coupled channels
-    # whether torch's global generator draws, so that each run prunes others; only plans tell
+    # Whether torch's global generator draws, so that each run prunes others; only plans tell.
     drawn: bool = False
     exact: bool = True  # whether the sum of what was pruned holds for every run
 
@@ -175,7 +175,7 @@ class AxisMap:
     tensor: str  # the parameter's first name, without a mask's suffix; or a buffer's
     axis: Count
     before: Count  # its size
-    # the old indices that stayed, in order: the channel `kept[i]` became `i`
+    # The old indices that stayed, in order: the channel `kept[i]` became `i`.
     kept: Annotated[Many[Count], AfterValidator(_check_kept)]
 
     @property
@@ -246,7 +246,7 @@ class ShrinkRecord:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    # one for each axis that lost channels, in the order of the Program's tensors
+    # One for each axis that lost channels, in the order of the Program's tensors.
     maps: Many[AxisMap] = ()
     stays: Many[Stay] = ()  # why channels of axes that could lose some stayed
     blocked: Many[Blocked] = ()  # operators that channels were not followed through

@@ -135,7 +135,7 @@ def swaps_of(
         names = [_name_in(parameters[module], parameter) for module in info.shared_modules]
         yield info, "shared_param_names", names
         if id(parameter) in values:
-            padded, local = _padded(held, values[id(parameter)])
+            padded, local = _pad(held, values[id(parameter)])
             yield held, "_sharded_param_data", padded
             yield parameter, "_local_tensor", local
 
@@ -162,7 +162,7 @@ def _name_in(parameters: Mapping[str, Any], parameter: Any) -> str:
     return found[0]
 
 
-def _padded(held: Any, local: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(held: Any, local: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the flat, padded part that FSDP2 gathers from, and the part as a view of it."""
     dim = held.fsdp_placement.dim
     padded = local.new_zeros(held.padded_sharded_param_size)

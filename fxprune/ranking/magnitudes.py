@@ -116,7 +116,7 @@ def zero_bits(bits: Any, keys: Any, level: int, *, clean: bool) -> None:
 
 
 class Scratch(threading.local):
-    """Scratch buffers of each thread, used again: fresh memory costs more than a pass over it."""
+    """Reusable scratch buffers, one set per thread: fresh memory costs more than a pass over it."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Any] = {}

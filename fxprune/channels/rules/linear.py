@@ -202,7 +202,7 @@ def outputs(before: tuple[Axis, ...], out: Axis, after: tuple[Axis, ...], const:
 def with_numbers(flow: Flow, operand: object, *, floating: bool = False) -> Value:
     """Return the value of an operand, with its numbers where it is stored, as a table is."""
     value = flow.value(operand)
-    stored = flow.concrete(operand) if isinstance(operand, Node) and not value.known() else None
+    stored = flow.concrete(operand) if isinstance(operand, Node) and not value.is_known() else None
     if stored is None or stored.numel() > _MOST or (floating and not stored.is_floating_point()):
         return value
     return Value(value.axes, numbers(stored).reshape([factor.size for factor in value.factors]))

@@ -86,10 +86,9 @@ def getitem(flow: Flow, node: Node) -> Value:
     """One of several outputs."""
     source, at = node.args[0], node.args[1]
     found = flow.values.get(source) if isinstance(source, Node) else None
-    known = isinstance(found, tuple) and isinstance(at, int) and -len(found) <= at < len(found)
-    if not known:
-        raise FollowError("it takes one of outputs that are not followed")
-    return found[at]
+    if isinstance(found, tuple) and isinstance(at, int) and -len(found) <= at < len(found):
+        return found[at]
+    raise FollowError("it takes one of outputs that are not followed")
 
 
 @transfer("slice narrow")
