@@ -49,7 +49,7 @@ class Target:
 
     @contextmanager
     def replacing(self) -> Generator[Path]:
-        """Give a temporary folder; its files are moved to their place if the block does not raise."""
+        """Give a temporary folder; its files move to their place if the block does not raise."""
         parent = self.place.resolve().parent
         for folder in (self.place, parent):
             _clean(folder, self.place.name)

@@ -80,16 +80,6 @@ def write_source(program: Program, path: PathLike) -> Path:
     returns the model with its weights. Outputs equal the Program's bit for bit, in both modes;
     named tuples become tuples, and classes of other libraries dicts.
 
-    Args:
-        program: not changed.
-        path: the .py file; it and the weights are replaced together, or neither is.
-
-    Returns:
-        The path.
-
-    Raises:
-        FormatError: a part of the Program has no such source, or the files cannot be written.
-
     Example:
         >>> import fxprune, tempfile, torch
         >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))

@@ -471,45 +471,42 @@ def _amounts(numel: int) -> st.SearchStrategy[float | int]:
 _SCORES = st.sampled_from([False, False, True]).flatmap(lambda own: _SEEDS if own else st.none())
 
 
+def _calls(kind: str, *names: str, **drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[Call]:
+    return st.builds(Call, st.just(kind), st.just(names), **drawn)
+
+
 def _ranked(kind: str, names: tuple[str, ...], size: int) -> st.SearchStrategy[Call]:
-    scores = _SCORES if kind in ("l1_unstructured", "global_unstructured") else st.none()
-    methods = ["l1", "random", "identity", "every_other", "thirds"]
-    method = st.sampled_from(methods) if kind == "global_unstructured" else st.just("l1")
-    return st.builds(
-        Call,
-        st.just(kind),
-        st.just(names),
-        amount=_amounts(size),
-        method=method,
-        seed=_SEEDS,
-        scores_seed=scores,
-        misshapen=_RARELY if kind == "l1_unstructured" else st.just(False),
-    )
+    drawn: dict[str, st.SearchStrategy[Any]] = {"amount": _amounts(size)}
+    if kind == "global_unstructured":
+        drawn["method"] = st.sampled_from(["l1", "random", "identity", "every_other", "thirds"])
+    drawn["seed"] = _SEEDS
+    if kind in ("l1_unstructured", "global_unstructured"):
+        drawn["scores_seed"] = _SCORES
+    if kind == "l1_unstructured":
+        drawn["misshapen"] = _RARELY
+    return _calls(kind, *names, **drawn)
 
 
 def _structured(kind: str, name: str, parameter: Tensor) -> st.SearchStrategy[Call]:
-    ndim = parameter.ndim
-    dims = st.sampled_from([*range(ndim), *range(-ndim, 0), ndim])
     norm_orders = [2, 1, float("inf"), float("-inf"), 0, 3.5, "fro"]
     # torch 2.14 takes "nuc" over the last two dimensions, always.
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
         norm_orders.append("nuc")
-    return st.builds(
-        Call,
-        st.just(kind),
-        st.just((name,)),
+    ndim, is_norm = parameter.ndim, kind == "ln_structured"
+    return _calls(
+        kind,
+        name,
         amount=_amounts(max(parameter.shape)),
-        n=st.sampled_from(norm_orders if kind == "ln_structured" else [2]),
-        dim=dims,
+        n=st.sampled_from(norm_orders if is_norm else [2]),
+        dim=st.sampled_from([*range(ndim), *range(-ndim, 0), ndim]),
         seed=_SEEDS,
-        scores_seed=_SCORES if kind == "ln_structured" else st.none(),
+        scores_seed=_SCORES if is_norm else st.none(),
     )
 
 
 def _one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrategy[Call]:
     """Draw a call of a kind on a parameter; `pool` has what else a global call may take."""
     parameter = pool[name]
-    one = (name,)
     if kind in STRUCTURED:
         return _structured(kind, name, parameter)
     if kind == "global_unstructured":
@@ -517,29 +514,16 @@ def _one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrateg
         return several.flatmap(lambda names: _ranked(kind, names, parameter.numel()))
     if kind == "custom_from_mask":
         keeps = st.sampled_from([0.5, 0.9, 0.0, 1.0])
-        return st.builds(
-            Call,
-            st.just(kind),
-            st.just(one),
-            mask_seed=_SEEDS,
-            keep=keeps,
-            soft=_RARELY,
-            misshapen=_RARELY,
-        )
+        masks = {"mask_seed": _SEEDS, "keep": keeps, "soft": _RARELY, "misshapen": _RARELY}
+        return _calls(kind, name, **masks)
     if kind == "own_method":
         methods = ["every_other", "thirds", *(["channels"] if parameter.ndim > 1 else [])]
-        return st.builds(
-            Call,
-            st.just(kind),
-            st.just(one),
-            method=st.sampled_from(methods),
-            dim=st.integers(-parameter.ndim, parameter.ndim - 1),
-            seed=_SEEDS,
-            scores_seed=_SCORES,
-        )
+        dims = st.integers(-parameter.ndim, parameter.ndim - 1)
+        seeds = {"seed": _SEEDS, "scores_seed": _SCORES}
+        return _calls(kind, name, method=st.sampled_from(methods), dim=dims, **seeds)
     if kind in ("identity", "remove"):
-        return st.just(Call(kind, one))
-    return _ranked(kind, one, parameter.numel())
+        return st.just(Call(kind, (name,)))
+    return _ranked(kind, (name,), parameter.numel())
 
 
 @st.composite
