@@ -100,7 +100,9 @@ def write_source(program: Program, path: PathLike) -> Path:
     except FormatError as error:
         raise FormatError(f"{target}: {error}") from error
     with replacing_files(target.parent) as folder:
-        write_tensors(_tensors(program), folder / weights)
+        # The buffers, too, that the state dict leaves out.
+        buffers = dict(program.named_buffers(remove_duplicate=False))
+        write_tensors({**buffers, **program.state_dict()}, folder / weights)
         write_text(folder / target.name, text)
     return target
 
@@ -126,11 +128,6 @@ def source_of(program: Program, weights: str) -> str:
     title = re.sub(r"\W", "_", kind)
     head = _HEAD.format(kind=title, imports=imports, name=name, weights=weights)
     return f"{head}\n\n{text}\n"
-
-
-def _tensors(program: Program) -> dict[str, torch.Tensor]:
-    """Return the state dict, and the buffers that it leaves out."""
-    return {**dict(program.named_buffers(remove_duplicate=False)), **program.state_dict()}
 
 
 def _signature(program: Program) -> str:

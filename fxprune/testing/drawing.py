@@ -365,13 +365,13 @@ def _selects(draw: st.DrawFn, program: Program, pool: Sequence[ParamSite]) -> Ch
         forms.append({"match": f"{op}(_, W, *)", "prune": ["W"]})
     form = draw(st.sampled_from(forms))
     allowed = {s.name for s in pool}
-    taken = _taken(program, form)
+    taken = _sites_of(program, form)
     if not taken or not {s.name for s in taken} <= allowed:
-        return forms[0], _taken(program, forms[0])
+        return forms[0], _sites_of(program, forms[0])
     return form, taken
 
 
-def _taken(program: Program, form: Mapping[str, Any]) -> list[ParamSite]:
+def _sites_of(program: Program, form: Mapping[str, Any]) -> list[ParamSite]:
     try:
         rule = Rule.model_validate({**form, "method": "identity"})
     except (RecipeError, ValueError):  # an operator whose name is none in a pattern
@@ -475,7 +475,7 @@ def _calls(kind: str, *names: str, **drawn: st.SearchStrategy[Any]) -> st.Search
     return st.builds(Call, st.just(kind), st.just(names), **drawn)
 
 
-def _ranked(kind: str, names: tuple[str, ...], size: int) -> st.SearchStrategy[Call]:
+def _ranking_calls(kind: str, names: tuple[str, ...], size: int) -> st.SearchStrategy[Call]:
     drawn: dict[str, st.SearchStrategy[Any]] = {"amount": _amounts(size)}
     if kind == "global_unstructured":
         drawn["method"] = st.sampled_from(["l1", "random", "identity", "every_other", "thirds"])
@@ -487,7 +487,7 @@ def _ranked(kind: str, names: tuple[str, ...], size: int) -> st.SearchStrategy[C
     return _calls(kind, *names, **drawn)
 
 
-def _structured(kind: str, name: str, parameter: Tensor) -> st.SearchStrategy[Call]:
+def _structured_calls(kind: str, name: str, parameter: Tensor) -> st.SearchStrategy[Call]:
     norm_orders = [2, 1, float("inf"), float("-inf"), 0, 3.5, "fro"]
     # torch 2.14 takes "nuc" over the last two dimensions, always.
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
@@ -508,10 +508,10 @@ def _one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrateg
     """Draw a call of a kind on a parameter; `pool` has what else a global call may take."""
     parameter = pool[name]
     if kind in STRUCTURED:
-        return _structured(kind, name, parameter)
+        return _structured_calls(kind, name, parameter)
     if kind == "global_unstructured":
         several = st.permutations(list(pool)).map(tuple)
-        return several.flatmap(lambda names: _ranked(kind, names, parameter.numel()))
+        return several.flatmap(lambda names: _ranking_calls(kind, names, parameter.numel()))
     if kind == "custom_from_mask":
         keeps = st.sampled_from([0.5, 0.9, 0.0, 1.0])
         masks = {"mask_seed": _SEEDS, "keep": keeps, "soft": _RARELY, "misshapen": _RARELY}
@@ -523,7 +523,7 @@ def _one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrateg
         return _calls(kind, name, method=st.sampled_from(methods), dim=dims, **seeds)
     if kind in ("identity", "remove"):
         return st.just(Call(kind, (name,)))
-    return _ranked(kind, (name,), parameter.numel())
+    return _ranking_calls(kind, (name,), parameter.numel())
 
 
 @st.composite

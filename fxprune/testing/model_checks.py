@@ -305,7 +305,7 @@ def _check_recipes(
     at: list[ModelCheck] = []
 
     def check(recipe: Recipe) -> None:
-        masked = _masked(subject.program, recipe, counts)
+        masked = _mask(subject.program, recipe, counts)
         if masked is None:
             return
         for each in checks:
@@ -328,7 +328,7 @@ def _check_recipes(
     raise _failure_error(name, failure.error, lines) from failure.error
 
 
-def _masked(program: Program, recipe: Recipe, counts: CheckCounts) -> Program | None:
+def _mask(program: Program, recipe: Recipe, counts: CheckCounts) -> Program | None:
     masked: list[Program] = []
     _count_check("prune", lambda: masked.append(prune(program, recipe)), counts)
     return masked[0] if masked else None
