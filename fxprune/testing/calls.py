@@ -18,14 +18,8 @@ from fxprune.recipe import Recipe, Rule, verdicts
 
 STRUCTURED = ("random_structured", "ln_structured")
 KINDS = (
-    "identity",
-    "random_unstructured",
-    "l1_unstructured",
-    *STRUCTURED,
-    "global_unstructured",
-    "custom_from_mask",
-    "own_method",
-    "remove",
+    *("identity", "random_unstructured", "l1_unstructured", *STRUCTURED, "global_unstructured"),
+    *("custom_from_mask", "own_method", "remove"),
 )
 
 

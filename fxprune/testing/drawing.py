@@ -282,11 +282,7 @@ def seed_rules(recipe: Recipe) -> Recipe:
 
 
 METHODS = (
-    "l1_unstructured",
-    "random_unstructured",
-    "ln_structured",
-    "random_structured",
-    "identity",
+    *("l1_unstructured", "random_unstructured", "ln_structured", "random_structured", "identity"),
 )
 _SHARES = st.sampled_from([0.5, 0.2, 0.0, 1.0, 0.9]) | st.floats(0.0, 1.0)
 _NORMS = (2, 1, "inf", "-inf", 0, 3.5)

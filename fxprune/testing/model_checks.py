@@ -72,14 +72,8 @@ def _check_transactional(subject: Subject, recipe: Recipe, masked: Program) -> N
 
 
 _TOO_MANY = {
-    "method": "l1_unstructured",
-    "score": None,
-    "granularity": None,
-    "amount": 2**40,
-    "n": None,
-    "dim": None,
-    "scope": "global",
-    "coupled": False,
+    **{"method": "l1_unstructured", "amount": 2**40, "scope": "global", "coupled": False},
+    **dict.fromkeys(("score", "granularity", "n", "dim")),
 }
 
 
