@@ -226,9 +226,14 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         importance_scores: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Mask one parameter of a Program, by its full name, in place, and return the method.
+        """Mask one parameter of a Program in place, and return the method.
 
-        Other arguments are those of the class, which gets the importance scores in its place.
+        Args:
+            module: the Program.
+            name: the parameter's full name.
+            *args: arguments of the class.
+            importance_scores: of the parameter's shape; the method gets them in its place.
+            **kwargs: arguments of the class.
         """
         # torch's own methods take the scores by position, too: behind the arguments of the class.
         if importance_scores is None and len(args) > len(inspect.signature(cls).parameters):
@@ -259,7 +264,11 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
 
 
 class PruningContainer(BasePruningMethod):
-    """Methods on one parameter, of which the last computes the mask of what is still alive."""
+    """Methods on one parameter, of which the last computes the mask of what is still alive.
+
+    Args:
+        *args: the methods, in order.
+    """
 
     def __init__(self, *args: Any) -> None:
         self._pruning_methods: tuple[Any, ...] = ()

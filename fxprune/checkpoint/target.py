@@ -49,7 +49,7 @@ class Target:
 
     @contextmanager
     def replacing(self) -> Generator[Path]:
-        """Give a temporary folder; its files are moved to their place unless the block raises."""
+        """Give a temporary folder; its files move to their place if the block does not raise."""
         parent = self.place.resolve().parent
         for folder in (self.place, parent):
             _clean(folder, self.place.name)
@@ -58,7 +58,7 @@ class Target:
         aside = beside / f"{_prefix(self.place.name)}{secrets.token_hex(6)}"
         try:
             aside.mkdir()
-            with _locked(aside):
+            with _lock(aside):
                 yield aside
                 self._move(aside)
         except OSError as error:
@@ -142,12 +142,12 @@ def _clean(beside: Path, name: str) -> None:
     with contextlib.suppress(OSError):  # no folder, or one that cannot be listed
         lefts = [left for left in beside.iterdir() if left.name.startswith(_prefix(name))]
     for left in lefts:
-        with contextlib.suppress(OSError), _locked(left):
+        with contextlib.suppress(OSError), _lock(left):
             shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
+def _lock(folder: Path) -> Generator[None]:
     """Hold the lock of a folder, or raise BlockingIOError; a process that is killed loses it."""
     if fcntl is None:
         yield

@@ -334,14 +334,14 @@ def _decode_module(
     shell = TreeModule(saved.kind)
     shell.training = saved.training
     shell._parameters = {
-        name: _parameter(name, _numbered(name, number, tensors))
+        name: _parameter(name, _lookup(name, number, tensors))
         for name, number in saved.parameters.items()
     }
     shell._buffers = {
-        name: _numbered(name, number, tensors) for name, number in saved.buffers.items()
+        name: _lookup(name, number, tensors) for name, number in saved.buffers.items()
     }
     shell._modules = {
-        name: _numbered(name, number, before) for name, number in saved.children.items()
+        name: _lookup(name, number, before) for name, number in saved.children.items()
     }
     names = [*saved.parameters, *saved.buffers, *saved.children]
     if len(set(names)) < len(names):
@@ -354,7 +354,7 @@ def _decode_module(
     return shell
 
 
-def _numbered(name: str, number: int | None, things: list[Any]) -> Any:
+def _lookup(name: str, number: int | None, things: list[Any]) -> Any:
     if number is not None and number >= len(things):
         raise FormatError(f"{name[:100]!a}: there is no number {number} before it")
     return None if number is None else things[number]

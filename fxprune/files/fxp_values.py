@@ -82,7 +82,7 @@ def encode_dtype(dtype: torch.dtype) -> str:
 
 def decode_dtype(name: str) -> torch.dtype:
     """Return the dtype of a name."""
-    return _named("dtype", name)
+    return _torch_constant("dtype", name)
 
 
 def _check_whole(value: int | None) -> int | None:
@@ -165,7 +165,7 @@ def _decode_tagged(tag: str, inside: Any) -> Any:
     if tag == "device":
         return _device(inside)
     if tag in _NAMED:
-        return _named(tag, inside)
+        return _torch_constant(tag, inside)
     raise FormatError(f"unknown value with the tag {_show(tag)}")
 
 
@@ -178,7 +178,7 @@ def _device(name: str) -> torch.device:
     raise FormatError(f"torch knows no device {_show(name)}")
 
 
-def _named(tag: str, name: str) -> Any:
+def _torch_constant(tag: str, name: str) -> Any:
     if name not in _NAMED[tag]:
         raise FormatError(f"torch knows no {tag} {_show(name)}")
     return _NAMED[tag][name]

@@ -2,7 +2,7 @@
 
 `torch.export.load` unpickles parts of such a file, and evaluates names and symbolic sizes in it as
 Python. Here every part is checked, pickles are read with `weights_only=True`, and torch is handed
-a copy that was written anew from what was found, without what loading does not need.
+a copy that is written of what was found, without what loading does not need.
 """
 
 from __future__ import annotations
@@ -67,7 +67,13 @@ def load_pt2(path: PathLike) -> ExportedProgram:
     source = Path(path)
     with read_safely(source, _damage):
         check_is_file(source, ".pt2")
-        return _read(source)
+        with source.open("rb") as file, open_archive(file) as archive:
+            infos = archive.infolist()
+            parts = {info.filename.partition("/")[2]: archive.read(info) for info in infos}
+        written = _rewrite(parts)
+        with quiet_export(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(written)
 
 
 def _damage(error: Exception) -> str:
@@ -75,15 +81,6 @@ def _damage(error: Exception) -> str:
         "this .pt2 file is damaged, or of another version of torch; nothing in it was run "
         f"({type(error).__name__}: {str(error)[:100]!a})"
     )
-
-
-def _read(source: Path) -> ExportedProgram:
-    with source.open("rb") as file, open_archive(file) as archive:
-        infos = archive.infolist()
-        written = _rewrite({i.filename.partition("/")[2]: archive.read(i) for i in infos})
-    with quiet_export(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.load(written)
 
 
 def _rewrite(members: Mapping[str, bytes]) -> io.BytesIO:
@@ -137,7 +134,7 @@ def _check_size(meta: Any, size: int, where: str) -> None:
 
 
 def _repickle(raw: bytes, where: str) -> bytes:
-    """Read a pickle of tensors without running it, and write it anew."""
+    """Read a pickle of tensors without running it, and write it again."""
     try:
         found = unpickle(io.BytesIO(raw))
     except Exception as error:  # a damaged pickle raises many kinds

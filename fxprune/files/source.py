@@ -80,16 +80,6 @@ def write_source(program: Program, path: PathLike) -> Path:
     returns the model with its weights. Outputs equal the Program's bit for bit, in both modes;
     named tuples become tuples, and classes of other libraries dicts.
 
-    Args:
-        program: not changed.
-        path: the .py file; it and the weights are replaced together, or neither is.
-
-    Returns:
-        The path.
-
-    Raises:
-        FormatError: a part of the Program has no such source, or the files cannot be written.
-
     Example:
         >>> import fxprune, tempfile, torch
         >>> program = fxprune.capture(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
@@ -110,7 +100,9 @@ def write_source(program: Program, path: PathLike) -> Path:
     except FormatError as error:
         raise FormatError(f"{target}: {error}") from error
     with replacing_files(target.parent) as folder:
-        write_tensors(_tensors(program), folder / weights)
+        # The buffers, too, that the state dict leaves out.
+        buffers = dict(program.named_buffers(remove_duplicate=False))
+        write_tensors({**buffers, **program.state_dict()}, folder / weights)
         write_text(folder / target.name, text)
     return target
 
@@ -136,11 +128,6 @@ def source_of(program: Program, weights: str) -> str:
     title = re.sub(r"\W", "_", kind)
     head = _HEAD.format(kind=title, imports=imports, name=name, weights=weights)
     return f"{head}\n\n{text}\n"
-
-
-def _tensors(program: Program) -> dict[str, torch.Tensor]:
-    """Return the state dict, and the buffers that it leaves out."""
-    return {**dict(program.named_buffers(remove_duplicate=False)), **program.state_dict()}
 
 
 def _signature(program: Program) -> str:

@@ -327,7 +327,9 @@ def _recipe_changes(before: Plan, after: Plan) -> Iterator[Change]:
             yield Change(key, old.get(key), new.get(key))
     rules = [_rule_data(plan, data) for plan, data in ((before, old), (after, new))]
     yield from _membership(*rules, key="rule")
-    before_order, after_order = (_shared(side, *rules) for side in rules)
+    before_order, after_order = (
+        [n for n in side if n in rules[0] and n in rules[1]] for side in rules
+    )
     if before_order != after_order:
         yield Change("order of rules", before_order, after_order)
     for name in before_order:
@@ -335,10 +337,6 @@ def _recipe_changes(before: Plan, after: Plan) -> Iterator[Change]:
         for key in dict.fromkeys((*old, *new)):
             if not _same(old.get(key), new.get(key)):
                 yield Change(key, old.get(key), new.get(key), rule=name)
-
-
-def _shared(side: Mapping[str, Any], *sides: Mapping[str, Any]) -> list[str]:
-    return [name for name in side if all(name in other for other in sides)]
 
 
 def _rule_data(plan: Plan, data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -155,10 +155,10 @@ def report_rows(program: Program) -> Iterator[ParameterReport]:
 
 def reasons(name: str, records: tuple[RuleRecord, ...]) -> str:
     """Say why each rule left a parameter as it is."""
-    told = [(r.rule, why) for r in records for refused, why in r.refused if refused == name]
-    if len(told) == 1:
-        return told[0][1]
-    return "; ".join(f"{rule}: {why}" for rule, why in told)
+    refusals = [(r.rule, why) for r in records for refused, why in r.refused if refused == name]
+    if len(refusals) == 1:
+        return refusals[0][1]
+    return "; ".join(f"{rule}: {why}" for rule, why in refusals)
 
 
 def share(part: int, whole: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from fxprune.channels import Latency, latency_of
+from fxprune.channels import latency_of
 from fxprune.errors import MissingParameterError
 from fxprune.program import PassRecord, Program, RuleRecord, check_program, parameters
 from fxprune.reports.rows import (
@@ -158,17 +158,13 @@ def report(program: Program, *, before: Program | None = None) -> Report:
     check_program(program, "report")
     records = program.captured.records
     rows = tuple(report_rows(program))
-    spared = [row.name for row in rows if not row.rules]
+    unpruned = [row.name for row in rows if not row.rules]
     no_mask = program.captured.refused
-    refused = tuple((n, why) for n in spared if (why := no_mask.get(n) or reasons(n, records)))
-    latency = () if before is None else _latency(program, before)
+    refused = tuple((n, why) for n in unpruned if (why := no_mask.get(n) or reasons(n, records)))
+    timed = () if before is None else (latency_of(program, before, batch=n) for n in (1, 8))
+    latency = tuple(each for each in timed if each is not None)
     shrinks = shrink_reports(program, latency)
     return Report(rows, refused, program.captured.notes, records, program.captured.passes, shrinks)
-
-
-def _latency(program: Program, before: Program) -> tuple[Latency, ...]:
-    found = (latency_of(program, before, batch=batch) for batch in (1, 8))
-    return tuple(each for each in found if each is not None)
 
 
 def _cells(report: Report) -> Iterator[tuple[str, ...]]:
@@ -178,11 +174,5 @@ def _cells(report: Report) -> Iterator[tuple[str, ...]]:
         numbers = (f"{row.zeros:,}", f"{row.kept:,}", f"{row.share:.2%}", f"{row.bytes:,}")
         yield (row.name, *numbers, row.rule or "", threshold, ties)
     kept, part = report.total - report.zeros, share(report.zeros, report.total)
-    yield (
-        "total",
-        f"{report.zeros:,}",
-        f"{kept:,}",
-        f"{part:.2%}",
-        f"{report.bytes:,}",
-        *[""] * 3,
-    )
+    numbers = (f"{report.zeros:,}", f"{kept:,}", f"{part:.2%}", f"{report.bytes:,}")
+    yield ("total", *numbers, *[""] * 3)

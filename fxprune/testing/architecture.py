@@ -198,23 +198,32 @@ class Arch:
     frozen: bool = False
     seed: int = 0
 
+    @property
+    def widths(self) -> list[int]:
+        """Channels in front of each layer, and behind the last one."""
+        widths = [self.width]
+        for layer in self.layers:
+            widths.append(width_after(layer, widths[-1]))
+        return widths
+
+    @property
+    def calls(self) -> list[ModuleCall]:
+        """The calls that make the layers' modules."""
+        shape = "sequence" if self.shape == "tokens" else self.shape
+        pairs = zip(self.layers, self.widths, strict=False)
+        return [call_of(layer, width, shape) for layer, width in pairs]
+
 
 class Network(nn.Module):
     """The model of an `Arch`."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
-        shape, width = arch.shape, arch.width
-        self.embedding = None
-        if shape == "tokens":
-            shape, self.embedding = "sequence", nn.Embedding(VOCABULARY, width)
-        self.layers = nn.ModuleList()
-        for layer in arch.layers:
-            self.layers.append(call_of(layer, width, shape).build())
-            width = width_after(layer, width)
+        self.embedding = nn.Embedding(VOCABULARY, arch.width) if arch.shape == "tokens" else None
+        self.layers = nn.ModuleList(call.build() for call in arch.calls)
         self.output = None
         if arch.tied and self.embedding is not None:
-            self.project = nn.Linear(width, arch.width)
+            self.project = nn.Linear(arch.widths[-1], arch.width)
             self.output = nn.Linear(arch.width, VOCABULARY)
             self.output.weight = self.embedding.weight
 

@@ -46,7 +46,7 @@ def assert_scores(
         _check_source(name, source)
     if scores.dim is not None or not isinstance(step, Analysis):
         return
-    masked = _masked(program, step, given, amount)
+    masked = _mask_by_scores(program, step, given, amount)
     for name, source in scores.sources.items():
         wanted = round(amount * source.alive)
         gone = source.alive - int((masked.masks[name] == 1).sum())
@@ -74,7 +74,7 @@ def _check_source(name: str, source: ScoreSource) -> None:
         )
 
 
-def _masked(program: Program, step: Analysis, given: GivenFacts, amount: float) -> Program:
+def _mask_by_scores(program: Program, step: Analysis, given: GivenFacts, amount: float) -> Program:
     names = tuple(site.name for site in prunable(program))
     rule = Rule(name=step.name, select="*", method="l1_unstructured", amount=amount)
     select = create("select", rule=step.name, selects=(choice_of(rule),), names=names)

@@ -18,14 +18,8 @@ from fxprune.recipe import Recipe, Rule, verdicts
 
 STRUCTURED = ("random_structured", "ln_structured")
 KINDS = (
-    "identity",
-    "random_unstructured",
-    "l1_unstructured",
-    *STRUCTURED,
-    "global_unstructured",
-    "custom_from_mask",
-    "own_method",
-    "remove",
+    *("identity", "random_unstructured", "l1_unstructured", *STRUCTURED, "global_unstructured"),
+    *("custom_from_mask", "own_method", "remove"),
 )
 
 
@@ -202,7 +196,7 @@ def calls_of(program: Program, recipe: Recipe) -> Iterator[tuple[int | None, tup
         if rule.group is not None:
             done.add(rule.group)
             rules = [each for each in recipe.rules if each.group == rule.group]
-        names = _selected(program, rules)
+        names = _select_names(program, rules)
         if names:
             yield rule.seed, tuple(_calls(rule, names))
 
@@ -225,7 +219,7 @@ def with_torchs_ties(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"rules": rules})
 
 
-def _selected(program: Program, rules: Sequence[Rule]) -> list[str]:
+def _select_names(program: Program, rules: Sequence[Rule]) -> list[str]:
     taken = {v.site.name for rule in rules for v in verdicts(program, rule) if v.refusal is None}
     return [name for name in program.aliases if name in taken]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import pprint
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,12 +17,10 @@ from fxprune.testing.architecture import (
     VOCABULARY,
     Arch,
     KeywordNetwork,
-    ModuleCall,
-    call_of,
-    width_after,
 )
 
 _INDENT = " " * 12
+_DOCSTRING = re.compile(r'\s*""".+"""\s*')  # on one line
 
 
 def network_code(arch: Arch) -> str:
@@ -56,15 +55,13 @@ def network_code(arch: Arch) -> str:
                 p.copy_(torch.randn(p.shape) * 0.7)
         args, kwargs = (torch.randn(3, 2),), {}
     """
-    calls = list(_calls(arch))
-    sources = dict.fromkeys(source for call in calls for source in call.sources())
-    if arch.keywords:
-        sources[
-            inspect.getsource(KeywordNetwork).replace("network: Network", "network: nn.Module")
-        ] = None
+    sources = dict.fromkeys(source for call in arch.calls for source in call.sources())
     helpers = [_without_docstrings(source) for source in sources]
+    if arch.keywords:
+        source = inspect.getsource(KeywordNetwork).replace(": Network", ": nn.Module")
+        helpers.append(_without_docstrings(source))
     head = "import torch\nfrom torch import Tensor, nn"
-    network = "\n".join(_network(arch, calls))
+    network = "\n".join(_network(arch))
     return "\n\n\n".join([head, *helpers, network, "\n".join(_set_up(arch))])
 
 
@@ -112,29 +109,18 @@ def _key(key: str) -> str:
     return key if key.replace("_", "").replace("-", "").isalnum() else json.dumps(key)
 
 
-def _calls(arch: Arch) -> Iterator[ModuleCall]:
-    shape = "sequence" if arch.shape == "tokens" else arch.shape
-    width = arch.width
-    for layer in arch.layers:
-        yield call_of(layer, width, shape)
-        width = width_after(layer, width)
-
-
-def _network(arch: Arch, calls: list[ModuleCall]) -> Iterator[str]:
+def _network(arch: Arch) -> Iterator[str]:
     yield "class Network(nn.Module):\n    def __init__(self):\n        super().__init__()"
     x = "x"
     if arch.shape == "tokens":
         x = "self.embedding(x)"
         yield f"        self.embedding = nn.Embedding({VOCABULARY}, {arch.width})"
     yield "        self.layers = nn.Sequential("
-    yield from (f"{_INDENT}{call.code()}," for call in calls)
+    yield from (f"{_INDENT}{call.code()}," for call in arch.calls)
     yield "        )"
     result = f"self.layers({x})"
     if arch.tied and arch.shape == "tokens":
-        width = arch.width
-        for layer in arch.layers:
-            width = width_after(layer, width)
-        yield f"        self.project = nn.Linear({width}, {arch.width})"
+        yield f"        self.project = nn.Linear({arch.widths[-1]}, {arch.width})"
         yield f"        self.output = nn.Linear({arch.width}, {VOCABULARY})"
         yield "        self.output.weight = self.embedding.weight"
         result = f"self.output(self.project({result}))"
@@ -172,11 +158,6 @@ def _input(arch: Arch, dtype: str) -> str:
 
 
 def _without_docstrings(source: str) -> str:
-    lines = [line for line in source.rstrip().splitlines() if not _is_docstring(line)]
+    lines = [line for line in source.rstrip().splitlines() if not _DOCSTRING.fullmatch(line)]
     # A class whose docstring went would begin with an empty line.
     return "\n".join(line for at, line in enumerate(lines) if line or at != 1)
-
-
-def _is_docstring(line: str) -> bool:
-    text = line.strip()
-    return len(text) > 6 and text.startswith('"""') and text.endswith('"""')

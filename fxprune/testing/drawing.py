@@ -282,11 +282,7 @@ def seed_rules(recipe: Recipe) -> Recipe:
 
 
 METHODS = (
-    "l1_unstructured",
-    "random_unstructured",
-    "ln_structured",
-    "random_structured",
-    "identity",
+    *("l1_unstructured", "random_unstructured", "ln_structured", "random_structured", "identity"),
 )
 _SHARES = st.sampled_from([0.5, 0.2, 0.0, 1.0, 0.9]) | st.floats(0.0, 1.0)
 _NORMS = (2, 1, "inf", "-inf", 0, 3.5)
@@ -365,13 +361,13 @@ def _selects(draw: st.DrawFn, program: Program, pool: Sequence[ParamSite]) -> Ch
         forms.append({"match": f"{op}(_, W, *)", "prune": ["W"]})
     form = draw(st.sampled_from(forms))
     allowed = {s.name for s in pool}
-    taken = _taken(program, form)
+    taken = _sites_of(program, form)
     if not taken or not {s.name for s in taken} <= allowed:
-        return forms[0], _taken(program, forms[0])
+        return forms[0], _sites_of(program, forms[0])
     return form, taken
 
 
-def _taken(program: Program, form: Mapping[str, Any]) -> list[ParamSite]:
+def _sites_of(program: Program, form: Mapping[str, Any]) -> list[ParamSite]:
     try:
         rule = Rule.model_validate({**form, "method": "identity"})
     except (RecipeError, ValueError):  # an operator whose name is none in a pattern
@@ -471,75 +467,59 @@ def _amounts(numel: int) -> st.SearchStrategy[float | int]:
 _SCORES = st.sampled_from([False, False, True]).flatmap(lambda own: _SEEDS if own else st.none())
 
 
-def _ranked(kind: str, names: tuple[str, ...], size: int) -> st.SearchStrategy[Call]:
-    scores = _SCORES if kind in ("l1_unstructured", "global_unstructured") else st.none()
-    methods = ["l1", "random", "identity", "every_other", "thirds"]
-    method = st.sampled_from(methods) if kind == "global_unstructured" else st.just("l1")
-    return st.builds(
-        Call,
-        st.just(kind),
-        st.just(names),
-        amount=_amounts(size),
-        method=method,
-        seed=_SEEDS,
-        scores_seed=scores,
-        misshapen=_RARELY if kind == "l1_unstructured" else st.just(False),
-    )
+def _calls(kind: str, *names: str, **drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[Call]:
+    return st.builds(Call, st.just(kind), st.just(names), **drawn)
 
 
-def _structured(kind: str, name: str, parameter: Tensor) -> st.SearchStrategy[Call]:
-    ndim = parameter.ndim
-    dims = st.sampled_from([*range(ndim), *range(-ndim, 0), ndim])
+def _ranking_calls(kind: str, names: tuple[str, ...], size: int) -> st.SearchStrategy[Call]:
+    drawn: dict[str, st.SearchStrategy[Any]] = {"amount": _amounts(size)}
+    if kind == "global_unstructured":
+        drawn["method"] = st.sampled_from(["l1", "random", "identity", "every_other", "thirds"])
+    drawn["seed"] = _SEEDS
+    if kind in ("l1_unstructured", "global_unstructured"):
+        drawn["scores_seed"] = _SCORES
+    if kind == "l1_unstructured":
+        drawn["misshapen"] = _RARELY
+    return _calls(kind, *names, **drawn)
+
+
+def _structured_calls(kind: str, name: str, parameter: Tensor) -> st.SearchStrategy[Call]:
     norm_orders = [2, 1, float("inf"), float("-inf"), 0, 3.5, "fro"]
     # torch 2.14 takes "nuc" over the last two dimensions, always.
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
         norm_orders.append("nuc")
-    return st.builds(
-        Call,
-        st.just(kind),
-        st.just((name,)),
+    ndim, is_norm = parameter.ndim, kind == "ln_structured"
+    return _calls(
+        kind,
+        name,
         amount=_amounts(max(parameter.shape)),
-        n=st.sampled_from(norm_orders if kind == "ln_structured" else [2]),
-        dim=dims,
+        n=st.sampled_from(norm_orders if is_norm else [2]),
+        dim=st.sampled_from([*range(ndim), *range(-ndim, 0), ndim]),
         seed=_SEEDS,
-        scores_seed=_SCORES if kind == "ln_structured" else st.none(),
+        scores_seed=_SCORES if is_norm else st.none(),
     )
 
 
 def _one_call(kind: str, name: str, pool: dict[str, Tensor]) -> st.SearchStrategy[Call]:
     """Draw a call of a kind on a parameter; `pool` has what else a global call may take."""
     parameter = pool[name]
-    one = (name,)
     if kind in STRUCTURED:
-        return _structured(kind, name, parameter)
+        return _structured_calls(kind, name, parameter)
     if kind == "global_unstructured":
         several = st.permutations(list(pool)).map(tuple)
-        return several.flatmap(lambda names: _ranked(kind, names, parameter.numel()))
+        return several.flatmap(lambda names: _ranking_calls(kind, names, parameter.numel()))
     if kind == "custom_from_mask":
         keeps = st.sampled_from([0.5, 0.9, 0.0, 1.0])
-        return st.builds(
-            Call,
-            st.just(kind),
-            st.just(one),
-            mask_seed=_SEEDS,
-            keep=keeps,
-            soft=_RARELY,
-            misshapen=_RARELY,
-        )
+        masks = {"mask_seed": _SEEDS, "keep": keeps, "soft": _RARELY, "misshapen": _RARELY}
+        return _calls(kind, name, **masks)
     if kind == "own_method":
         methods = ["every_other", "thirds", *(["channels"] if parameter.ndim > 1 else [])]
-        return st.builds(
-            Call,
-            st.just(kind),
-            st.just(one),
-            method=st.sampled_from(methods),
-            dim=st.integers(-parameter.ndim, parameter.ndim - 1),
-            seed=_SEEDS,
-            scores_seed=_SCORES,
-        )
+        dims = st.integers(-parameter.ndim, parameter.ndim - 1)
+        seeds = {"seed": _SEEDS, "scores_seed": _SCORES}
+        return _calls(kind, name, method=st.sampled_from(methods), dim=dims, **seeds)
     if kind in ("identity", "remove"):
-        return st.just(Call(kind, one))
-    return _ranked(kind, one, parameter.numel())
+        return st.just(Call(kind, (name,)))
+    return _ranking_calls(kind, (name,), parameter.numel())
 
 
 @st.composite

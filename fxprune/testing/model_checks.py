@@ -72,14 +72,8 @@ def _check_transactional(subject: Subject, recipe: Recipe, masked: Program) -> N
 
 
 _TOO_MANY = {
-    "method": "l1_unstructured",
-    "score": None,
-    "granularity": None,
-    "amount": 2**40,
-    "n": None,
-    "dim": None,
-    "scope": "global",
-    "coupled": False,
+    **{"method": "l1_unstructured", "amount": 2**40, "scope": "global", "coupled": False},
+    **dict.fromkeys(("score", "granularity", "n", "dim")),
 }
 
 
@@ -305,7 +299,7 @@ def _check_recipes(
     at: list[ModelCheck] = []
 
     def check(recipe: Recipe) -> None:
-        masked = _masked(subject.program, recipe, counts)
+        masked = _mask(subject.program, recipe, counts)
         if masked is None:
             return
         for each in checks:
@@ -328,7 +322,7 @@ def _check_recipes(
     raise _failure_error(name, failure.error, lines) from failure.error
 
 
-def _masked(program: Program, recipe: Recipe, counts: CheckCounts) -> Program | None:
+def _mask(program: Program, recipe: Recipe, counts: CheckCounts) -> Program | None:
     masked: list[Program] = []
     _count_check("prune", lambda: masked.append(prune(program, recipe)), counts)
     return masked[0] if masked else None

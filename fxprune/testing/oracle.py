@@ -92,7 +92,7 @@ class Oracle:
 
     # What torch made of it
 
-    def _pruned(self) -> Iterator[tuple[str, nn.Module, str]]:
+    def _pruned_parameters(self) -> Iterator[tuple[str, nn.Module, str]]:
         for name in dict.fromkeys(self.names.values()):
             module, attribute = self.owner(name)
             if f"{attribute}_orig" in module._parameters:
@@ -100,11 +100,17 @@ class Oracle:
 
     def masks(self) -> dict[str, Tensor]:
         """The mask of each pruned parameter, by its first name."""
-        return {name: m.get_buffer(f"{attribute}_mask") for name, m, attribute in self._pruned()}
+        return {
+            name: m.get_buffer(f"{attribute}_mask")
+            for name, m, attribute in self._pruned_parameters()
+        }
 
     def origs(self) -> dict[str, Tensor]:
         """The unmasked weight of each pruned parameter, by its first name."""
-        return {name: m.get_parameter(f"{attribute}_orig") for name, m, attribute in self._pruned()}
+        return {
+            name: m.get_parameter(f"{attribute}_orig")
+            for name, m, attribute in self._pruned_parameters()
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state dict of the hooked model."""
@@ -118,12 +124,14 @@ class Oracle:
     @property
     def keys_agree(self) -> bool:
         """Whether torch's keys can express the masks: they cannot where a tied weight has one."""
-        return not any(self._is_untied(name, module) for name, module, _ in self._pruned())
+        return not any(
+            self._is_untied(name, module) for name, module, _ in self._pruned_parameters()
+        )
 
     @property
     def hooks_act(self) -> bool:
         """Whether the hooked model reads each pruned parameter masked, wherever it is read."""
-        modules = [module for _, module, _ in self._pruned()]
+        modules = [module for _, module, _ in self._pruned_parameters()]
         stale = any(isinstance(module, NonDynamicallyQuantizableLinear) for module in modules)
         return self.keys_agree and not stale
 
