@@ -53,7 +53,7 @@ from fxprune.rewrite import (
     create,
     living_channels,
 )
-from fxprune.support import alone
+from fxprune.support import exclusive
 from fxprune.verification import Watch, check_outputs, check_values
 
 RecipeLike = Plan | Recipe | Mapping[str, Any] | str | os.PathLike[str]
@@ -89,7 +89,7 @@ def capture(
     """
     if isinstance(model, Program):
         return copied(model)
-    with alone():
+    with exclusive():
         program, hooked = enter(model, args, kwargs, batch)
     if hooked:
         masks = joined_masks(program, hooked)

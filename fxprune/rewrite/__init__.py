@@ -56,12 +56,12 @@ if TYPE_CHECKING:
     )
     from fxprune.rewrite.registry import (
         NO_DEFAULT,
-        Listed,
+        PassInfo,
         call_fault,
         create,
         describe,
         find,
-        listed,
+        list_passes,
         name_fault,
         names,
         pass_fault,

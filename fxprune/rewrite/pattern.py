@@ -27,7 +27,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fxprune.errors import RecipeError
-from fxprune.support import alone
+from fxprune.support import exclusive
 from fxprune.words import plain
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -267,7 +267,7 @@ class _Source:
 
     def read(self) -> ast.expr:
         """Return the expression that Python reads in the text."""
-        with alone(), warnings.catch_warnings():
+        with exclusive(), warnings.catch_warnings():
             # Python warns of numbers that run into words; what comes of it is a fault below.
             warnings.simplefilter("ignore")
             try:
