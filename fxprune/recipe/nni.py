@@ -221,7 +221,7 @@ def setting_of(table: Mapping[str, Any], pruner: str) -> tuple[Setting, ...]:
     """Return what an entry does with each parameter that it prunes."""
     targets, settings = _targets(table), cast("Any", table.get("target_settings") or {})
     if not isinstance(settings, Mapping):
-        raise RecipeError(f"target_settings = {show(settings)} is no dict of dicts by target")
+        raise RecipeError(f"target_settings = {show(settings)} is not a dict of dicts by target")
     shared = {key: table[key] for key in _KNOWN if table.get(key) is not None}
     found: list[Setting] = []
     faults: list[str] = []
@@ -251,7 +251,7 @@ def _targets(table: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(
         isinstance(item, str) for item in cast("list[object]", value)
     ):
-        raise RecipeError(f"target_names = {show(value)} is no list of names; give ['weight']")
+        raise RecipeError(f"target_names = {show(value)} is not a list of names; give ['weight']")
     return tuple(cast("list[str]", value))
 
 
@@ -291,7 +291,7 @@ def _setting(
             "next; leave it out, or prune entries"
         )
     if not isinstance(group, str | int | None) or isinstance(group, bool):
-        raise RecipeError(f"global_group_id = {show(group)} is no name; give a text or a number")
+        raise RecipeError(f"global_group_id = {show(group)} is not a name; give a text or a number")
     _check_limits(keys, amount, together=total or group is not None)
     return Setting(target, amount, dim, norm, None if group is None else str(group), total)
 
@@ -308,7 +308,7 @@ def _amount(keys: Mapping[str, Any]) -> tuple[str, float]:
 def _share(key: str, value: object) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or math.isnan(cast("float", value)) or not 0 <= cast("float", value) <= 1:
-        raise RecipeError(f"{key} = {show(value)} is no share; give a number from 0.0 to 1.0")
+        raise RecipeError(f"{key} = {show(value)} is not a share; give a number from 0.0 to 1.0")
     return float(cast("float", value))
 
 
@@ -382,7 +382,9 @@ def rules_from_nni(
     """Return NNI's config_list as the tables of rules; see `fxprune.Recipe.from_nni`."""
     check_pruner(pruner)
     if not isinstance(config_list, list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RecipeError(f"config_list: {show(config_list)} is no list; give NNI's list of dicts")
+        raise RecipeError(
+            f"config_list: {show(config_list)} is not a list; give NNI's list of dicts"
+        )
     entries: list[_Entry] = []
     faults: list[str] = []
     for at, config in enumerate(config_list):
@@ -402,7 +404,9 @@ def rules_from_nni(
 
 def _entry(at: int, config: object, pruner: str) -> _Entry:
     if not isinstance(config, Mapping):
-        raise RecipeError(f"{show(config)} is no dict; give op_types or op_names and sparse_ratio")
+        raise RecipeError(
+            f"{show(config)} is not a dict; give op_types or op_names and sparse_ratio"
+        )
     table = dict(cast("Mapping[str, Any]", config))
     check_keys(table, (*_BY, *_NOT_BY))
     excludes = table.get("exclude", False)
@@ -448,7 +452,7 @@ def _texts(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
         return ()
     items = cast("Sequence[object]", value) if isinstance(value, list | tuple | set) else [value]
     if isinstance(value, str) or not all(isinstance(item, str) for item in items):
-        raise RecipeError(f"{key} = {show(value)} is no list of names; give one, as ['fc1']")
+        raise RecipeError(f"{key} = {show(value)} is not a list of names; give one, as ['fc1']")
     texts = cast("Iterable[str]", items)
     if key.endswith("_re"):
         for pattern in texts:
@@ -463,7 +467,7 @@ def _check_regex(key: str, pattern: str) -> None:
         raise RecipeError(f"{key} has {show(pattern)}, which {error}; make it simpler") from None
     except (re.error, OverflowError, RecursionError) as error:
         raise RecipeError(
-            f"{key} has {show(pattern)}, which is no regular expression: {error}"
+            f"{key} has {show(pattern)}, which is not a regular expression: {error}"
         ) from None
 
 
@@ -495,8 +499,8 @@ def _rules(entry: _Entry, entries: Sequence[_Entry]) -> Iterator[dict[str, Any]]
             budget = setting.keys(len(parts) > 1, f"config-{entry.at}")
             name = _name(entry, setting, piece if len(parts) > 1 else None)
             # Other entries may have taken all that the model has of a part.
-            spared = {"optional": True} if reduced else {}
-            yield {"name": name, "select": select_of(part, setting.target), **budget, **spared}
+            optional = {"optional": True} if reduced else {}
+            yield {"name": name, "select": select_of(part, setting.target), **budget, **optional}
 
 
 def _remainder(entry: _Entry, others: Iterable[_Entry]) -> tuple[Where, ...]:

@@ -324,7 +324,9 @@ class Recipe(Table):
     @classmethod
     def _from(cls, data: object, where: str, reading: ReadOptions) -> Recipe:
         if not isinstance(data, Mapping):
-            raise RecipeError(f"{where}: {show(data)} is no recipe; a recipe has [[rule]] tables")
+            raise RecipeError(
+                f"{where}: {show(data)} is not a recipe; a recipe has [[rule]] tables"
+            )
         table = dict(cast("Mapping[str, Any]", data))
         if nested_too_deeply(table):
             raise RecipeError(f"{where}: {TOO_DEEP}")

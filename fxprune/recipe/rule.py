@@ -223,7 +223,7 @@ class Rule(Table):
     Args:
         name: Unique in its recipe; by default "rule-1" and so on, by position.
         select: A Select, its keys as a dict, or globs on the full name.
-        match: In place of `select`: a pattern over the graph, see `fxprune.pattern`.
+        match: In place of `select`: a pattern over the graph, see `fxprune.rewrite`.
         prune: With `match`: the names in the pattern whose parameters are taken.
         method: A method of torch.nn.utils.prune, or "package.module:Class".
         score: In place of `method`: "magnitude", "norm", "random", or another distribution's.
@@ -232,7 +232,7 @@ class Rule(Table):
         amount: How much of what is alive: a float is a share, an int a count.
         n: The order of the norm, as torch.norm takes it.
         dim: The dimension of the channels; by default the last one.
-        mask: A .safetensors, .pt, .pth or .bin file, for custom_from_mask; see `fxprune.masks`.
+        mask: A .safetensors, .pt, .pth or .bin file, for custom_from_mask; see `fxprune.files`.
         scope: "local", or "global": all the rule's parameters are ranked together.
         group: With scope "global": the rules of a group share one budget.
         min_keep: With `coupled`: how many channels of each layer stay at least.

@@ -194,7 +194,7 @@ class Select(Table):
 
 def _regex_fault(pattern: str) -> str:
     """Return what is wrong with a regular expression and where; "" for nothing."""
-    head = f"regex = {show(pattern)} is no regular expression"
+    head = f"regex = {show(pattern)} is not a regular expression"
     try:
         check_regex(pattern)
     except UnboundedError as error:

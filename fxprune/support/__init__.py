@@ -3,7 +3,7 @@
 - `equality`: Bit equality of tensors: NaN equals NaN, and -0.0 differs from 0.0.
 - `lazy`: Doors whose names are imported when first read, so that what needs no torch loads none.
 - `reading`: One strict reader of files from any source: JSON, headers, archives, pickles.
-- `regexes`: Regular expressions of users' on names, in bounded time, whoever wrote them.
+- `regexes`: Regular expressions of users' on names, in bounded time, from any source.
 - `torch_state`: torch's process-wide state: exporters, warnings, global random generators.
 - `writing`: Files and folders that are written whole or not at all.
 """

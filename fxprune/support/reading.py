@@ -118,7 +118,7 @@ def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
     archive = zipfile.ZipFile(file)
     infos = archive.infolist()
     if len({info.filename.partition("/")[0] for info in infos}) != 1:
-        raise FormatError("this is no archive of torch's: its members are not in one folder")
+        raise FormatError("this is not an archive of torch's: its members are not in one folder")
     seen: set[str] = set()
     for info in infos:
         name = info.filename.partition("/")[2]
@@ -128,7 +128,7 @@ def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
             or {"", "..", "."} & set(name.split("/"))
         )
         if odd or name in seen:
-            raise FormatError(f"the member {info.filename[:60]!a} is no name, or is there twice")
+            raise FormatError(f"the member {info.filename[:60]!a} is not a name, or is there twice")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise FormatError(f"the member {name[:60]!a} is packed, which torch never does")
         seen.add(name)

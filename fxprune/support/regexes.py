@@ -1,4 +1,4 @@
-"""Regular expressions of users' on names, in bounded time, whoever wrote them.
+"""Regular expressions of users' on names, in bounded time, from any source.
 
 Python's own matcher tries again and again: one pattern of ten characters can take it for years.
 Here Python parses the pattern and tests single characters; the search itself visits each place of
