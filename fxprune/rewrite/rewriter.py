@@ -71,7 +71,7 @@ Place = tuple[dict[str, Any], str]
 
 
 class ResizingEdits:
-    """What the Rewriter does to sizes; a part of it."""
+    """The Rewriter's edits that change sizes."""
 
     program: Program
 
@@ -137,16 +137,16 @@ class ResizingEdits:
         self._count()
 
     def note(self, node: Node, key: str, value: Any) -> None:
-        """Write down what is known of a node."""
+        """Set an entry of a node's meta."""
         node.meta[key] = value
         self._count()
 
     def note_all(self, node: Node, like: Node) -> None:
-        """Write down for a node what is known of the one in whose place it stands."""
+        """Copy what is noted of a node to the one that replaces it, where that has nothing."""
         node.meta.update({key: value for key, value in like.meta.items() if key not in node.meta})
 
     def replace_argument(self, node: Node, old: Node, new: Node) -> None:
-        """Let one node read another node in the place of one."""
+        """Let a node read another node in the place of one."""
         node.args = map_arg(node.args, lambda n: new if n is old else n)
         node.kwargs = map_arg(node.kwargs, lambda n: new if n is old else n)
         self._count_in_graph()
@@ -161,7 +161,7 @@ class ResizingEdits:
         return name
 
     def add_to_bias(self, node: Node, role: str, delta: torch.Tensor) -> None:
-        """Add float64 numbers, one an output, to a bias; what a mask held back joins in."""
+        """Add float64 numbers, one an output, to the bias as it is masked; unmask what changes."""
         bias = ops.argument(node, role)
         name = parameter_of(self.program, bias)
         if name is None:

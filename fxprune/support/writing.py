@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, or an error like any other."""
+"""Files and folders written whole or not at all; a full disk is an error like any other."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def replacing_files(folder: PathLike) -> Generator[Path]:
 
 
 def can_swap(target: Path) -> bool:
-    """Tell whether a folder can be exchanged: it has files alone, and nobody is bound to it."""
+    """Tell whether a folder has files alone, and is neither a mount nor the current folder."""
     if not target.is_dir() or target.is_mount() or target.samefile(Path.cwd()):
         return False
     if any(old.is_dir() and not old.is_symlink() for old in target.iterdir()):
