@@ -1,7 +1,4 @@
-"""Words for messages: what a misspelt name may have meant, and the names of dtypes.
-
-Tables: aligned columns for a file or a pipe, and the same for a terminal.
-"""
+"""Words for messages: values as recipes write them, hints, near names, dtypes and tables."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ _HINTS = {
 
 
 def show(value: object) -> str:
-    """A value as a recipe writes it, on one line, shortened.
+    """Return a value as a recipe writes it, on one line, shortened.
 
     Example:
         >>> show(True), show([1, 2]), show(None), show(0.5)
@@ -69,7 +66,7 @@ def show(value: object) -> str:
 
 
 def plain(text: str) -> str:
-    r"""A text with its control characters escaped, so that a terminal prints it as it is.
+    r"""Return a text with its control characters escaped, so that a terminal prints it as it is.
 
     Example:
         >>> print(plain("a" + chr(27) + "[2J"))
@@ -79,7 +76,7 @@ def plain(text: str) -> str:
 
 
 def choices(value: object, known: Sequence[str]) -> str:
-    """What to say of a name that is none of the known ones.
+    """Return what to say of a name that is none of the known ones.
 
     Example:
         >>> choices("globl", ["local", "global"])
@@ -93,7 +90,7 @@ def choices(value: object, known: Sequence[str]) -> str:
 
 
 def hint(key: str) -> str:
-    """What to give for a key."""
+    """Return what to give for a key."""
     return _HINTS.get(key, "give a name or a list of names")
 
 
@@ -104,11 +101,6 @@ def shorten(text: str) -> str:
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Return the known name that is most like another one; None where none is like it.
-
-    Args:
-        name: what was written.
-        known: what there is.
-        cutoff: how like it must be, from 0 to 1; see `difflib.get_close_matches`.
 
     Example:
         >>> nearest("wieght", ["bias", "weight"]), nearest("scale", ["bias", "weight"])
@@ -132,25 +124,14 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype's name without torch's, as recipes and files have it.
-
-    Example:
-        >>> import torch
-        >>> dtype_name(torch.float32)
-        'float32'
-    """
+    """Return a dtype's name without torch's, as recipes and files have it."""
     return str(dtype).removeprefix("torch.")
 
 
 def plain_table(
     header: tuple[str, ...], rows: list[tuple[str, ...]], right: frozenset[str] = frozenset()
 ) -> str:
-    """Return rows as aligned columns of plain text.
-
-    Args:
-        header: the columns' titles.
-        rows: cells, one a title.
-        right: the titles of columns to align at the right.
+    """Return rows as aligned columns of plain text, those with a title of `right` at the right.
 
     Example:
         >>> print(plain_table(("name", "n"), [("a", "10"), ("bc", "9")], frozenset("n")))
@@ -176,14 +157,7 @@ def rich_table(
     *,
     footer: bool = False,
 ) -> Table:
-    """Return rows as a table for a rich console; see `plain_table`.
-
-    Args:
-        header: the columns' titles.
-        rows: cells, one a title.
-        right: the titles of columns to align at the right.
-        footer: whether the last row is a total.
-    """
+    """Return rows as a table for a rich console; `footer`: the last row is a total."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for at, title in enumerate(header):
         side = "right" if title in right else "left"

@@ -19,7 +19,7 @@ from fxprune.rewrite import (
     Selection,
     entries_of,
     indices_of,
-    picked,
+    take_flat,
 )
 
 
@@ -54,8 +54,8 @@ class MagnitudeScores(ScoreSource):
         """Return about one living score in `step`, in short runs that are spread evenly."""
         tensor, mask = self.entries.tensor, self.entries.mask
         chosen = indices_of(self.units, step).to(tensor.device)
-        values = picked(tensor, chosen)
-        return (values if mask is None else values[picked(mask, chosen) == 1]).abs()
+        values = take_flat(tensor, chosen)
+        return (values if mask is None else values[take_flat(mask, chosen) == 1]).abs()
 
     def scan(
         self, low: float | None, high: float | None, dtype: torch.dtype, most: int

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from fxprune.errors import SelectError
 from fxprune.program import Program, ops, parameters, sites_of, source_line
-from fxprune.recipe import Choice, Verdict, readers_of, select_any, tell_nothing, verdicts_of
+from fxprune.recipe import Choice, Verdict, readers_of, select_any, tell_nothing, verdicts
 from fxprune.rewrite import Analysis, Facts, Selection
 
 
@@ -41,10 +41,10 @@ class SelectParameters(Analysis):
         """
         if self.names:
             return self._named(program)
-        found = [verdicts_of(program, choice) for choice in self.selects]
+        found = [verdicts(program, choice) for choice in self.selects]
         selection = select_any(found)
         if not selection.sites and not self.optional:
-            every = [verdict for verdicts in found for verdict in verdicts]
+            every = [verdict for of_choice in found for verdict in of_choice]
             there, describe = _there(program), partial(_describe, program)
             text = tell_nothing(self.rule, self.selects, every, there, "program", describe)
             raise SelectError(text)

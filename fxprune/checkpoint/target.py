@@ -23,7 +23,7 @@ from fxprune.checkpoint.source import INDEX, PIECE, SPAN, SUFFIX, Checkpoint, Sh
 from fxprune.checkpoint.weights import ByCut, Weight
 from fxprune.errors import FormatError
 from fxprune.ranking import infinity_of, integers_of, keys_into, zero_bits
-from fxprune.support import PathLike, can_swap, swapped
+from fxprune.support import PathLike, can_swap, swap_in
 
 try:
     import fcntl
@@ -74,7 +74,7 @@ class Target:
         if not self.place.exists():
             os.replace(aside, self.place)
             return
-        if swapped(aside, self.place):
+        if swap_in(aside, self.place):
             return
         kept = aside / _KEPT
         kept.mkdir()

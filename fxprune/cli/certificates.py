@@ -1,4 +1,4 @@
-"""The command verify: hold a model to another one."""
+"""The command verify: compare a model with another one, or files with their certificate."""
 
 from __future__ import annotations
 

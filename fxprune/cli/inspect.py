@@ -127,7 +127,7 @@ def _print_program(page: Page, program: Program) -> None:
     costs = _costs(program)
     if costs is not None:
         counts = f"{costs['flops']:,} FLOPs, {costs['activations']:,} activations"
-        page.text(f"one example costs {counts}; see fxprune.flops for what is counted")
+        page.text(f"one example costs {counts}; see fxprune.channels for what is counted")
     for names in alias_groups(program):
         page.text(f"tied: {' = '.join(names)}")
     for note in program.captured.notes:

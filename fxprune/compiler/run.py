@@ -51,7 +51,7 @@ from fxprune.rewrite import (
     create,
     living_channels,
 )
-from fxprune.support import alone
+from fxprune.support import exclusive
 from fxprune.verification import Listener, check_outputs, check_values, listeners_of
 
 RecipeLike = Plan | Recipe | Mapping[str, Any] | str | os.PathLike[str]
@@ -87,7 +87,7 @@ def capture(
     """
     if isinstance(model, Program):
         return copied(model)
-    with alone():
+    with exclusive():
         program, hooked = enter(model, args, kwargs, batch)
     if hooked:
         masks = joined_masks(program, hooked)

@@ -1,13 +1,11 @@
 """Recipes: rules as data, read strictly, and the parameters that they select.
 
-- `faults`: Messages for faults of a recipe: where it is, a misspelt key with the nearest one,
-  what to do.
+- `faults`: Messages for faults of a recipe: where each is, and what to do.
 - `nni`: NNI's config_list as a recipe: what `Recipe.from_nni` does.
-- `recipe`: Recipes: what to prune and what to do after, as data from TOML, JSON, a dict or
-  Python.
+- `recipe`: `Recipe`, from TOML, JSON, a dict or Python; and its tables beside the rules.
 - `rule`: `Rule`: what to prune, how, and how much of it.
 - `schema`: Recipes as a JSON Schema, for editors and for programs that write recipes.
-- `select`: The base of a recipe's tables, and `Select`: which parameters a rule takes.
+- `select`: The base of a recipe's tables, and `Select`: by which keys a rule takes parameters.
 - `selecting`: Which parameters a rule takes, by `select` or by `match`, and why not the others.
 """
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
         select_any,
         tell_nothing,
         verdicts,
-        verdicts_of,
     )
 
 __getattr__, __dir__ = lazy_names(
@@ -44,8 +41,7 @@ __getattr__, __dir__ = lazy_names(
         "schema": "json_schema",
         "select": "Select",
         "selecting": (
-            "Choice Reading Verdict choice_of hold_to readers_of select_any tell_nothing verdicts "
-            "verdicts_of"
+            "Choice Reading Verdict choice_of hold_to readers_of select_any tell_nothing verdicts"
         ),
     },
 )

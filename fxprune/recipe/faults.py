@@ -35,11 +35,7 @@ class _Fault(NamedTuple):
 
 
 def refuse(faults: Iterable[str]) -> None:
-    """Raise the texts that are not empty, for pydantic to collect.
-
-    Raises:
-        ValueError: There is such a text.
-    """
+    """Raise the texts that are not empty, as a ValueError for pydantic to collect."""
     texts = [fault for fault in faults if fault]
     if texts:
         raise ValueError(*texts)
@@ -48,14 +44,7 @@ def refuse(faults: Iterable[str]) -> None:
 def explain(
     error: ValidationError, data: Mapping[str, Any], *, model: type[BaseModel], where: str
 ) -> str:
-    """One line for each fault, up to a limit.
-
-    Args:
-        error: What pydantic raised.
-        data: The table that it was given, for the rules' names.
-        model: The class that was built from the table.
-        where: What each line begins with: the file, or the class.
-    """
+    """Return one line for each fault of a table, up to a limit; `where` begins each."""
     items = cast("list[dict[str, Any]]", error.errors(include_url=False))
     rules = _rules(data)
     faults = [f for item in items[:_MOST_ITEMS] for f in _faults(item, rules, model)]
@@ -70,12 +59,7 @@ def explain(
 
 
 def nested_too_deeply(value: object) -> bool:
-    """Whether dicts and lists are nested deeper than a recipe needs; walks without recursion.
-
-    Example:
-        >>> nested_too_deeply({"a": [1, 2]})
-        False
-    """
+    """Tell whether dicts and lists are nested deeper than a recipe needs; without recursion."""
     level = [value]
     for _ in range(_MOST_LEVELS):
         level = [inner for item in level for inner in _inside(item)]
@@ -83,17 +67,12 @@ def nested_too_deeply(value: object) -> bool:
 
 
 def rule_names(rules: Sequence[object]) -> list[str]:
-    """The name of each rule, a table or a Rule; by its position where it has none.
-
-    Example:
-        >>> rule_names([{"name": "hidden"}, {}])
-        ['hidden', 'rule-2']
-    """
+    """Return the name of each rule, a table or a Rule; by its position where it has none."""
     return [_name(rule) or f"rule-{at}" for at, rule in enumerate(rules, 1)]
 
 
 def twins(rules: Sequence[object]) -> Iterator[str]:
-    """One text for each rule that has an earlier rule's name."""
+    """Yield a text for each rule that has an earlier rule's name."""
     first: dict[str, int] = {}
     for at, name in enumerate(rule_names(rules), 1):
         if first.setdefault(name, at) != at:
@@ -101,12 +80,7 @@ def twins(rules: Sequence[object]) -> Iterator[str]:
 
 
 def label(at: int, name: str) -> str:
-    """How a line names a rule.
-
-    Example:
-        >>> label(2, "filters")
-        '[[rule]] 2 "filters": '
-    """
+    """Return how a line names a rule."""
     shown = shorten(plain(name[: LONGEST_SHOWN + 1])) if name else ""
     return f'[[rule]] {at} "{shown}": ' if name else f"[[rule]] {at}: "
 
@@ -134,7 +108,7 @@ def _faults(
 def _locate(
     loc: Sequence[str | int], rules: Sequence[object], model: type[BaseModel]
 ) -> tuple[str, type[BaseModel], str]:
-    """The place as it is printed, its table's class, and the key, of a pydantic loc."""
+    """Return the place as it is printed, its table's class, and the key, of a pydantic loc."""
     place, rest = "", list(loc)
     while len(rest) > 1 and (inner := _inner(model, rest[0])):
         key, model = rest.pop(0), inner
@@ -148,7 +122,7 @@ def _locate(
 
 
 def _inner(model: type[BaseModel], key: str | int) -> type[BaseModel] | None:
-    """The class of the tables under a key, None if the key holds no table."""
+    """Return the class of the tables under a key, None if the key holds no table."""
     for name, field in model.model_fields.items():
         kinds = (
             (field.annotation, *get_args(field.annotation)) if key in (name, field.alias) else ()

@@ -1,9 +1,4 @@
-"""NNI's config_list as a recipe: what `Recipe.from_nni` does.
-
-Which modules an entry of NNI's config_list means, and what is left of it beside others.
-
-What an entry of NNI's config_list does with the modules it means: how much, and of what.
-"""
+"""NNI's config_list as a recipe: the modules of each entry, and what it does with them."""
 
 from __future__ import annotations
 
@@ -22,32 +17,21 @@ T = TypeVar("T")
 
 
 class Name(NamedTuple):
-    """A module name, or a regular expression that NNI matches at its start.
-
-    Args:
-        text: the name or the expression.
-        is_regex: which of the two.
-    """
+    """A module name, or a regular expression that NNI matches at its start."""
 
     text: str
     is_regex: bool = False
 
     def fits(self, name: str) -> bool:
-        """Whether a module of this name is meant."""
+        """Tell whether a module of this name is meant."""
         return fits_at_start(self.text, name) if self.is_regex else self.text == name
 
 
 @dataclass(frozen=True)
 class Where:
-    """Modules of some classes, whose names are among each of some sets and not among others.
+    """Modules of some classes, named in each of some sets and in none of others."""
 
-    Args:
-        types: class names; None for any.
-        names: sets of names, all of which must hold the module's name.
-        without: names that are left out.
-    """
-
-    types: tuple[str, ...] | None
+    types: tuple[str, ...] | None  # None for any
     names: tuple[tuple[Name, ...], ...] = ()
     without: tuple[Name, ...] = ()
 
@@ -72,16 +56,7 @@ class Where:
 
 
 def minus(a: Where, b: Where) -> tuple[Where, ...]:
-    """Return what is left of `a` without `b`, as disjoint parts.
-
-    Raises:
-        RecipeError: a selection cannot say "of any class but these".
-
-    Example:
-        >>> linears = Where(("Linear", "Conv2d"))
-        >>> [part.types for part in minus(linears, Where(("Linear",)))]
-        [('Conv2d',)]
-    """
+    """Return what is left of `a` without `b`, as disjoint parts."""
     if b.is_empty or (a.spelt is not None and not any(map(b.has, a.spelt))):
         return (a,)
     if a.types is None and b.types is not None:
@@ -97,27 +72,18 @@ def minus(a: Where, b: Where) -> tuple[Where, ...]:
         shared = tuple(t for t in a.types if t in b.types)
     inner = replace(a, types=shared)
     if b.names:  # one set at most: only what is left of an entry has more
-        found.append(replace(inner, without=_joined(inner.without, b.names[0])))
+        found.append(replace(inner, without=_union(inner.without, b.names[0])))
     if b.without:
-        found.append(replace(inner, names=_joined(inner.names, (*b.names, b.without))))
+        found.append(replace(inner, names=_union(inner.names, (*b.names, b.without))))
     return tuple(part for part in found if not part.is_empty)
 
 
-def _joined(a: tuple[T, ...], b: tuple[T, ...]) -> tuple[T, ...]:
+def _union(a: tuple[T, ...], b: tuple[T, ...]) -> tuple[T, ...]:
     return tuple(dict.fromkeys((*a, *b)))
 
 
 def select_of(where: Where, target: str) -> dict[str, list[str]]:
-    """Return the table `select` of a target, as "weight", of modules.
-
-    Args:
-        where: the modules.
-        target: the attribute.
-
-    Example:
-        >>> select_of(Where(("Linear",), without=(Name("fc3"),)), "weight")
-        {'param': ['weight'], 'module': ['Linear'], 'exclude': ['fc3.weight']}
-    """
+    """Return the table `select` of a target, as "weight", of modules."""
     keys = {"param": [target]}
     if where.types is not None:
         keys["module"] = list(where.types)
@@ -213,31 +179,17 @@ _NO_COUNTERPART = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How one parameter of each module is pruned.
-
-    Args:
-        target: the parameter's name in the module.
-        amount: the share.
-        dim: the dimension of the channels; None to prune entries.
-        norm: the norm that channels are ranked by.
-        group: the name of the budget that it shares with others; None for none.
-        total: whether the share is of all its parameters together.
-    """
+    """How one parameter of each module is pruned."""
 
     target: str
     amount: float
-    dim: int | None
-    norm: int
-    group: str | None
-    total: bool
+    dim: int | None  # of the channels; None to prune entries
+    norm: int  # that channels are ranked by
+    group: str | None  # the budget that it shares with others
+    total: bool  # whether the share is of all its parameters together
 
     def keys(self, split: bool, name: str) -> dict[str, Any]:
-        """Return the keys of a rule, but for its name and selection.
-
-        Args:
-            split: whether several rules carry it out.
-            name: the budget's name if they then have to share one.
-        """
+        """Return the keys of a rule but name and selection; a split one shares a group by name."""
         ranks: dict[str, Any] = {"method": "l1_unstructured", "amount": self.amount}
         if self.dim is not None:
             return {**ranks, "method": "ln_structured", "n": self.norm, "dim": self.dim}
@@ -249,25 +201,13 @@ class Setting:
 
 
 def check_pruner(pruner: str) -> None:
-    """Check that a pruner has a counterpart.
-
-    Raises:
-        RecipeError: it has none.
-    """
+    """Check that a pruner has a counterpart."""
     if pruner not in _PRUNERS:
         raise RecipeError(f"pruner = {show(pruner)} {choices(pruner, list(_PRUNERS))}")
 
 
 def check_keys(table: Mapping[str, Any], where: Iterable[str]) -> None:
-    """Check that an entry's keys are known, and have a counterpart.
-
-    Args:
-        table: the entry.
-        where: the keys that name modules.
-
-    Raises:
-        RecipeError: one line for each that is not, or has none.
-    """
+    """Check that an entry's keys are known and have a counterpart; `where` names modules."""
     known = [*where, *_COMMON, *_KNOWN]
     faults = [fault for key, value in table.items() if (fault := _key_fault(key, value, known))]
     if table.get("exclude") is True:
@@ -278,14 +218,10 @@ def check_keys(table: Mapping[str, Any], where: Iterable[str]) -> None:
 
 
 def setting_of(table: Mapping[str, Any], pruner: str) -> tuple[Setting, ...]:
-    """Return what an entry does with each parameter that it prunes.
-
-    Raises:
-        RecipeError: one line for each value that is at fault or has no counterpart.
-    """
+    """Return what an entry does with each parameter that it prunes."""
     targets, settings = _targets(table), cast("Any", table.get("target_settings") or {})
     if not isinstance(settings, Mapping):
-        raise RecipeError(f"target_settings = {show(settings)} is no dict of dicts by target")
+        raise RecipeError(f"target_settings = {show(settings)} is not a dict of dicts by target")
     shared = {key: table[key] for key in _KNOWN if table.get(key) is not None}
     found: list[Setting] = []
     faults: list[str] = []
@@ -315,12 +251,12 @@ def _targets(table: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(
         isinstance(item, str) for item in cast("list[object]", value)
     ):
-        raise RecipeError(f"target_names = {show(value)} is no list of names; give ['weight']")
+        raise RecipeError(f"target_names = {show(value)} is not a list of names; give ['weight']")
     return tuple(cast("list[str]", value))
 
 
 def _follows_weight(own: Mapping[str, Any], targets: tuple[str, ...]) -> bool:
-    """Whether a bias is pruned by NNI's own template alone: where its weight loses a channel."""
+    """Tell whether NNI's template alone prunes a bias: where its weight loses a channel."""
     align: Any = own.get("align") or {}
     aligned = not own or (isinstance(align, Mapping) and align.get("target_name") == "weight")
     return aligned and not any(own.get(key) for key in _RATIOS) and targets != ("bias",)
@@ -355,7 +291,7 @@ def _setting(
             "next; leave it out, or prune entries"
         )
     if not isinstance(group, str | int | None) or isinstance(group, bool):
-        raise RecipeError(f"global_group_id = {show(group)} is no name; give a text or a number")
+        raise RecipeError(f"global_group_id = {show(group)} is not a name; give a text or a number")
     _check_limits(keys, amount, together=total or group is not None)
     return Setting(target, amount, dim, norm, None if group is None else str(group), total)
 
@@ -372,7 +308,7 @@ def _amount(keys: Mapping[str, Any]) -> tuple[str, float]:
 def _share(key: str, value: object) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or math.isnan(cast("float", value)) or not 0 <= cast("float", value) <= 1:
-        raise RecipeError(f"{key} = {show(value)} is no share; give a number from 0.0 to 1.0")
+        raise RecipeError(f"{key} = {show(value)} is not a share; give a number from 0.0 to 1.0")
     return float(cast("float", value))
 
 
@@ -428,48 +364,27 @@ _NOT_BY = ("exclude_op_types", "exclude_op_names", "exclude_op_names_re")
 
 @dataclass(frozen=True)
 class _Entry:
-    """One entry of a config_list.
-
-    Args:
-        at: its index.
-        where: the modules that it means.
-        settings: what to do with which of their parameters.
-        excludes: whether it takes its modules out of all entries.
-    """
+    """One entry of a config_list."""
 
     at: int
     where: Where
     settings: tuple[Setting, ...]
-    excludes: bool
+    excludes: bool  # whether it takes its modules out of all entries
 
     def takes(self, target: str) -> bool:
-        """Whether it decides about a target of its modules."""
+        """Tell whether it decides about a target of its modules."""
         return self.excludes or any(setting.target == target for setting in self.settings)
 
 
 def rules_from_nni(
     config_list: Sequence[Mapping[str, Any]], *, pruner: str
 ) -> list[dict[str, Any]]:
-    """Return NNI's config_list as the tables of rules; see `fxprune.Recipe.from_nni`.
-
-    Args:
-        config_list: the entries.
-        pruner: the class that NNI was to be given them.
-
-    Raises:
-        RecipeError: names each entry and key that is at fault or has no counterpart.
-
-    Example:
-        >>> config_list = [
-        ...     {"op_types": ["Linear"], "sparse_ratio": 0.8},
-        ...     {"op_names": ["fc3"], "exclude": True},
-        ... ]
-        >>> rules_from_nni(config_list, pruner="LevelPruner")[0]["select"]
-        {'param': ['weight'], 'module': ['Linear'], 'exclude': ['fc3.weight']}
-    """
+    """Return NNI's config_list as the tables of rules; see `fxprune.Recipe.from_nni`."""
     check_pruner(pruner)
     if not isinstance(config_list, list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RecipeError(f"config_list: {show(config_list)} is no list; give NNI's list of dicts")
+        raise RecipeError(
+            f"config_list: {show(config_list)} is not a list; give NNI's list of dicts"
+        )
     entries: list[_Entry] = []
     faults: list[str] = []
     for at, config in enumerate(config_list):
@@ -489,7 +404,9 @@ def rules_from_nni(
 
 def _entry(at: int, config: object, pruner: str) -> _Entry:
     if not isinstance(config, Mapping):
-        raise RecipeError(f"{show(config)} is no dict; give op_types or op_names and sparse_ratio")
+        raise RecipeError(
+            f"{show(config)} is not a dict; give op_types or op_names and sparse_ratio"
+        )
     table = dict(cast("Mapping[str, Any]", config))
     check_keys(table, (*_BY, *_NOT_BY))
     excludes = table.get("exclude", False)
@@ -517,7 +434,7 @@ def _where(table: Mapping[str, Any]) -> Where:
         )
     parts = [f".*{re.escape(part)}" for part in lists["op_partial_names"]]
     for part in parts:
-        _compiles("op_partial_names", part)
+        _check_regex("op_partial_names", part)
     names = (
         *map(Name, lists["op_names"]),
         *(Name(pattern, True) for pattern in (*lists["op_names_re"], *parts)),
@@ -535,22 +452,22 @@ def _texts(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
         return ()
     items = cast("Sequence[object]", value) if isinstance(value, list | tuple | set) else [value]
     if isinstance(value, str) or not all(isinstance(item, str) for item in items):
-        raise RecipeError(f"{key} = {show(value)} is no list of names; give one, as ['fc1']")
+        raise RecipeError(f"{key} = {show(value)} is not a list of names; give one, as ['fc1']")
     texts = cast("Iterable[str]", items)
     if key.endswith("_re"):
         for pattern in texts:
-            _compiles(key, pattern)
+            _check_regex(key, pattern)
     return tuple(texts)
 
 
-def _compiles(key: str, pattern: str) -> None:
+def _check_regex(key: str, pattern: str) -> None:
     try:
         check_regex(pattern)
     except UnboundedError as error:
         raise RecipeError(f"{key} has {show(pattern)}, which {error}; make it simpler") from None
     except (re.error, OverflowError, RecursionError) as error:
         raise RecipeError(
-            f"{key} has {show(pattern)}, which is no regular expression: {error}"
+            f"{key} has {show(pattern)}, which is not a regular expression: {error}"
         ) from None
 
 
@@ -576,17 +493,17 @@ def _rules(entry: _Entry, entries: Sequence[_Entry]) -> Iterator[dict[str, Any]]
             for other in entries
             if other.takes(setting.target) and (other.at > entry.at or other.excludes)
         ]
-        parts = _left(entry, others)
+        parts = _remainder(entry, others)
         reduced = parts != (entry.where,)
         for piece, part in enumerate(parts, 1):
             budget = setting.keys(len(parts) > 1, f"config-{entry.at}")
             name = _name(entry, setting, piece if len(parts) > 1 else None)
             # Other entries may have taken all that the model has of a part.
-            spared = {"optional": True} if reduced else {}
-            yield {"name": name, "select": select_of(part, setting.target), **budget, **spared}
+            optional = {"optional": True} if reduced else {}
+            yield {"name": name, "select": select_of(part, setting.target), **budget, **optional}
 
 
-def _left(entry: _Entry, others: Iterable[_Entry]) -> tuple[Where, ...]:
+def _remainder(entry: _Entry, others: Iterable[_Entry]) -> tuple[Where, ...]:
     """Return what other entries leave of the modules of an entry, in disjoint parts."""
     parts: tuple[Where, ...] = () if entry.where.is_empty else (entry.where,)
     for other in others:

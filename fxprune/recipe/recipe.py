@@ -1,9 +1,4 @@
-"""Recipes: what to prune and what to do after, as data from TOML, JSON, a dict or Python.
-
-Recipe files: from a path to the data in it, whatever stands there.
-
-`PassCall`: a pass that a recipe runs by name, after its rules.
-"""
+"""Recipes: what to prune and what to do after, as data from TOML, JSON, a dict or Python."""
 
 from __future__ import annotations
 
@@ -22,7 +17,7 @@ from fxprune.errors import FormatError, RecipeError
 from fxprune.recipe.faults import explain, nested_too_deeply, refuse, rule_names, twins
 from fxprune.recipe.nni import rules_from_nni
 from fxprune.recipe.rule import Rule, data_fault, group_faults
-from fxprune.recipe.select import Reading, Table, as_tuple
+from fxprune.recipe.select import ReadOptions, Table, as_tuple
 from fxprune.rewrite import call_fault, name_fault
 from fxprune.support import TOO_DEEP, parse_json, read_text
 from fxprune.words import plain, show
@@ -32,16 +27,8 @@ _MOST_DOTS = 2000  # in a line: tomllib takes time quadratic in the parts of a d
 
 
 def read_data(file: Path, where: str) -> object:
-    """Return what a .toml or .json file holds.
-
-    Args:
-        file: its path.
-        where: what messages call it.
-
-    Raises:
-        RecipeError: it cannot be read, or is neither.
-    """
-    return _parsed(_text(file, where), file, where)
+    """Return what a .toml or .json file holds; messages call it `where`."""
+    return _parse(_text(file, where), file, where)
 
 
 def _text(file: Path, where: str) -> str:
@@ -53,7 +40,7 @@ def _text(file: Path, where: str) -> str:
         raise RecipeError(str(error)) from None
 
 
-def _parsed(text: str, file: Path, where: str) -> object:
+def _parse(text: str, file: Path, where: str) -> object:
     toml = file.suffix.lower() == ".toml"
     if toml and max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
         raise RecipeError(f"{where}: a line has more than {_MOST_DOTS} dots; break it up")
@@ -97,7 +84,7 @@ class PassCall(Table):
     @classmethod
     def _fit(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         refuse([data_fault(args)])
-        reading = cast("Reading | None", info.context)
+        reading = cast("ReadOptions | None", info.context)
         if "name" in info.data and (reading is None or reading.loads_passes):
             refuse([call_fault(info.data["name"], args)])
         return args
@@ -275,7 +262,7 @@ class Recipe(Table):
         """
         file = Path(path)
         where = plain(str(file))
-        return cls._from(read_data(file, where), where, Reading(allow_imports, file.parent))
+        return cls._from(read_data(file, where), where, ReadOptions(allow_imports, file.parent))
 
     @classmethod
     def from_dict(
@@ -302,7 +289,7 @@ class Recipe(Table):
             >>> Recipe.from_dict({"version": 1, "rule": [rule], "finalize": {}}).finalize
             Finalize(zeros='keep')
         """
-        return cls._from(data, where, Reading(allow_imports, None, gives_masks))
+        return cls._from(data, where, ReadOptions(allow_imports, None, gives_masks))
 
     @classmethod
     def from_nni(
@@ -335,9 +322,11 @@ class Recipe(Table):
         return cls.from_dict({"rule": rules}, where="config_list")
 
     @classmethod
-    def _from(cls, data: object, where: str, reading: Reading) -> Recipe:
+    def _from(cls, data: object, where: str, reading: ReadOptions) -> Recipe:
         if not isinstance(data, Mapping):
-            raise RecipeError(f"{where}: {show(data)} is no recipe; a recipe has [[rule]] tables")
+            raise RecipeError(
+                f"{where}: {show(data)} is not a recipe; a recipe has [[rule]] tables"
+            )
         table = dict(cast("Mapping[str, Any]", data))
         if nested_too_deeply(table):
             raise RecipeError(f"{where}: {TOO_DEEP}")

@@ -1,7 +1,4 @@
-"""`Rule`: what to prune, how, and how much of it.
-
-How a rule ranks: by which score and of what; and which keys go with that.
-"""
+"""`Rule`: what to prune, how, and how much of it; and which keys go with which method."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from fxprune.recipe.faults import label, refuse, rule_names
 from fxprune.recipe.select import (
     Count,
     Names,
-    Reading,
+    ReadOptions,
     Select,
     Table,
     Word,
@@ -86,12 +83,12 @@ _PAIRS = {
 def parts(
     method: str | None, score: str | None, granularity: GranularityName | None
 ) -> tuple[str | None, GranularityName | None]:
-    """The score and the granularity that a method is short for, or those in its place."""
+    """Return the score and the granularity that a method is short for, or those in its place."""
     return METHODS.get(method, (None, None)) if method else (score, granularity)
 
 
 def how_fault(method: str | None, score: str | None, granularity: str | None) -> str:
-    """What is wrong with a rule's method, score and granularity together; "" for nothing."""
+    """Return what is wrong with method, score and granularity together; "" for nothing."""
     if method and (score or granularity):
         return f"method = {show(method)} says how to rank; leave score and granularity out"
     if not (method or score or granularity):
@@ -112,7 +109,7 @@ def misfit(
     from_data: bool,
     coupled: bool = False,
 ) -> str:
-    """What is wrong with having, or not having, a key beside the rule's method; "" for nothing."""
+    """Return what is wrong with a key, or its absence, beside the method; "" for nothing."""
     score, granularity = ranks
     own = ":" in (method or "")
     takes = {
@@ -145,18 +142,18 @@ def misfit(
 
 
 def is_foreign(score: str | None) -> bool:
-    """Whether a score is that of another distribution."""
+    """Tell whether a score is that of another distribution."""
     return score is not None and score not in SCORES
 
 
 def score_name_fault(score: str | None) -> str:
-    """What is wrong with the name of a score; "" for nothing."""
+    """Return what is wrong with the name of a score; "" for nothing."""
     fault = score_fault(score, SCORES) if score is not None and is_foreign(score) else ""
     return f"score = {show(score)} {fault}" if fault else ""
 
 
 def data_fault(args: Mapping[str, Any]) -> str:
-    """What is wrong with arguments that no file can hold; "" for nothing."""
+    """Return what is wrong with arguments that no file can hold; "" for nothing."""
     try:
         same = json.loads(json.dumps(args, allow_nan=False)) == args
     except (TypeError, ValueError, RecursionError):
@@ -165,7 +162,7 @@ def data_fault(args: Mapping[str, Any]) -> str:
 
 
 def options_fault(score: str | None, granularity: str | None, args: Mapping[str, Any]) -> str:
-    """What is wrong with the options of another distribution's score; "" for nothing.
+    """Return what is wrong with the options of another distribution's score; "" for nothing.
 
     Such a score ranks channels where it has an option `dim`, and elements where it has none or may
     go without it.
@@ -226,7 +223,7 @@ class Rule(Table):
     Args:
         name: Unique in its recipe; by default "rule-1" and so on, by position.
         select: A Select, its keys as a dict, or globs on the full name.
-        match: In place of `select`: a pattern over the graph, see `fxprune.pattern`.
+        match: In place of `select`: a pattern over the graph, see `fxprune.rewrite`.
         prune: With `match`: the names in the pattern whose parameters are taken.
         method: A method of torch.nn.utils.prune, or "package.module:Class".
         score: In place of `method`: "magnitude", "norm", "random", or another distribution's.
@@ -235,7 +232,7 @@ class Rule(Table):
         amount: How much of what is alive: a float is a share, an int a count.
         n: The order of the norm, as torch.norm takes it.
         dim: The dimension of the channels; by default the last one.
-        mask: A .safetensors, .pt, .pth or .bin file, for custom_from_mask; see `fxprune.masks`.
+        mask: A .safetensors, .pt, .pth or .bin file, for custom_from_mask; see `fxprune.files`.
         scope: "local", or "global": all the rule's parameters are ranked together.
         group: With scope "global": the rules of a group share one budget.
         min_keep: With `coupled`: how many channels of each layer stay at least.
@@ -322,7 +319,7 @@ class Rule(Table):
     @field_validator("method")
     @classmethod
     def _known(cls, method: str | None, info: ValidationInfo) -> str | None:
-        reading = cast("Reading | None", info.context)
+        reading = cast("ReadOptions | None", info.context)
         if method is None or method in METHODS:
             return method
         if not re.fullmatch(_CLASS, method):
@@ -369,7 +366,7 @@ class Rule(Table):
     @field_validator("mask")
     @classmethod
     def _beside_the_recipe(cls, mask: str | None, info: ValidationInfo) -> str | None:
-        reading = cast("Reading | None", info.context)
+        reading = cast("ReadOptions | None", info.context)
         if mask is None or reading is None or reading.folder is None:
             return mask
         return os.path.abspath(reading.folder / mask)
@@ -381,7 +378,7 @@ class Rule(Table):
         if not {"method", "score", "granularity"} <= data.keys():
             return value  # the method itself is at fault
         ranks = parts(data["method"], data["score"], data["granularity"])
-        reading = cast("Reading | None", info.context)
+        reading = cast("ReadOptions | None", info.context)
         from_data = reading is not None and not reading.gives_masks
         coupled = bool(data.get("coupled"))
         fault = misfit(key, value, data["method"], ranks, from_data=from_data, coupled=coupled)
@@ -408,7 +405,7 @@ class Rule(Table):
 
 
 def group_faults(rules: Sequence[Rule]) -> Iterator[str]:
-    """One text for each key in which a rule differs from the first of its group."""
+    """Yield a text for each key in which a rule differs from the first of its group."""
     first: dict[str, tuple[int, dict[str, object]]] = {}
     for at, (rule, name) in enumerate(zip(rules, rule_names(rules), strict=True), 1):
         if rule.group is None:
@@ -423,7 +420,7 @@ def group_faults(rules: Sequence[Rule]) -> Iterator[str]:
 
 
 def _budget(rule: Rule) -> dict[str, object]:
-    """What the rules of a group must have in common."""
+    """Return what the rules of a group must have in common."""
     ranks = rule.method if rule.imported else (rule.score_name, rule.granularity_name)
     return {
         "method": ranks,

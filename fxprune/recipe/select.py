@@ -1,21 +1,12 @@
-"""The base of a recipe's tables, and `Select`: which parameters a rule takes.
-
-What a rule's `select`, `match` and `prune` say together: which parameters the rule takes.
-
-The conditions of a `Select`, held to one parameter, and what to say where one fails.
-"""
+"""The base of a recipe's tables, and `Select`: its keys, and its conditions on a parameter."""
 
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from difflib import SequenceMatcher
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
@@ -30,12 +21,11 @@ from pydantic import (
     field_validator,
 )
 
-from fxprune import program
 from fxprune.errors import RecipeError
 from fxprune.recipe.faults import explain, refuse
 from fxprune.rewrite import capitals, parse
-from fxprune.support import LONGEST, Allowance, UnboundedError, check_regex, found_in
-from fxprune.words import choices, dtype_name, hint, plain, show
+from fxprune.support import LONGEST, UnboundedError, check_regex
+from fxprune.words import choices, hint, plain, show
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
@@ -48,11 +38,7 @@ DTYPES = (
 
 
 def as_tuple(value: object, key: str) -> object:
-    """A list as a tuple, anything else as it is.
-
-    Raises:
-        ValueError: The list is empty: as good as no key to pydantic, but not to who wrote it.
-    """
+    """Return a list as a tuple, anything else as it is; an empty one is refused."""
     if isinstance(value, list | tuple) and not value:
         raise ValueError(f"{key} = [] is empty; {hint(key)}")
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
@@ -64,7 +50,7 @@ def _several(value: object, info: ValidationInfo) -> object:
 
 
 def one_or_more(kind: Any) -> Any:
-    """What a file may hold for a tuple of a kind."""
+    """Return what a file may hold for a tuple of a kind."""
     return kind | Annotated[list[kind], Field(min_length=1)]
 
 
@@ -82,7 +68,7 @@ _Dtypes = Annotated[
 ]
 
 
-class Reading(NamedTuple):
+class ReadOptions(NamedTuple):
     """How a recipe is read from data: pydantic's context, None where Python builds the recipe."""
 
     allow_imports: bool
@@ -207,8 +193,8 @@ class Select(Table):
 
 
 def _regex_fault(pattern: str) -> str:
-    """What is wrong with a regular expression and at which character; "" for nothing."""
-    head = f"regex = {show(pattern)} is no regular expression"
+    """Return what is wrong with a regular expression and where; "" for nothing."""
+    head = f"regex = {show(pattern)} is not a regular expression"
     try:
         check_regex(pattern)
     except UnboundedError as error:
@@ -220,20 +206,6 @@ def _regex_fault(pattern: str) -> str:
     except (OverflowError, RecursionError):
         return f"{head} that Python can compile; make it simpler"
     return ""
-
-
-def pruned_names(match: str, prune: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names whose parameters a rule takes: those of `prune`, or all of the pattern.
-
-    Args:
-        match: the rule's pattern.
-        prune: the rule's `prune`; None where the pattern has one name of a parameter.
-
-    Example:
-        >>> pruned_names("linear(_, W, b)", None)
-        ('W',)
-    """
-    return capitals(parse(match)) if prune is None else tuple(dict.fromkeys(prune))
 
 
 def choice_faults(select: object, match: str | None, prune: Sequence[str] | None) -> Iterator[str]:
@@ -265,128 +237,3 @@ def _name_faults(bound: Sequence[str], prune: Sequence[str] | None) -> Iterator[
 
 def _likeness(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a.casefold(), b.casefold()).ratio()
-
-
-_SHOWN = 5  # of what a key asks for
-_COMPARED = 50
-_WILD = re.compile(r"[*?[]")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A key of a Select, held to one parameter.
-
-    Args:
-        holds: whether the parameter fits.
-        text: what to say where it does not.
-        asked: what the key asks for; nothing where it leaves out.
-        there: what the parameter has.
-        of_use: whether it is about how the graphs use the parameter.
-    """
-
-    holds: bool
-    text: str
-    asked: tuple[Any, ...]
-    there: tuple[Any, ...]
-    of_use: bool = False
-
-    @property
-    def nearness(self) -> float:
-        """How near the parameter comes: 1.0 where the condition holds."""
-        pairs = ((a, b) for a in self.asked[:_COMPARED] for b in self.there)
-        return 1.0 if self.holds else max((likeness(a, b) for a, b in pairs), default=0.0)
-
-
-def conditions(
-    select: Select, site: program.ParamSite, allowance: Allowance | None = None
-) -> Iterator[Condition]:
-    """Yield the conditions that a Select makes, in the order in which they are told.
-
-    Args:
-        select: which parameters a rule takes.
-        site: a parameter.
-        allowance: of steps for regular expressions on all parameters.
-
-    Raises:
-        SelectError: the regular expressions take too long.
-    """
-    if select.op or select.role:
-        yield from _uses(select, site)
-    if select.module:
-        there = bool(set(select.module) & set(site.modules))
-        text = f"its module is a {_either(site.modules)}, not a {_either(select.module)}"
-        yield Condition(there, text, select.module, site.modules)
-    yield from _names(select, site, allowance)
-    yield from _tensors(select, site)
-
-
-def globbed(names: Iterable[str], globs: Iterable[str]) -> bool:
-    """Tell whether any glob fits any name."""
-    return any(map(_fitting(tuple(globs)), names))
-
-
-@lru_cache(maxsize=64)
-def _fitting(globs: tuple[str, ...]) -> Callable[[str], bool]:
-    """Return what tells whether any glob fits a name; names that are spelt out are looked up."""
-    whole = frozenset(glob for glob in globs if not _WILD.search(glob))
-    wild = [re.compile(fnmatch.translate(glob)).match for glob in globs if glob not in whole]
-    return lambda name: name in whole or any(match(name) is not None for match in wild)
-
-
-def _uses(select: Select, site: program.ParamSite) -> Iterator[Condition]:
-    used = ", ".join(f"{role} of {op}" for op, role in site.uses) or "nothing"
-    asked = f"{_either(select.role) or 'any argument'} of {_either(select.op) or 'any operator'}"
-    text = f"it is {used}, not {asked}"
-    fits = [(op, role) for op, role in site.uses if not select.op or op in select.op]
-    if select.op:
-        yield Condition(bool(fits), text, select.op, tuple(op for op, _ in site.uses), True)
-    if select.role:
-        roles = tuple(role for _, role in fits or site.uses)
-        yield Condition(bool(set(roles) & set(select.role)), text, select.role, roles, True)
-
-
-def _names(
-    select: Select, site: program.ParamSite, allowance: Allowance | None
-) -> Iterator[Condition]:
-    if select.path:
-        text = f"its name does not match path {_either(select.path, show)}"
-        yield Condition(globbed(site.aliases, select.path), text, select.path, site.aliases)
-    if select.regex:
-        found = any(found_in(r, alias, allowance) for r in select.regex for alias in site.aliases)
-        text = f"its name does not match regex {_either(select.regex, show)}"
-        yield Condition(found, text, select.regex, site.aliases)
-    attributes = tuple(sorted({alias.rpartition(".")[2] for alias in site.aliases}))
-    if select.param:
-        text = f"its attribute is {_either(attributes)}, not {_either(select.param)}"
-        yield Condition(bool(set(select.param) & set(attributes)), text, select.param, attributes)
-    if select.exclude:
-        text = f"exclude {_either(select.exclude, show)} leaves it out"
-        yield Condition(not globbed(site.aliases, select.exclude), text, (), ())
-
-
-def _tensors(select: Select, site: program.ParamSite) -> Iterator[Condition]:
-    if select.min_numel is not None:
-        least = select.min_numel
-        text = f"it has {site.numel} entries, fewer than min_numel = {least}"
-        yield Condition(site.numel >= least, text, (least,), (site.numel,))
-    rank = len(site.shape)
-    if select.ndim:
-        text = f"it has {rank} dimensions, not {_either(select.ndim, str)}"
-        yield Condition(rank in select.ndim, text, select.ndim, (rank,))
-    kind = dtype_name(site.dtype)
-    if select.dtype:
-        text = f"its dtype is {kind}, not {_either(select.dtype)}"
-        yield Condition(kind in select.dtype, text, select.dtype, (kind,))
-
-
-def _either(words: Sequence[Any], told: Callable[[Any], str] = str) -> str:
-    shown = [told(word) for word in words[:_SHOWN]]
-    more = len(words) - len(shown)
-    return " or ".join([*shown, *[f"{more} more"] * (more > 0)])
-
-
-def likeness(asked: Any, there: Any) -> float:
-    """Return how alike two names or counts are: 1.0 where they are equal."""
-    if isinstance(asked, int):
-        return min(asked + 1, there + 1) / max(asked + 1, there + 1)
-    return SequenceMatcher(None, str(asked), str(there)).ratio()

@@ -1,19 +1,12 @@
 """Patterns, rules, the Rewriter, passes and facts: all that an author of passes imports.
 
-- `facts`: Facts: what analyses find out about a Program. Frozen, and never as large as its
-  parameters.
-- `matching`: The search that fits a pattern to a node, over the orders and alternatives it leaves
-  open.
-- `passes`: What a pass is: a frozen dataclass that needs and gives facts, an Analysis or a
-  Rewrite.
-- `pattern`: Patterns over nodes, as expressions over canonical operator names: syntax, parser,
-  parts.
-- `registry`: Passes by name, found through the entry-point group `fxprune.passes`; imported when
-  used.
-- `rewriter`: The only code that edits a Program: its graphs and its tree. It counts and stamps
-  the edits.
-- `units`: The units of a parameter that a score reads, entries or channels, and which of them are
-  alive.
+- `facts`: What analyses find out about a Program: frozen, and smaller than its parameters.
+- `matching`: The search for a pattern's matches, over the orders and alternatives it leaves open.
+- `passes`: What a pass is: a frozen dataclass, an Analysis or a Rewrite.
+- `pattern`: Patterns over nodes: their syntax, parser and parts.
+- `registry`: Passes by name, found through entry points; imported when used.
+- `rewriter`: The only code that edits a Program; it counts and stamps the edits. Rewrite rules.
+- `units`: What a score reads of a parameter, entries or channels, and which are alive.
 """
 
 # pyright: reportUnusedImport=false
@@ -56,12 +49,12 @@ if TYPE_CHECKING:
     )
     from fxprune.rewrite.registry import (
         NO_DEFAULT,
-        Listed,
+        PassInfo,
         call_fault,
         create,
         describe,
         find,
-        listed,
+        list_passes,
         name_fault,
         names,
         pass_fault,
@@ -75,8 +68,8 @@ if TYPE_CHECKING:
         flat_part,
         living_channels,
         masked_value,
-        picked,
         raw_value,
+        take_flat,
     )
 
 __getattr__, __dir__ = lazy_names(
@@ -100,7 +93,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "rewriter": "RewriteRule Rewriter bias_name rule",
         "units": (
-            "Entries check_channels entries_of flat_part living_channels masked_value picked "
+            "Entries check_channels entries_of flat_part living_channels masked_value take_flat "
             "raw_value"
         ),
     },

@@ -1,7 +1,4 @@
-"""Facts: what analyses find out about a Program. Frozen, and never as large as its parameters.
-
-Which scores are sampled: short runs, spread evenly, without asking a generator.
-"""
+"""Facts: what analyses find out about a Program. Frozen, and never as large as its parameters."""
 
 from __future__ import annotations
 
@@ -69,11 +66,7 @@ class ScoreSource(ABC):
     def scan(
         self, low: float | None, high: float | None, dtype: torch.dtype, most: int
     ) -> tuple[int, torch.Tensor | None] | None:
-        """Count and collect in a way of the source's own; None: it has none.
-
-        Args and what is returned are those of `ranking.digits.scan`; no tensor where more than
-        `most` scores are inside.
-        """
+        """Count and collect as `ranking.digits.scan`, in a way of its own; None if it has none."""
         return None
 
 
@@ -202,38 +195,14 @@ _CACHE_RUN = 16  # neighbours that share a cache line are read for the price of 
 
 
 def starts_of(units: int, stride: int) -> torch.Tensor:
-    """Return one place in each stride, no two an even distance apart, as rows are.
-
-    Args:
-        units: how many there are.
-        stride: units to a place.
-
-    Returns:
-        int64 on the CPU, each under `units`.
-
-    Example:
-        >>> starts_of(1000, 250)
-        tensor([  0, 377, 504, 881])
-    """
+    """Return one place in each stride, int64, no two an even distance apart, as rows are."""
     at = torch.arange(0, units, stride)
     within = (stride * (at.double() * _GOLDEN % 1)).long()
     return (at + within).clamp_(max=units - 1)
 
 
 def indices_of(units: int, step: int) -> torch.Tensor:
-    """Return about one unit in `step`, in runs of neighbours.
-
-    Args:
-        units: how many there are.
-        step: units to each one that is sampled.
-
-    Returns:
-        int64 on the CPU, each under `units`; some may be there twice.
-
-    Example:
-        >>> indices_of(1000, 30)[14:18]
-        tensor([ 14,  15, 795, 796])
-    """
+    """Return about one unit in `step`, int64, in runs of neighbours; some may be there twice."""
     run = min(_CACHE_RUN, units)
     starts = starts_of(units, step * _CACHE_RUN).clamp_(max=units - run)
     return (starts[:, None] + torch.arange(run)).view(-1)

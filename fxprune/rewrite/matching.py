@@ -2,8 +2,6 @@
 
 It keeps its own stack, so that no pattern is too deep for it, and counts its steps, so that none
 takes it too long.
-
-Find where a pattern fits: at one node, or in a whole graph.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from torch.fx.node import Node
 
 from fxprune.program import Program, commutes, is_product, operand, ops, parameter_of
 from fxprune.rewrite.pattern import Call, Constant, Either, Listed, Match, Name, Pattern, Refusal
+from fxprune.words import shorten
 
 MOST_STEPS = 20_000
 """How many steps a search takes at one node."""
@@ -55,33 +54,18 @@ class _Way(NamedTuple):
 
 @dataclass
 class Search:
-    """Fits patterns to the nodes of one Program.
-
-    Args:
-        program: where parameters are looked up.
-        alone: whether values that others read too must be marked for it in the pattern.
-        products: whether the product of a parameter with its mask is a call, too, and not the
-            parameter alone.
-        spare: how many steps are left to nodes that take many.
-        is_cut: whether a search was given up for taking too many.
-    """
+    """Fits patterns to the nodes of one Program."""
 
     program: Program
-    alone: bool = True
-    products: bool = True
-    spare: int = _SHARED
-    is_cut: bool = False
+    alone: bool = True  # values that others read too must be marked for it in the pattern
+    products: bool = True  # a parameter's product with its mask is a call too, not it alone
+    spare: int = _SHARED  # steps that are left to nodes that take many
+    is_cut: bool = False  # whether a search took too many
 
     def first(
         self, pattern: Pattern, node: Node, bindings: Mapping[str, Any] | None = None
     ) -> Match | Refusal:
-        """Return the first way to fit a pattern to a node, or the refusal that came deepest.
-
-        Args:
-            pattern: the pattern.
-            node: the node that the match ends in.
-            bindings: what names are bound to from the start.
-        """
+        """Return the first way to fit a pattern to a node, or the refusal that came deepest."""
         deepest = Refusal("", depth=-1)
         for found in self.ways(pattern, node, bindings):
             if isinstance(found, Match):
@@ -126,16 +110,16 @@ class Search:
             found = self._call(part, value, reader)
             places = (_Place(value, reader, part.shared), places)
         elif isinstance(part, Listed):
-            found = _listed(part, value, reader)
+            found = _entry_goals(part, value, reader)
         elif isinstance(part, Constant):
-            found = None if _equals(part.value, value) else f"{_told(value)} is not {part}"
+            found = None if _equals(part.value, value) else f"{_show(value)} is not {part}"
         elif isinstance(part, Name):
             found = self._name(part, value, bindings)
             bindings = {part.name: value, **bindings}
         if isinstance(found, str):
-            return Refusal(found, _blamed(part, value, reader), way.depth)
+            return Refusal(found, _culprit(part, value, reader), way.depth)
         on = way.depth + 1
-        return [_Way(_before(goals, rest), bindings, places, on) for goals in found or [[]]]
+        return [_Way(_push(goals, rest), bindings, places, on) for goals in found or [[]]]
 
     def _end(self, way: _Way) -> Refusal | None:
         """Return why a way that fits everywhere is no match: others read what is inside of it."""
@@ -157,7 +141,7 @@ class Search:
 
     def _name(self, part: Name, value: Any, bindings: Mapping[str, Any]) -> str | None:
         if part.is_parameter and parameter_of(self.program, value) is None:
-            return f"{_told(value)} is not a parameter"
+            return f"{_show(value)} is not a parameter"
         bound = bindings.get(part.name, value)
         if part.name in bindings and not self._is_same(bound, value, part.is_parameter):
             return f"{part.name} is bound to two different values"
@@ -179,7 +163,7 @@ class Search:
     def _call(self, part: Call, value: Any, reader: Node | None) -> list[list[_Goal]] | str:
         """Return the goals of the arguments, once for each order of the operands."""
         if not isinstance(value, Node) or value.op != "call_function":
-            return f"{_told(value)} is not a call of {_either(part)}"
+            return f"{_show(value)} is not a call of {_either(part)}"
         if not self.products and is_product(self.program, value):
             return f"{parameter_of(self.program, value)} is not a call of {_either(part)}"
         name = ops.canonical_name(value.target)
@@ -211,9 +195,9 @@ def _orders(part: Call, node: Node) -> list[list[int]]:
     return [written, [1, 0, *written[2:]][: len(written)]]
 
 
-def _listed(part: Listed, value: Any, reader: Node | None) -> list[list[_Goal]] | str:
+def _entry_goals(part: Listed, value: Any, reader: Node | None) -> list[list[_Goal]] | str:
     if not isinstance(value, list | tuple):
-        return f"{_told(value)} is not a list"
+        return f"{_show(value)} is not a list"
     entries: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
     free = len(entries) - len(part.items)
     if free < 0 or (part.rest is None and free > 0):
@@ -235,7 +219,7 @@ def _equals(wanted: Any, value: Any) -> bool:
     return type(value) is type(wanted) and bool(value == wanted)
 
 
-def _blamed(part: Pattern, value: Any, reader: Node | None) -> Node | None:
+def _culprit(part: Pattern, value: Any, reader: Node | None) -> Node | None:
     """Return the node that did not fit: a call itself, of anything else its reader."""
     is_call = isinstance(value, Node) and value.op == "call_function"
     if isinstance(part, Call) and is_call:
@@ -243,7 +227,7 @@ def _blamed(part: Pattern, value: Any, reader: Node | None) -> Node | None:
     return reader or (value if isinstance(value, Node) else None)
 
 
-def _before(goals: list[_Goal], rest: Any) -> Any:
+def _push(goals: list[_Goal], rest: Any) -> Any:
     for goal in reversed(goals):
         rest = (goal, rest)
     return rest
@@ -253,24 +237,12 @@ def _either(part: Call) -> str:
     return "any operator" if "_" in part.ops else " or ".join(part.ops)
 
 
-def _told(value: Any) -> str:
-    text = str(value) if isinstance(value, Node) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _show(value: Any) -> str:
+    return shorten(str(value) if isinstance(value, Node) else repr(value))
 
 
 def match(pattern: Pattern, node: Node, program: Program) -> Match | Refusal:
-    """Fit a pattern to the expression that ends in `node`.
-
-    Orders and alternatives are tried as they are written: the first that fits counts.
-
-    Args:
-        pattern: what `parse` gives.
-        node: the node of the outermost operator, or the read of a parameter.
-        program: where parameters are looked up.
-
-    Returns:
-        The bindings, or what did not fit in the attempt that went deepest.
-    """
+    """Fit a pattern to the expression that ends in `node`; the first order that fits counts."""
     return Search(program).first(pattern, node)
 
 
@@ -279,11 +251,6 @@ def matches(pattern: Pattern, graph: fx.Graph, program: Program) -> Iterator[Mat
 
     A node is tried when the match before it has been dealt with, so that the graph may be edited
     meanwhile: nodes that were erased are left out, nodes that were made are not tried.
-
-    Args:
-        pattern: what `parse` gives.
-        graph: of the Program.
-        program: where parameters are looked up.
     """
     search = Search(program)
     for node in candidates(pattern, graph):

@@ -18,11 +18,7 @@ F = TypeVar("F")
 
 
 class Facts:
-    """Facts by their type: what the passes of one rule hand to each other.
-
-    Args:
-        given: facts that are there from the start.
-    """
+    """Facts by their type: what the passes of one rule hand to each other."""
 
     def __init__(self, given: Iterable[Any] = ()) -> None:
         self._facts: dict[type[Any], Any] = {type(fact): fact for fact in given}

@@ -9,11 +9,7 @@ takes the other entries. `(relu|gelu)(x)` and `relu|gelu(x)` are either operator
 `relu(x) | gelu(y)` is either pattern. The operands of commutative operators stand in either order.
 What a match reads inside of itself must have no other users, unless its call is marked,
 `conv2d(_, W)!`. A name that stands twice must be the same both times: one node, one parameter, or
-equal constants.
-
-What a pattern is made of, as data, and what fitting one gives: a Match or a Refusal.
-
-Read a pattern's text with Python's own parser, and point at what is wrong in it.
+equal constants. Python's own parser reads the text.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fxprune.errors import RecipeError
-from fxprune.support import alone
+from fxprune.support import exclusive
 from fxprune.words import plain
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -97,15 +93,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class Listed:
-    """A list with a pattern for each entry.
-
-    Args:
-        items: the patterns, in order.
-        rest: how many of them stand before the `*`, which takes any entries; None without one.
-    """
+    """A list with a pattern for each entry."""
 
     items: tuple[Pattern, ...]
-    rest: int | None = None
+    rest: int | None = None  # how many stand before the `*`, which takes any entries
 
     def __str__(self) -> str:
         shown = [str(item) for item in self.items]
@@ -116,19 +107,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class Call:
-    """An operator by its canonical name, with patterns for its arguments.
+    """An operator by its canonical name, with patterns for its arguments."""
 
-    Args:
-        op: the name; several that are as good joined by "|", and "_" for any operator.
-        args: patterns for the arguments by position; those that follow may be anything.
-        keywords: patterns for arguments by their name in the operator's schema.
-        shared: whether users outside of the match may read the value, too.
-    """
-
-    op: str
-    args: tuple[Pattern, ...]
-    keywords: tuple[tuple[str, Pattern], ...]
-    shared: bool = False
+    op: str  # several that are as good are joined by "|"; "_" is any
+    args: tuple[Pattern, ...]  # by position; those that follow may be anything
+    keywords: tuple[tuple[str, Pattern], ...]  # by their name in the operator's schema
+    shared: bool = False  # whether users outside of the match may read the value too
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -183,12 +167,7 @@ def operators(pattern: Pattern) -> tuple[str, ...]:
 
 
 def calls_around(pattern: Pattern, name: str) -> Iterator[tuple[Call, ...]]:
-    """Yield the calls around each place of a name, the innermost first.
-
-    Args:
-        pattern: the whole pattern.
-        name: one that stands in it.
-    """
+    """Yield the calls around each place of a name, the innermost first."""
     if isinstance(pattern, Name) and pattern.name == name:
         yield ()
     for part in inner_parts(pattern):
@@ -217,7 +196,7 @@ def parse(text: str, *, where: str = "pattern") -> Pattern:
     """Parse a pattern.
 
     Args:
-        text: an expression in the language of `fxprune.pattern`, on one line or several.
+        text: an expression in the language of `fxprune.rewrite.pattern`, on one line or several.
         where: what an error begins with.
 
     Raises:
@@ -267,7 +246,7 @@ class _Source:
 
     def read(self) -> ast.expr:
         """Return the expression that Python reads in the text."""
-        with alone(), warnings.catch_warnings():
+        with exclusive(), warnings.catch_warnings():
             # Python warns of numbers that run into words; what comes of it is a fault below.
             warnings.simplefilter("ignore")
             try:
@@ -316,18 +295,18 @@ class _Builder:
             self.fault(tree, _TOO_DEEP)
         if self.parts > _MOST:
             self.fault(tree, f"it has too many parts; at most {_MOST}")
-        pattern = self._built(tree, level)
+        pattern = self._build_part(tree, level)
         if level == 1:
             self._check_marks()
         return pattern
 
-    def _built(self, tree: ast.expr, level: int) -> Pattern:
+    def _build_part(self, tree: ast.expr, level: int) -> Pattern:
         if isinstance(tree, ast.Name):
             return Anything() if tree.id == "_" else Name(tree.id)
         if isinstance(tree, ast.Constant | ast.UnaryOp):
             return Constant(self._value(tree))
         if isinstance(tree, ast.List | ast.Tuple):
-            return self._listed(tree.elts, level)
+            return self._list(tree.elts, level)
         if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
             return self._either(tree, level)
         if isinstance(tree, ast.Call):
@@ -345,7 +324,7 @@ class _Builder:
             return tree.value
         self.fault(tree, _WANTED)
 
-    def _listed(self, items: list[ast.expr], level: int) -> Listed:
+    def _list(self, items: list[ast.expr], level: int) -> Listed:
         stars = [i for i, item in enumerate(items) if self._is_star(item)]
         if len(stars) > 1:
             self.fault(items[stars[1]], "`*` stands in a list once: it takes all the others")

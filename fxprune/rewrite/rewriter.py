@@ -1,9 +1,4 @@
-"""The only code that edits a Program: its graphs and its tree. It counts and stamps the edits.
-
-Rewrite rules: a pattern and a function that edits what it matched, or says why not.
-
-Edits of a Rewriter that change sizes: tensors, noted shapes, constants and biases.
-"""
+"""The only code that edits a Program, its graphs and its tree; and rules that edit through it."""
 
 from __future__ import annotations
 
@@ -58,7 +53,7 @@ def rule(pattern: str, *, name: str) -> Callable[[Rewrite], RewriteRule]:
     """Make a rewrite rule of the function below it.
 
     Args:
-        pattern: an expression in the language of `fxprune.pattern`.
+        pattern: an expression in the language of `fxprune.rewrite.pattern`.
         name: the rule's name, in the report and on the nodes it makes.
 
     Example:
@@ -76,7 +71,7 @@ Place = tuple[dict[str, Any], str]
 
 
 class ResizingEdits:
-    """What the Rewriter does to sizes; a part of it."""
+    """The Rewriter's edits that change sizes."""
 
     program: Program
 
@@ -101,12 +96,7 @@ class ResizingEdits:
         return _at(self.program, name)
 
     def resize(self, name: str, tensor: torch.Tensor) -> None:
-        """Give a parameter, under all its names, or a buffer other values of another shape.
-
-        Args:
-            name: as the graphs read it; of a masked parameter, without the suffix.
-            tensor: detached.
-        """
+        """Give a parameter, under all its names, or a buffer other values of another shape."""
         self._count()
         if name not in self.program.captured.first:
             self._swap(_at(self.program, name), tensor)
@@ -135,11 +125,7 @@ class ResizingEdits:
         return any(attribute in items for items in (owner._parameters, owner._buffers))
 
     def drop_tensor(self, name: str) -> None:
-        """Take a tensor out of the tree that no graph reads, under all its names.
-
-        Args:
-            name: as graphs read it; that of a mask, or of what it masks, included.
-        """
+        """Take a tensor or a mask that no graph reads out of the tree, under all its names."""
         first = self.program.captured.first
         tensor = _at(self.program, name)
         for items, key in places_by_tensor(self.program)[id(tensor)]:
@@ -151,16 +137,16 @@ class ResizingEdits:
         self._count()
 
     def note(self, node: Node, key: str, value: Any) -> None:
-        """Write down what is known of a node."""
+        """Set an entry of a node's meta."""
         node.meta[key] = value
         self._count()
 
     def note_all(self, node: Node, like: Node) -> None:
-        """Write down for a node what is known of the one in whose place it stands."""
+        """Copy what is noted of a node to the one that replaces it, where that has nothing."""
         node.meta.update({key: value for key, value in like.meta.items() if key not in node.meta})
 
     def replace_argument(self, node: Node, old: Node, new: Node) -> None:
-        """Let one node read another node in the place of one."""
+        """Let a node read another node in the place of one."""
         node.args = map_arg(node.args, lambda n: new if n is old else n)
         node.kwargs = map_arg(node.kwargs, lambda n: new if n is old else n)
         self._count_in_graph()
@@ -175,16 +161,7 @@ class ResizingEdits:
         return name
 
     def add_to_bias(self, node: Node, role: str, delta: torch.Tensor) -> None:
-        """Add to the bias of a linear layer or a convolution; what a mask held back joins in.
-
-        Args:
-            node: its bias is read by it alone.
-            role: which of its arguments is the bias.
-            delta: float64, one number an output.
-
-        Raises:
-            PassError: the bias is computed.
-        """
+        """Add float64 numbers, one an output, to the bias as it is masked; unmask what changes."""
         bias = ops.argument(node, role)
         name = parameter_of(self.program, bias)
         if name is None:
@@ -200,13 +177,7 @@ class ResizingEdits:
             self.resize(key, torch.where(there, torch.ones_like(mask), mask))
 
     def add_bias(self, node: Node, name: str, bias: torch.Tensor) -> None:
-        """Give a linear layer or a convolution a bias of its own.
-
-        Args:
-            node: has no bias.
-            name: see `bias_name`; in the graph of another mode the bias may be there already.
-            bias: one number an output.
-        """
+        """Give a linear layer or a convolution a bias; another mode's graph may have added it."""
         first = self.program.captured.first
         if name not in first:
             weight = parameter_of(self.program, ops.argument(node, "weight"))
@@ -237,12 +208,7 @@ def places_by_tensor(program: Program) -> dict[int, list[Place]]:
 
 
 def bias_name(program: Program, weight: str) -> str | None:
-    """Return what a bias is called that is made beside a weight; None where its place is taken.
-
-    Args:
-        program: whose weight it is.
-        weight: the weight's first name.
-    """
+    """Return what a bias beside a weight is called; None where its place is taken."""
     path, _, attribute = weight.rpartition(".")
     name = attribute.replace("weight", "bias") if "weight" in attribute else f"{attribute}_bias"
     full = f"{path}.{name}" if path else name
@@ -274,7 +240,7 @@ class Rewriter(ResizingEdits):
     """Edits one Program.
 
     Args:
-        program: the Program to edit; never one that a caller holds, see `fxprune.transaction`.
+        program: the Program to edit; never one that a caller holds, see `fxprune.program.forks`.
         by: the pass or rule in whose name edits are made.
 
     Attributes:
@@ -313,12 +279,12 @@ class Rewriter(ResizingEdits):
         """Insert a read of an attribute: a tensor, a training flag or the device."""
         # create_node, since Graph.get_attr warns of attributes that are not tensors.
         with before.graph.inserting_before(before):
-            return self._made(before.graph.create_node("get_attr", target))
+            return self._stamp(before.graph.create_node("get_attr", target))
 
     def call(self, target: Any, args: tuple[Any, ...], before: Node) -> Node:
         """Insert a call of a function."""
         with before.graph.inserting_before(before):
-            return self._made(before.graph.call_function(target, args))
+            return self._stamp(before.graph.call_function(target, args))
 
     def set_argument(self, node: Node, position: int, value: Any) -> None:
         """Change one positional argument of a node."""
@@ -352,16 +318,8 @@ class Rewriter(ResizingEdits):
     def add_mask(self, name: str, mask: torch.Tensor) -> None:
         """Turn a parameter into a masked one, or give a masked one another mask.
 
-        Every alias gets the same Parameter and mask objects, under the keys, and in the order,
-        that torch.nn.utils.prune gives them.
-
-        Args:
-            name: any of the parameter's names.
-            mask: of the parameter's shape; cast to its dtype.
-
-        Raises:
-            ShapeError: the shapes differ.
-            PassError: the graphs do not read the parameter, or its place is taken.
+        Every alias gets the same Parameter and mask objects, under the keys, and in the order, that
+        torch.nn.utils.prune gives them.
         """
         parameter = parameters.parameter(self.program, name)
         refused = self.program.captured.refused.get(self.program.captured.first[name])
@@ -385,26 +343,17 @@ class Rewriter(ResizingEdits):
         self._count()
 
     def adopt(self, name: str) -> None:
-        """Call the stored parameter `name_orig` by the name it has when masked.
-
-        Args:
-            name: the name without the suffix; its module holds `name_orig` and `name_mask`.
-        """
+        """Call a stored `name_orig` beside a `name_mask` by the name it has when masked."""
         first = self.program.captured.first
         if name in first:
             return
         stored = first[f"{name}_orig"]
-        named = {key: self._adopted(key, name) if first[key] == stored else key for key in first}
+        named = {key: self._name_after(key, name) if first[key] == stored else key for key in first}
         self.program.captured.first = {named[key]: named[value] for key, value in first.items()}
         self.add_mask(name, parameters.masks(self.program)[name])
 
     def drop_mask(self, name: str, value: torch.Tensor | None = None) -> None:
-        """Turn a masked parameter into a plain one.
-
-        Args:
-            name: any of the parameter's names.
-            value: new values, of the same shape and dtype; the original ones when None.
-        """
+        """Turn a masked parameter into a plain one, with new values or the original ones."""
         parameter = parameters.parameter(self.program, name)
         if value is not None:
             replaced = nn.Parameter(value, requires_grad=parameter.requires_grad)
@@ -433,21 +382,13 @@ class Rewriter(ResizingEdits):
                 self._count()
 
     def finish(self) -> None:
-        """Check and compile the graphs, where any was edited; their code reads tensors by name.
-
-        Raises:
-            InvariantError: a graph is not well-formed.
-        """
+        """Check and compile the graphs, where any was edited; their code reads tensors by name."""
         self.check()
         if self._recompiles:
             self.program.recompile()
 
     def check(self) -> None:
-        """Check the graphs, where any was edited, and leave it to the caller to compile them.
-
-        Raises:
-            InvariantError: a graph is not well-formed.
-        """
+        """Check the graphs, where any was edited, and leave it to the caller to compile them."""
         if not self._recompiles:
             return
         for graph in self.program.graphs.values():
@@ -461,7 +402,7 @@ class Rewriter(ResizingEdits):
 
     # Helpers
 
-    def _adopted(self, key: str, name: str) -> str:
+    def _name_after(self, key: str, name: str) -> str:
         """Return what the alias of an adopted parameter is called: its mask has to be the same."""
         shown = key.removesuffix("_orig")
         pair: list[torch.Tensor | None] = []
@@ -480,7 +421,7 @@ class Rewriter(ResizingEdits):
         places = [parameters.owner(self.program, alias) for alias in aliases]
         return list({(id(owner), attr): (owner, attr) for owner, attr in places}.values())
 
-    def _made(self, node: Node) -> Node:
+    def _stamp(self, node: Node) -> Node:
         node.meta["fxprune.by"] = self.by
         self._count_in_graph()
         return node

@@ -22,17 +22,11 @@ _SCORED = frozenset(
 
 @dataclass(frozen=True)
 class Entries:
-    """The living entries of one tensor: those whose mask is exactly 1.
-
-    Args:
-        tensor: any tensor.
-        mask: of its shape, or None where all entries are alive.
-        part: whether they are this process's part of a parameter that is spread over processes.
-    """
+    """The living entries of one tensor: those whose mask is exactly 1."""
 
     tensor: torch.Tensor
-    mask: torch.Tensor | None
-    part: bool = False
+    mask: torch.Tensor | None  # None where all entries are alive
+    part: bool = False  # whether they are this process's part of a parameter that is spread
 
     @property
     def units(self) -> int:
@@ -66,13 +60,7 @@ class Entries:
 
 
 def entries_of(program: Program, site: ParamSite, importance: Importance) -> Entries:
-    """Return what to score of a parameter, entry by entry, and what is alive of it.
-
-    Raises:
-        ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor, or of a dtype that has no order.
-        PassError: the parameter is of such a dtype.
-    """
+    """Return what to score of a parameter, entry by entry, and what is alive of it."""
     value, held = raw_value(program, site, importance), parameters_of(program)[site.name]
     mask, stored = held.mask, held.stored
     if not held.is_spread:
@@ -84,29 +72,20 @@ def entries_of(program: Program, site: ParamSite, importance: Importance) -> Ent
 def raw_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
     """Return what to score of living entries: the caller's importance scores, or the parameter.
 
-    A living entry has the mask 1, so its product with the mask need not be made.
-
-    Raises:
-        ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor, or of a dtype that has no order.
-        PassError: the parameter is of such a dtype.
+    A living entry has the mask 1, so its product with the mask need not be made. Importance scores
+    of another shape are a ShapeError, of another kind than numbers with an order a PassTypeError;
+    such a parameter is a PassError.
     """
     given = _importance_of(site, importance)
     if given is not None:
         return given
-    return _scored(site, parameters_of(program)[site.name].stored.detach())
+    return _rankable(site, parameters_of(program)[site.name].stored.detach())
 
 
 def masked_value(program: Program, site: ParamSite, importance: Importance) -> torch.Tensor:
-    """Return what to score of whole channels: importance scores, or the product with the mask.
-
-    Raises:
-        ShapeError: the importance scores have another shape than the parameter.
-        PassTypeError: they are no tensor, or of a dtype that has no order.
-        PassError: the parameter is of such a dtype.
-    """
+    """Return what to score of whole channels: importance scores, or the product with the mask."""
     given = _importance_of(site, importance)
-    return _scored(site, parameters_of(program)[site.name].value) if given is None else given
+    return _rankable(site, parameters_of(program)[site.name].value) if given is None else given
 
 
 def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | None:
@@ -115,7 +94,7 @@ def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | No
         if given is None:
             continue
         if not isinstance(given, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise PassTypeError(f"the importance scores of {name!r} are no tensor")
+            raise PassTypeError(f"the importance scores of {name!r} are not a tensor")
         if given.shape != site.shape:
             raise ShapeError(
                 f"the importance scores of {name!r} have shape {tuple(given.shape)}, the parameter "
@@ -130,7 +109,7 @@ def _importance_of(site: ParamSite, importance: Importance) -> torch.Tensor | No
     return None
 
 
-def _scored(site: ParamSite, value: torch.Tensor) -> torch.Tensor:
+def _rankable(site: ParamSite, value: torch.Tensor) -> torch.Tensor:
     if value.dtype not in _SCORED or value.layout is not torch.strided:
         raise PassError(
             f"{site.name!r} is {_kind(value)}, which cannot be ranked; leave it out with dtype or "
@@ -145,12 +124,7 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 def check_channels(site: ParamSite, dim: int) -> None:
-    """Check that a parameter has channels along a dimension.
-
-    Raises:
-        PassError: it has one dimension or none.
-        DimError: it has no such dimension.
-    """
+    """Check that a parameter has channels along a dimension: a PassError or a DimError if not."""
     if len(site.shape) <= 1:
         raise PassError(
             f"{site.name!r} has shape {tuple(site.shape)}: channels need two dimensions or more; "
@@ -167,12 +141,7 @@ def living_channels(mask: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def flat_part(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Return entries start..stop in flat order: a view, or a copy of little more than these.
-
-    Example:
-        >>> flat_part(torch.arange(6).view(2, 3).t(), 1, 4)
-        tensor([3, 1, 4])
-    """
+    """Return entries start..stop in flat order: a view, or a copy of little more than these."""
     if tensor.is_contiguous():
         return tensor.view(-1)[start:stop]
     inner = tensor[0].numel()  # a scalar and an empty tensor are contiguous
@@ -186,17 +155,8 @@ def flat_part(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return torch.cat(parts) if parts else tensor.new_empty(0)
 
 
-def picked(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Return the entries at some flat indices, a vector.
-
-    Args:
-        tensor: any tensor.
-        indices: int64, on its device.
-
-    Example:
-        >>> picked(torch.arange(6).view(2, 3).t(), torch.tensor([1, 4]))
-        tensor([3, 2])
-    """
+def take_flat(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return the entries at some flat indices, int64 on the tensor's device, as a vector."""
     if tensor.is_contiguous():
         return tensor.view(-1)[indices]
     return tensor[torch.unravel_index(indices, tensor.shape)]

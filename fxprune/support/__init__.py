@@ -2,13 +2,10 @@
 
 - `equality`: Bit equality of tensors: NaN equals NaN, and -0.0 differs from 0.0.
 - `lazy`: Doors whose names are imported when first read, so that what needs no torch loads none.
-- `reading`: One strict reader for files from any source: JSON, headers, archives, pickles of
-  tensors.
-- `regexes`: Regular expressions of users' on names, in bounded time, whoever wrote them.
-- `torch_state`: torch's process-wide state: one exporter at a time, generators put back, warnings
-  kept quiet.
-- `writing`: Files and folders written whole or not at all: to a temporary name, then moved into
-  place.
+- `reading`: One strict reader of files from any source: JSON, headers, archives, pickles.
+- `regexes`: Regular expressions of users' on names, in bounded time, from any source.
+- `torch_state`: torch's process-wide state: exporters, warnings, global random generators.
+- `writing`: Files and folders that are written whole or not at all.
 """
 
 # pyright: reportUnusedImport=false
@@ -37,10 +34,15 @@ if TYPE_CHECKING:
         Allowance,
         UnboundedError,
         check_regex,
+        fits_anywhere,
         fits_at_start,
-        found_in,
     )
-    from fxprune.support.torch_state import alone, generator_states, kept_generators, quiet_export
+    from fxprune.support.torch_state import (
+        exclusive,
+        generator_states,
+        kept_generators,
+        quiet_export,
+    )
     from fxprune.support.writing import (
         PathLike,
         can_swap,
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
         replacing_files,
         replacing_folder,
         sink,
-        swapped,
+        swap_in,
         write_tensor_file,
         write_text,
     )
@@ -63,11 +65,11 @@ __getattr__, __dir__ = lazy_names(
             "MOST_HEADER TOO_DEEP check_is_file header_size open_archive parse_json read_safely "
             "read_small read_text unpickle"
         ),
-        "regexes": "Allowance LONGEST UnboundedError check_regex fits_at_start found_in",
-        "torch_state": "alone generator_states kept_generators quiet_export",
+        "regexes": "Allowance LONGEST UnboundedError check_regex fits_at_start fits_anywhere",
+        "torch_state": "exclusive generator_states kept_generators quiet_export",
         "writing": (
             "PathLike can_swap check_file check_folder replacing replacing_files replacing_folder "
-            "sink swapped write_tensor_file write_text"
+            "sink swap_in write_tensor_file write_text"
         ),
     },
 )

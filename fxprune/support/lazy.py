@@ -12,10 +12,8 @@ def lazy_names(
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__` (PEP 562).
 
-    Args:
-        package: its `__name__`.
-        homes: for each of its modules, or another one by its full name, the names that it gives,
-            separated by spaces.
+    `homes` has, for each of its modules or another by its full name, the names that it gives,
+    separated by spaces.
     """
     home = {name: module for module, names in homes.items() for name in names.split()}
 

@@ -32,15 +32,7 @@ _CHUNK = 2**22
 
 @contextmanager
 def read_safely(source: Path, damage: Callable[[Exception], str]) -> Generator[None]:
-    """Turn what is raised while a file is read into errors that name the file.
-
-    Args:
-        source: the file.
-        damage: says what an error means that neither fxprune nor the system raised.
-
-    Raises:
-        FormatError: instead of any error.
-    """
+    """Make FormatErrors that name the file of all errors; `damage` explains those of libraries."""
     where = plain(str(source))
     try:
         yield
@@ -53,15 +45,7 @@ def read_safely(source: Path, damage: Callable[[Exception], str]) -> Generator[N
 
 
 def check_is_file(source: Path, kind: str) -> None:
-    """Check that there is a file.
-
-    Args:
-        source: where it should be.
-        kind: what it should be, as ".fxp".
-
-    Raises:
-        FormatError: there is none; does not name it, as `reading` does.
-    """
+    """Check that there is a file, of a kind as ".fxp"; the error does not name it."""
     if not source.is_file():
         what = "is not a file" if source.exists() else "does not exist"
         raise FormatError(f"this {what}; give the path of a {kind} file")
@@ -89,15 +73,7 @@ def read_text(source: Path, kind: str, most: int) -> str:
 
 
 def parse_json(raw: str | bytes) -> Any:
-    """Parse JSON in UTF-8, of bounded size, without NaN and with no key twice in a table.
-
-    Raises:
-        FormatError: says what is wrong; does not name the file, as `reading` does.
-
-    Example:
-        >>> parse_json('{"a": [1, null]}')
-        {'a': [1, None]}
-    """
+    """Parse JSON in UTF-8, of bounded size, without NaN and with no key twice in a table."""
     try:
         text = raw if isinstance(raw, str) else raw.decode()
         items = sum(map(text.count, ",[{"))
@@ -124,11 +100,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def header_size(file: IO[bytes]) -> int:
-    """Return how many bytes the header of a safetensors file has, and go to its first one.
-
-    Raises:
-        FormatError: it claims more than the file has, or than any such file needs.
-    """
+    """Return how many bytes the header of a safetensors file has, and go to its first one."""
     size = file.seek(0, 2)
     file.seek(0)
     claimed = int.from_bytes(file.read(_LENGTH), "little")
@@ -140,17 +112,13 @@ def header_size(file: IO[bytes]) -> int:
 
 
 def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
-    """Open a zip whose members are as torch writes them: unpacked, each once, in one folder.
-
-    Raises:
-        FormatError: they are otherwise, too many, or claim more bytes than the file has.
-    """
+    """Open a zip whose members are as torch writes them: unpacked, each once, in one folder."""
     _check_count(file)
     size = file.seek(0, 2)
     archive = zipfile.ZipFile(file)
     infos = archive.infolist()
     if len({info.filename.partition("/")[0] for info in infos}) != 1:
-        raise FormatError("this is no archive of torch's: its members are not in one folder")
+        raise FormatError("this is not an archive of torch's: its members are not in one folder")
     seen: set[str] = set()
     for info in infos:
         name = info.filename.partition("/")[2]
@@ -160,7 +128,7 @@ def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
             or {"", "..", "."} & set(name.split("/"))
         )
         if odd or name in seen:
-            raise FormatError(f"the member {info.filename[:60]!a} is no name, or is there twice")
+            raise FormatError(f"the member {info.filename[:60]!a} is not a name, or is there twice")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise FormatError(f"the member {name[:60]!a} is packed, which torch never does")
         seen.add(name)
@@ -182,22 +150,14 @@ def _check_count(file: IO[bytes]) -> None:
 
 
 def unpickle(source: Path | IO[bytes], also: Sequence[Any] = ()) -> Any:
-    """Return what a pickle holds, its tensors on the CPU; nothing that it names is run.
-
-    Args:
-        source: what torch.save wrote, or torch of long ago.
-        also: what it may name beside torch's own, see `torch.serialization.safe_globals`.
-
-    Raises:
-        Exception: of many kinds, where it holds other things than tensors and plain values.
-    """
+    """Return what torch.save wrote, on the CPU; it may name `also` beside torch's own classes."""
     # Recipes are read without torch.
     import torch
 
-    from fxprune.support.torch_state import alone
+    from fxprune.support.torch_state import exclusive
 
     with (
-        alone(),
+        exclusive(),
         warnings.catch_warnings(),
         torch.serialization.safe_globals(list(also)),
         _short_messages(),

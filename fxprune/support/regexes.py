@@ -1,4 +1,4 @@
-"""Regular expressions of users' on names, in bounded time, whoever wrote them.
+"""Regular expressions of users' on names, in bounded time, from any source.
 
 Python's own matcher tries again and again: one pattern of ten characters can take it for years.
 Here Python parses the pattern and tests single characters; the search itself visits each place of
@@ -40,21 +40,13 @@ class UnboundedError(ValueError):
 
 
 class Allowance:
-    """How many steps the regular expressions of a rule may take on all names together.
-
-    Args:
-        names: how many there are.
-    """
+    """How many steps the regular expressions of a rule may take on so many names together."""
 
     def __init__(self, names: int) -> None:
         self.left = _ALLOWED + _ALLOWED_EACH * names
 
     def take(self, steps: int) -> None:
-        """Count steps that were taken.
-
-        Raises:
-            SelectError: they are more than there were.
-        """
+        """Count steps that were taken; a SelectError where they are more than there were."""
         self.left -= steps
         if self.left < 0:
             raise SelectError(
@@ -64,39 +56,18 @@ class Allowance:
 
 @dataclass
 class _Place:
-    """A step of a pattern: what must be there, and the places that may come next.
+    """A step of a pattern: what must be there, and the places that may come next."""
 
-    Args:
-        kind: "character", "at", "ahead", "behind", "split" or "end".
-        test: a compiled part; for "ahead" and "behind" the place that it begins at.
-        negated: whether "ahead" or "behind" must fail.
-        width: how far back "behind" begins.
-        following: the numbers of the places that may come next.
-    """
-
-    kind: str
-    test: Any = None
-    negated: bool = False
-    width: int = 0
+    kind: str  # "character", "at", "ahead", "behind", "split" or "end"
+    test: Any = None  # a compiled part; for "ahead" and "behind" the place that it begins at
+    negated: bool = False  # whether "ahead" or "behind" must fail
+    width: int = 0  # how far back "behind" begins
     following: list[int] = field(default_factory=list[int])
 
 
-def found_in(pattern: str, text: str, allowance: Allowance | None = None) -> bool:
-    r"""Tell whether a regular expression fits somewhere in a text, as `re.search` does.
-
-    Args:
-        pattern: one that `check_regex` lets through.
-        text: a name.
-        allowance: for all names; what this one takes is counted.
-
-    Raises:
-        SelectError: text and pattern are too long for each other, or the allowance is used up.
-
-    Example:
-        >>> found_in(r"^(a+)+$", "a" * 1000 + "b"), found_in(r"^conv\d+\.(?!bias)", "conv1.weight")
-        (False, True)
-    """
-    places, start = _compiled(pattern)
+def fits_anywhere(pattern: str, text: str, allowance: Allowance | None = None) -> bool:
+    """Tell whether a regular expression fits somewhere in a text, as `re.search` does."""
+    places, start = _compile(pattern)
     searched = _Search(places, text)
     found = any(searched.fits(start, at) for at in range(len(text) + 1))
     if allowance is not None:
@@ -105,35 +76,18 @@ def found_in(pattern: str, text: str, allowance: Allowance | None = None) -> boo
 
 
 def fits_at_start(pattern: str, text: str) -> bool:
-    """Tell whether a regular expression fits at the start of a text, as `re.match` does.
-
-    Args:
-        pattern: one that `check_regex` lets through.
-        text: a name.
-
-    Raises:
-        SelectError: text and pattern are too long for each other.
-
-    Example:
-        >>> fits_at_start("conv|fc", "fc1"), fits_at_start("conv|fc", "block.fc1")
-        (True, False)
-    """
-    places, start = _compiled(pattern)
+    """Tell whether a regular expression fits at the start of a text, as `re.match` does."""
+    places, start = _compile(pattern)
     return _Search(places, text).fits(start, 0)
 
 
 def check_regex(pattern: str) -> None:
-    """Check that a regular expression can be searched for in bounded time.
-
-    Raises:
-        re.error: it is no regular expression.
-        UnboundedError: it is too large, or refers back to what was found.
-    """
-    _compiled(pattern)
+    """Check that a regular expression can be searched for in bounded time."""
+    _compile(pattern)
 
 
 @lru_cache(maxsize=256)
-def _compiled(pattern: str) -> tuple[list[_Place], int]:
+def _compile(pattern: str) -> tuple[list[_Place], int]:
     if len(pattern) > LONGEST:
         raise UnboundedError(f"has {len(pattern)} characters; at most {LONGEST} are read")
     parsed = _parsing.parse(pattern)
@@ -165,7 +119,7 @@ class _Builder:
             raise UnboundedError(_UNBOUNDED[name])
         if name in _CHARACTERS or name == "AT":
             kind = "at" if name == "AT" else "character"
-            return self.add(_Place(kind, _tested(op, value, flags), following=[following]))
+            return self.add(_Place(kind, _compile_part(op, value, flags), following=[following]))
         if name == "SUBPATTERN":
             _, added, taken, parts = value
             return self.sequence(parts, (flags | int(added)) & ~int(taken), following)
@@ -200,7 +154,7 @@ class _Builder:
         return following
 
 
-def _tested(op: Any, value: Any, flags: int) -> Any:
+def _compile_part(op: Any, value: Any, flags: int) -> Any:
     """Return a part of a pattern, of one character or none, as Python matches it."""
     state = _parsing.State()
     state.flags = flags

@@ -1,7 +1,4 @@
-"""torch's exporters one at a time, without what they print, log and warn of by themselves.
-
-torch's global random generators: whether something drew from them, and leaving them alone.
-"""
+"""torch's process-wide state: exporters and their warnings, and the global random generators."""
 
 from __future__ import annotations
 
@@ -21,11 +18,8 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def alone() -> Generator[None]:
-    """Hold off all other threads of this library that use what a process has one of.
-
-    That is torch's tracing, its global generator, warnings and standard error.
-    """
+def exclusive() -> Generator[None]:
+    """Hold off other threads that use torch's tracing, generators, warnings or standard error."""
     with _LOCK:
         yield
 
@@ -36,7 +30,7 @@ def quiet_export() -> Generator[None]:
 
     What other threads print and log meanwhile is left alone.
     """
-    with alone(), ExitStack() as stack:
+    with exclusive(), ExitStack() as stack:
         for name, start in _LOGGED.items():
             logger, drop = logging.getLogger(name), _Drop(start)
             logger.addFilter(drop)
@@ -111,7 +105,7 @@ def generator_states(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 def kept_generators(tensors: Iterable[torch.Tensor]) -> Generator[None]:
     """Put back the global generators that work on these tensors may draw from."""
     generators = _generators(tensors)
-    with alone():
+    with exclusive():
         states = [generator.get_state() for generator in generators]
         try:
             yield

@@ -1,9 +1,4 @@
-"""Files and folders that are written whole or not at all.
-
-Two folders that change places in one step, where the system has such a step.
-
-Files that torch and safetensors write into, so that a full disk is an error like any other.
-"""
+"""Files and folders written whole or not at all; a full disk is an error like any other."""
 
 from __future__ import annotations
 
@@ -29,37 +24,14 @@ PathLike = str | os.PathLike[str]
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
-
-    Args:
-        path: the file; an earlier one is replaced.
-        text: what it will hold.
-
-    Raises:
-        FormatError: it cannot be written there.
-    """
+    """Write a text file in UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
 def replacing(path: PathLike) -> Generator[Path]:
-    """Give a temporary file beside `path`, and move it into place if the block does not raise.
-
-    Args:
-        path: the file to write; an earlier one is replaced in one step, or stays.
-
-    Raises:
-        FormatError: there is no folder to write into, `path` is no file, or writing fails.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(Path(folder, "a.txt")) as temporary:
-        ...         _ = temporary.write_text("whole")
-        ...     os.listdir(folder)
-        ['a.txt']
-    """
+    """Give a temporary file beside `path`, and move it into place if the block does not raise."""
     target = Path(path)
     check_file(target)
     temporary = target.with_name(f"{_temporary_name()}{target.suffix}")
@@ -78,11 +50,7 @@ def replacing(path: PathLike) -> Generator[Path]:
 
 
 def check_file(path: PathLike) -> None:
-    """Check, before the work, that `replacing` can write to a path.
-
-    Raises:
-        FormatError: the path is no file, or its folder is missing or read-only.
-    """
+    """Check, before the work, that `replacing` can write to a path."""
     target = Path(path)
     if target.exists() and not target.is_file():
         what = "a folder" if target.is_dir() else "no regular file"
@@ -93,17 +61,13 @@ def check_file(path: PathLike) -> None:
 
 
 def check_folder(path: PathLike) -> None:
-    """Check, before the work, that `replacing_folder` can write to a path.
-
-    Raises:
-        FormatError: the path is a file, or its parent folder is missing, or it is read-only.
-    """
+    """Check, before the work, that `replacing_folder` can write to a path."""
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise FormatError(f"{target}: this is a file; give the path of a folder to write into")
     if not target.exists():
         _check_parent(target)
-    if not os.access(_place_of(target), os.W_OK):
+    if not os.access(_disk_folder(target), os.W_OK):
         raise FormatError(f"{target}: this folder cannot be written to; give another one")
 
 
@@ -111,57 +75,35 @@ def check_folder(path: PathLike) -> None:
 def replacing_folder(path: PathLike) -> Generator[Path]:
     """Give a temporary folder, and put what is in it at `path` if the block does not raise.
 
-    Args:
-        path: the folder; made if it is not there. Files of the same names are replaced, others
-            stay. All come in one step, where the system can exchange two folders and this one has
-            files alone and is not the current one; else one after another, and those moved are
-            taken back if one cannot be.
-
-    Raises:
-        FormatError: the folder or a file in it cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing_folder(Path(folder, "out")) as temporary:
-        ...         write_text(temporary / "a.txt", "whole")
-        ...     os.listdir(folder), os.listdir(Path(folder, "out"))
-        (['out'], ['a.txt'])
+    Files of the same names are replaced, others stay. All come in one step, where the system can
+    exchange two folders and this one has files alone and is not the current one; else one after
+    another, and those moved are taken back if one cannot be.
     """
     target = Path(path)
     check_folder(target)
     # Beside the folder it can be exchanged with it; within, it is on the folder's disk at least.
-    place = target.resolve().parent if can_swap(target) else _place_of(target)
-    with _prepared(target, place) as temporary:
+    place = target.resolve().parent if can_swap(target) else _disk_folder(target)
+    with _temporary_folder(target, place) as temporary:
         yield temporary
-        if not (_moved(temporary, target) or swapped(temporary, target)):
+        if not (_move_whole(temporary, target) or swap_in(temporary, target)):
             _move_files(temporary, target)
 
 
 @contextmanager
 def replacing_files(folder: PathLike) -> Generator[Path]:
-    """Give a temporary folder, and move the files in it into `folder` if the block does not raise.
+    """Give a temporary folder, and move its files into another if the block does not raise.
 
-    Args:
-        folder: any folder that is there, which stays the same one; the files come one after
-            another, and those moved are taken back if one cannot be.
-
-    Raises:
-        FormatError: the folder or a file in it cannot be written.
+    The folder stays the same one; those moved are taken back if one cannot be.
     """
     target = Path(folder)
     check_folder(target)
-    with _prepared(target, target) as temporary:
+    with _temporary_folder(target, target) as temporary:
         yield temporary
         _move_files(temporary, target)
 
 
 def can_swap(target: Path) -> bool:
-    """Tell whether a folder can be exchanged: it has files alone, and nobody is bound to it.
-
-    Args:
-        target: the folder.
-    """
+    """Tell whether a folder has files alone, and is neither a mount nor the current folder."""
     if not target.is_dir() or target.is_mount() or target.samefile(Path.cwd()):
         return False
     if any(old.is_dir() and not old.is_symlink() for old in target.iterdir()):
@@ -169,15 +111,10 @@ def can_swap(target: Path) -> bool:
     return os.access(target.resolve().parent, os.W_OK)
 
 
-def swapped(temporary: Path, target: Path) -> bool:
+def swap_in(temporary: Path, target: Path) -> bool:
     """Add the files that stay to a temporary folder, and exchange it with the target.
 
-    Args:
-        temporary: the folder to come, beside the target; on success it holds what was there.
-        target: the folder that is there.
-
-    Returns:
-        False where that cannot be done in one step; then nothing has changed.
+    False where that cannot be done in one step; then nothing has changed.
     """
     if not can_swap(target):
         return False
@@ -198,7 +135,7 @@ def swapped(temporary: Path, target: Path) -> bool:
 
 
 @contextmanager
-def _prepared(target: Path, place: Path) -> Generator[Path]:
+def _temporary_folder(target: Path, place: Path) -> Generator[Path]:
     """Give a temporary folder, and remove what is left of it."""
     temporary = place / _temporary_name()
     try:
@@ -210,7 +147,7 @@ def _prepared(target: Path, place: Path) -> Generator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _moved(temporary: Path, target: Path) -> bool:
+def _move_whole(temporary: Path, target: Path) -> bool:
     """Move the temporary folder to where no folder is; False where one is, perhaps since then."""
     if target.exists():
         return False
@@ -227,7 +164,7 @@ def _temporary_name() -> str:
     return f".fxprune-{secrets.token_hex(6)}"
 
 
-def _place_of(target: Path) -> Path:
+def _disk_folder(target: Path) -> Path:
     """Return the folder for the temporary folder: on the disk that the files go to."""
     return target if target.is_dir() else target.parent
 
@@ -266,21 +203,13 @@ _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2, RENAME_SWAP of renamex_np
 
 
 def swap(a: Path, b: Path) -> bool:
-    """Exchange two folders on one disk; nobody ever sees one of the two missing.
-
-    Args:
-        a: a folder.
-        b: another one.
-
-    Returns:
-        False where the system or the disk cannot do that; then nothing has changed.
-    """
-    exchange = _exchange()
+    """Exchange two folders on one disk in one step; False where that cannot be done."""
+    exchange = _find_exchange()
     return exchange is not None and exchange(os.fsencode(a), os.fsencode(b)) == 0
 
 
 @cache
-def _exchange() -> Callable[[bytes, bytes], int] | None:
+def _find_exchange() -> Callable[[bytes, bytes], int] | None:
     try:
         library: Any = ctypes.CDLL(None, use_errno=True)
     except (OSError, TypeError):  # no such library on Windows
@@ -297,12 +226,6 @@ def sink(path: Path) -> Generator[IO[bytes]]:
     """Open a file for torch's zip writer, and raise at the end what went wrong in writing it.
 
     That writer ends the process if writing fails again while it cleans up after a failure.
-
-    Args:
-        path: the file; an earlier one is overwritten.
-
-    Raises:
-        OSError: as the system said.
     """
     with path.open("wb", buffering=0) as file:
         opened = _Sink(file)
@@ -319,16 +242,7 @@ def sink(path: Path) -> Generator[IO[bytes]]:
 def write_tensor_file(
     tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]
 ) -> None:
-    """Write a safetensors file.
-
-    Args:
-        tensors: by key; contiguous, and no two share memory.
-        path: the file.
-        metadata: see `safetensors.torch.save_file`.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write contiguous tensors that share no memory as a safetensors file; or raise OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -21,7 +21,7 @@ from fxprune.program import (
     parameter_read,
     parameters,
 )
-from fxprune.support import alone, same_bits
+from fxprune.support import exclusive, same_bits
 from fxprune.verification.certificate import Certificate, Failure
 from fxprune.verification.invariants import check_same, observe
 
@@ -39,7 +39,7 @@ def check_outputs(before: Program, after: Program, by: str) -> None:
     """
     if before.captured.inputs.drawable:
         args, kwargs = example_of(before)
-        with alone():
+        with exclusive():
             seen = observe(before, args, kwargs), observe(after, args, kwargs)
         check_same(*seen, by)
         return

@@ -26,7 +26,7 @@ from fxprune.program import (
     example_of,
     masks,
 )
-from fxprune.support import alone
+from fxprune.support import exclusive
 
 Given = tuple[tuple[Any, ...], dict[str, Any]] | None
 
@@ -209,7 +209,7 @@ def reproducible(seed: int) -> Generator[None]:
     Without gradients torch takes other kernels for weights that are Parameters than for products.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with alone(), torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+    with exclusive(), torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
         torch.manual_seed(seed)
         yield
 

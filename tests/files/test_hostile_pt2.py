@@ -351,7 +351,7 @@ def test_names_that_leave_the_folder_or_come_twice_are_refused(
     good: Members, tmp_path: Path
 ) -> None:
     for name in ("../x", "a//b", "./x", "x\x1b[2J", "x" * 5000):
-        assert "is no name, or is there twice" in check_refused({**good, name: b""}, tmp_path)
+        assert "is not a name, or is there twice" in check_refused({**good, name: b""}, tmp_path)
     path = written(good, tmp_path / "twice.pt2")
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr(f"net/{GRAPH}", b"{}")

@@ -22,7 +22,7 @@ from fxprune.ranking import digits, kth, magnitudes
 from fxprune.ranking.digits import DigitSearch, find_by_digits, keys_of, value_of
 from fxprune.ranking.masks import pruned_of_group
 from fxprune.rewrite.facts import Cut, Ranking, Scores, ScoreSource
-from fxprune.rewrite.units import Entries, flat_part, picked
+from fxprune.rewrite.units import Entries, flat_part, take_flat
 from tests.tools.profiles import examples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -167,7 +167,7 @@ def test_parts_are_those_of_the_flat_tensor(shape: list[int], random: Random):
     indices = torch.tensor(
         random.choices(range(len(flat)), k=5) if len(flat) else [], dtype=torch.int64
     )
-    assert torch.equal(picked(tensor, indices), flat[indices])
+    assert torch.equal(take_flat(tensor, indices), flat[indices])
 
 
 @pytest.mark.parametrize("shape", [(3000, 40), (40, 3000), (2, 300, 200)])

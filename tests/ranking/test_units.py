@@ -141,7 +141,7 @@ def test_scores_of_another_shape_are_refused(value: Value):
 def test_scores_that_are_no_tensor_are_refused(value: Value):
     p = program("linear")
     given: Any = {"weight": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]}
-    with pytest.raises(PassTypeError, match="importance scores of 'weight' are no tensor"):
+    with pytest.raises(PassTypeError, match="importance scores of 'weight' are not a tensor"):
         value(p, site(p, "weight"), Importance(given))
     for odd in (torch.ones(2, 3, dtype=torch.bool), torch.eye(2, 3).to_sparse()):
         with pytest.raises(PassTypeError, match="which cannot be ranked; give floats or whole"):

@@ -219,13 +219,19 @@ FAULTS: list[tuple[Entries, str]] = [
         [{"op_types": ["Linear"], "sparse_rato": 0.5}],
         "[0]: key 'sparse_rato' is not known; did you",
     ),
-    ([{"op_types": "Linear", "sparse_ratio": 0.5}], "[0]: op_types = 'Linear' is no list of names"),
-    ([{"op_types": ["Linear"], "sparse_ratio": 1.5}], "sparse_ratio = 1.5 is no share; give"),
-    ([{"op_types": ["Linear"], "sparse_ratio": True}], "sparse_ratio = true is no share; give"),
-    ([{"op_types": ["Linear"], "sparse_ratio": math.nan}], "sparse_ratio = nan is no share; give"),
+    (
+        [{"op_types": "Linear", "sparse_ratio": 0.5}],
+        "[0]: op_types = 'Linear' is not a list of names",
+    ),
+    ([{"op_types": ["Linear"], "sparse_ratio": 1.5}], "sparse_ratio = 1.5 is not a share; give"),
+    ([{"op_types": ["Linear"], "sparse_ratio": True}], "sparse_ratio = true is not a share; give"),
+    (
+        [{"op_types": ["Linear"], "sparse_ratio": math.nan}],
+        "sparse_ratio = nan is not a share; give",
+    ),
     (
         [{"op_names_re": ["fc("], "sparse_ratio": 0.5}],
-        "[0]: op_names_re has 'fc(', which is no reg",
+        "[0]: op_names_re has 'fc(', which is not a reg",
     ),
     (
         [{"op_names_re": [r"(fc)\1"], "sparse_ratio": 0.5}],

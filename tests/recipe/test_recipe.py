@@ -102,7 +102,7 @@ def test_a_recipe_is_taken_in_any_form(tmp_path: Path):
     recipe = Recipe.load(path)
     assert Recipe.of(recipe) is recipe
     assert Recipe.of(path) == Recipe.of(str(path)) == Recipe.of(recipe.to_dict()) == recipe
-    with pytest.raises(RecipeError, match=r"^recipe: 3 is no recipe; a recipe has \[\[rule\]\]"):
+    with pytest.raises(RecipeError, match=r"^recipe: 3 is not a recipe; a recipe has \[\[rule\]\]"):
         Recipe.of(3)  # pyright: ignore[reportArgumentType]
 
 

@@ -13,7 +13,7 @@ from fxprune.recipe.select import Select
 from tests.recipe.test_recipe import GOOD, NAMES, SHARE_OR_COUNT, fault, rule
 
 RECIPE_FAULTS: list[tuple[Any, str]] = [
-    ([], "[] is no recipe; a recipe has [[rule]] tables"),
+    ([], "[] is not a recipe; a recipe has [[rule]] tables"),
     ({}, "rule is missing; write each rule under its own [[rule]]"),
     ({"rule": []}, "rule = [] is empty; write each rule under its own [[rule]]"),
     ({"rule": GOOD}, "rule = {...} is not a list; write each rule under its own [[rule]]"),

@@ -51,7 +51,7 @@ def refused(path: Path) -> str:
             '{"rule": [{"n": 1, "m": 2, "n": 3}]}',
             "this is not JSON: a table has the key 'n' twice; keep one",
         ),
-        ("recipe.json", "[1, 2]", "[...] is no recipe; a recipe has [[rule]] tables"),
+        ("recipe.json", "[1, 2]", "[...] is not a recipe; a recipe has [[rule]] tables"),
         ("recipe.json", "", "this is not JSON: Expecting value: line 1 column 1 (char 0)"),
         ("recipe.toml", "", "rule is missing; write each rule under its own [[rule]]"),
     ],

@@ -73,16 +73,16 @@ RULE_FAULTS: list[tuple[dict[str, Any], str]] = [
     (rule(select={"path": "\ud800"}), f"select: path = '\\ud800' is not a text; {NAMES}"),
     (
         rule(select={"regex": ["a", "conv[1"]}),
-        "select: regex = 'conv[1' is no regular expression: unterminated character set, "
+        "select: regex = 'conv[1' is not a regular expression: unterminated character set, "
         "at character 5 '['",
     ),
     (
         rule(select={"regex": "(?i"}),
-        "select: regex = '(?i' is no regular expression: missing -, : or ), at its end",
+        "select: regex = '(?i' is not a regular expression: missing -, : or ), at its end",
     ),
     (
         rule(select={"regex": "a{99999999999}"}),
-        "select: regex = 'a{99999999999}' is no regular expression that Python can compile; "
+        "select: regex = 'a{99999999999}' is not a regular expression that Python can compile; "
         "make it simpler",
     ),
     (
