@@ -1,8 +1,9 @@
 """torch.export's .pt2 files, read without running what is in them.
 
-`torch.export.load` unpickles parts of such a file, and evaluates names and symbolic sizes in it as
-Python. Here every part is checked, pickles are read with `weights_only=True`, and torch is handed
-a copy that is written of what was found, without what loading does not need.
+`torch.export.load` unpickles parts of such a file with weights_only=False (pytorch/pytorch#132348),
+and evaluates names and symbolic sizes in it as Python. Here every part is checked, pickles are read
+with `weights_only=True`, and torch is handed a copy of what was found, without what loading does
+not need.
 """
 
 from __future__ import annotations
