@@ -15,15 +15,8 @@ from fxprune.rewrite import Analysis, Facts
 
 
 @dataclass(frozen=True)
-class Channels:
-    """The channels of a Program.
-
-    Args:
-        stored: the tensors that graphs read, as channels see them.
-        flows: one a graph.
-        removal: which channels go, and why others stay.
-        round_to: what was asked for.
-    """
+class DeadChannels:
+    """Which channels go, and why others stay; a flow a graph."""
 
     stored: StoredValues
     flows: tuple[Flow, ...]
@@ -35,33 +28,30 @@ class Channels:
 class FindChannels(Analysis):
     """Follow all channels through all graphs.
 
-    Args:
-        round_to: what is left of an axis that loses channels is a multiple of this.
+    What is left of an axis that loses channels is a multiple of `round_to`.
     """
 
     name: ClassVar[str] = "channels"
-    gives: ClassVar = (Channels,)
+    gives: ClassVar = (DeadChannels,)
 
     round_to: int = 1
 
-    def run(self, program: Program, facts: Facts) -> Channels:
+    def run(self, program: Program, facts: Facts) -> DeadChannels:
         """Return what can be cut."""
-        atoms, stored, flows = followed(program)
+        atoms, stored, flows = follow_channels(program)
         _pin_differing(atoms, [sink for flow in flows for sink in flow.sinks])
         computed = [v for flow in flows for found in flow.values.values() for v in parts_of(found)]
         own = [value for _, value in stored]
         removal = removal_of(atoms, own, computed, round_to=self.round_to)
-        return Channels(stored, flows, removal, self.round_to)
+        return DeadChannels(stored, flows, removal, self.round_to)
 
 
-def followed(
+def follow_channels(
     program: Program, kind: type[StoredValues] = StoredValues
 ) -> tuple[Atoms, StoredValues, tuple[Flow, ...]]:
     """Follow channels through all graphs of a Program, and pin those that something else reads.
 
-    Args:
-        program: not changed.
-        kind: what stored tensors are read as.
+    `kind` is what stored tensors are read as.
     """
     atoms = Atoms()
     aliases = {mode: Aliases(graph) for mode, graph in program.graphs.items()}

@@ -1,4 +1,4 @@
-"""Hold the scores of another distribution to what ranking relies on."""
+"""Check that the scores of another distribution are what ranking relies on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ _LOOKED_AT = 4096  # units of each parameter, so that no score is made twice for
 class CheckScores(Analysis):
     """Check that scores fit the selection, and pass them on.
 
-    Args:
-        score: the score's name, for messages.
-        dim: the dimension of the channels; None where entries are ranked.
+    `score` is the score's name, for messages, and `dim` that of the channels, None for entries.
     """
 
     name: ClassVar[str] = "check"
@@ -31,12 +29,7 @@ class CheckScores(Analysis):
     dim: int | None = None
 
     def run(self, program: Program, facts: Facts) -> Scores:
-        """Return the scores that are there.
-
-        Raises:
-            PassError: they are of other parameters, units or shapes.
-            DimError: a parameter has no such dimension.
-        """
+        """Return the scores that are there; raise PassError or DimError where they do not fit."""
         scores, sites = facts[Scores], facts[Selection].sites
         names = [site.name for site in sites]
         if list(scores.sources) != names:

@@ -1,4 +1,4 @@
-"""Find the channels that a rule prunes together: what is tied, layer by layer."""
+"""Find the channels that a rule prunes together, in layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fxprune.program import (
 )
 from fxprune.rewrite import Analysis, Facts, Refusal, Selection
 
-from .channels import followed
+from .channels import follow_channels
 
 Bools = npt.NDArray[np.bool_]
 _SHOWN = 5
@@ -43,12 +43,9 @@ _NONE: Ids = np.empty(0, np.int64)
 class CoupleChannels(Analysis):
     """Find the layers whose channels the selected parameters make.
 
-    Every parameter that can be masked is read as zeros, so that what stays pinned stays for
-    reasons of structure, not for what lives: an output, an operator without a rule, a norm.
-
-    Args:
-        rule: the rule's name, for messages.
-        optional: whether no layer at all is fine.
+    Every parameter that can be masked is read as zeros, so that what stays pinned stays for reasons
+    of structure, not for what lives: an output, an operator without a rule, a norm. With
+    `optional`, no layer at all is fine.
     """
 
     name: ClassVar[str] = "couple"
@@ -59,11 +56,7 @@ class CoupleChannels(Analysis):
     optional: bool = False
 
     def run(self, program: Program, facts: Facts) -> Coupling:
-        """Return the layers, with everything that their channels touch.
-
-        Raises:
-            PassError: no selected parameter makes channels that can be cut.
-        """
+        """Return the layers, with everything that their channels touch."""
         selected = [site.name for site in facts[Selection].sites]
         found = _Finder(program).coupling(selected)
         if not found.layers and not (self.optional or not selected):
@@ -96,7 +89,7 @@ class _Finder:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.atoms, stored, self.flows = followed(program, _Zeroed)
+        self.atoms, stored, self.flows = follow_channels(program, _Zeroed)
         self.labels = self.atoms.components()
         values = dict(stored)
         self.places = {
@@ -109,7 +102,7 @@ class _Finder:
         for at in reversed(range(len(self.atoms.pins))):
             self.pinned[self.labels[self.atoms.pins[at].atoms]] = at
         self.free = self.pinned == len(self.atoms.pins)
-        self.made = self._made()
+        self.made = self._channels_made()
 
     def coupling(self, selected: Sequence[str]) -> Coupling:
         """Return the layers all of whose makers are selected."""
@@ -119,7 +112,7 @@ class _Finder:
         counts = np.cumsum([0, *(len(roots) for _, roots in taken)])
         for (_, roots), start, stop in zip(taken, counts[:-1], counts[1:], strict=True):
             unit_of[roots] = np.arange(start, stop)
-        places = tuple(self._placed(unit_of))
+        places = tuple(self._places_of_units(unit_of))
         widths = _widths(places, counts)
         layers: list[CoupledLayer] = []
         named = Counter[str]()
@@ -128,9 +121,9 @@ class _Finder:
             named[first] += 1
             name = first if named[first] == 1 else f"{first}:{named[first]}"
             layers.append(CoupledLayer(name, makers, int(counts[at]), len(roots), widths[at]))
-        return Coupling(tuple(layers), places, tuple(self._refused(selected, unit_of, places)))
+        return Coupling(tuple(layers), places, tuple(self._refusals(selected, unit_of, places)))
 
-    def _made(self) -> dict[str, Ids]:
+    def _channels_made(self) -> dict[str, Ids]:
         """Return the channels that each parameter makes: they leave an operator that it enters.
 
         A parameter that meets channels which are there already, as that of a norm does, makes none;
@@ -143,23 +136,27 @@ class _Finder:
             given = _computed_of_inputs(flow)
             for node, found in flow.values.items():
                 if node.op == "call_function" and not flow.stored.is_stored(node):
-                    out = self._touched(found if isinstance(found, tuple) else (found,))
+                    out = self._components_of(found if isinstance(found, tuple) else (found,))
                     scratch[out] = True
-                    for name, roots, met in self._made_at(flow, node, scratch):
+                    for name, roots, met in self._channels_made_at(flow, node, scratch):
                         ranked[0 if node in given else 1].setdefault(name, []).append(roots)
                         ranked[2].setdefault(name, []).append(met)
                     scratch[out] = False
-        return _first_made(ranked, self.atoms.count)
+        return _made_first(ranked, self.atoms.count)
 
-    def _made_at(self, flow: Flow, node: Node, leaves: Bools) -> Iterator[tuple[str, Ids, Ids]]:
+    def _channels_made_at(
+        self, flow: Flow, node: Node, leaves: Bools
+    ) -> Iterator[tuple[str, Ids, Ids]]:
         """Yield, for each parameter, what leaves that did not enter, and what entered, too."""
         given = [n for n in node.all_input_nodes if isinstance(flow.values.get(n), Value)]
         own = [(n, name) for n in given if (name := self._parameter(flow, n)) is not None]
         stored = {n for n, _ in own}
-        entered = self._touched([flow.value(n) for n in given if n not in stored] if own else [])
+        entered = self._components_of(
+            [flow.value(n) for n in given if n not in stored] if own else []
+        )
         for read, name in own:
             if parameters.parameter(self.program, name).dim() > 1:
-                roots = self._touched([flow.value(read)])
+                roots = self._components_of([flow.value(read)])
                 roots = roots[leaves[roots]]
                 there = np.isin(roots, entered)
                 yield name, roots[~there], roots[there]
@@ -168,7 +165,7 @@ class _Finder:
         """Return the parameter that a node reads, through its mask and views perhaps."""
         return None if flow.concrete(node) is None else _parameter_behind(self.program, node)
 
-    def _touched(self, values: Sequence[Value]) -> Ids:
+    def _components_of(self, values: Sequence[Value]) -> Ids:
         """Return the components of all channels of some values."""
         parts = [f.atoms for value in values for f in value.factors if f.atoms is not None]
         return self.labels[np.concatenate(parts)] if parts else _NONE
@@ -200,7 +197,7 @@ class _Finder:
                     if kind in makers:  # each once
                         yield tuple(makers.pop(kind)), roots[kinds[roots] == kind]
 
-    def _placed(self, unit_of: Ids) -> Iterator[UnitPlace]:
+    def _places_of_units(self, unit_of: Ids) -> Iterator[UnitPlace]:
         for name, places in self.places.items():
             shape = parameters.parameter(self.program, name).shape
             for dim, ids in places:
@@ -210,17 +207,17 @@ class _Finder:
 
     # Why others stay
 
-    def _refused(
+    def _refusals(
         self, selected: Sequence[str], unit_of: Ids, places: Sequence[UnitPlace]
     ) -> Iterator[tuple[str, Refusal]]:
-        touched = {place.parameter for place in places}
+        touched, chosen = {place.parameter for place in places}, set(selected)
         for name in selected:
             made = self.made.get(name)
             taken = name in touched if made is None else bool((unit_of[made] >= 0).any())
             if not taken:
-                yield name, self._reason(name, set(selected))
+                yield name, self._reason(name, chosen)
 
-    def _reason(self, name: str, selected: set[str]) -> Refusal:
+    def _reason(self, name: str, chosen: set[str]) -> Refusal:
         own = self.made.get(name)
         if own is None:
             there = [ids for _, ids in self.places.get(name, ())]
@@ -228,8 +225,8 @@ class _Finder:
             return stay or Refusal("it makes no channels of its own", None)
         if not self.free[own].any() and (stay := self._stay(own)):
             return stay
-        others = [n for n, made in self.made.items() if np.isin(own, made).any()]
-        others = [n for n in others if n not in selected]
+        rest = {n: made for n, made in self.made.items() if n not in chosen}
+        others = [n for n, made in rest.items() if np.isin(own, made).any()]
         return Refusal(
             f"its channels are also those of {parameters.quote(others)}; select all of them", None
         )
@@ -240,13 +237,12 @@ class _Finder:
         if at == len(self.atoms.pins):
             return None
         pin = self.atoms.pins[at]
-        line = None if pin.node is None else source_line(pin.node)
-        return Refusal(
-            f"its channels stay: {pin.reason}" + (f" ({line})" if line else ""), pin.node
-        )
+        line = source_line(pin.node)
+        where = f" ({line})" if line else ""
+        return Refusal(f"its channels stay: {pin.reason}{where}", pin.node)
 
 
-def _first_made(ranked: Sequence[Mapping[str, Sequence[Ids]]], count: int) -> dict[str, Ids]:
+def _made_first(ranked: Sequence[Mapping[str, Sequence[Ids]]], count: int) -> dict[str, Ids]:
     """Return which of `count` components parameters make; the first way to make one counts."""
     made: dict[str, Ids] = {}
     known = np.zeros(count, dtype=np.bool_)

@@ -1,7 +1,4 @@
-"""Turn a ranking into masks, one parameter at a time.
-
-Turn a ranking of coupled channels into masks that cover each unit's slices together.
-"""
+"""Turn a ranking into masks, of entries, channels or coupled channels, one parameter at a time."""
 
 from __future__ import annotations
 
@@ -64,7 +61,7 @@ def _of_spread(
     peers: Peers, held: Handle, source: ScoreSource, pruned: PrunedChunks, dim: int | None
 ) -> torch.Tensor:
     shape = held.stored.shape
-    gone = _gone(source, pruned)
+    gone = _pruned(source, pruned)
     if dim is not None:
         lines = [-1 if d == dim % len(shape) else 1 for d in range(len(shape))]
         gone = gone.view(lines).expand(shape)
@@ -73,7 +70,7 @@ def _of_spread(
     return pruned_mask(peers, held, gone, part=source.part)
 
 
-def _gone(source: ScoreSource, pruned: PrunedChunks) -> torch.Tensor:
+def _pruned(source: ScoreSource, pruned: PrunedChunks) -> torch.Tensor:
     """Return which of all units are pruned, bool."""
     found = torch.zeros(source.units, dtype=torch.bool, device=source.chunk(0, 0).device)
     for start, stop, gone in pruned:
@@ -88,7 +85,7 @@ def _of_channels(held: Handle, source: ScoreSource, pruned: PrunedChunks, dim: i
     mask = held.copy_mask()
     shape = [1] * mask.dim()
     shape[dim] = -1
-    return mask.mul_(_gone(source, pruned).logical_not().to(mask).view(shape))
+    return mask.mul_(_pruned(source, pruned).logical_not().to(mask).view(shape))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from fxprune.channels import Surgery, record_of_cut, train_notes
 from fxprune.rewrite import Facts, Rewrite, Rewriter
 
-from .channels import Channels
+from .channels import DeadChannels
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class CutChannels(Rewrite):
 
     name: ClassVar[str] = "shrink"
     effect: ClassVar[str] = "cuts"
-    needs: ClassVar = (Channels,)
+    needs: ClassVar = (DeadChannels,)
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
         """Cut them out of tensors and graphs, and keep a record of it."""
-        channels = facts[Channels]
+        channels = facts[DeadChannels]
         flows, removal = channels.flows, channels.removal
         record = record_of_cut(rewriter.program, channels.stored, flows, removal)
         surgery = Surgery(rewriter, removal)

@@ -1,4 +1,4 @@
-"""Fold branches that are constant: what joins them to the rest reads a constant instead."""
+"""Fold constant branches: what joins them to the rest reads a constant instead."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fxprune.program import (
 )
 from fxprune.rewrite import Facts, Rewrite, Rewriter
 
-from .channels import Channels
+from .channels import DeadChannels
 
 _JOINS = frozenset(("add", "sub", "mul", "div", "maximum", "minimum"))
 
@@ -37,14 +37,14 @@ class FoldBranches(Rewrite):
 
     name: ClassVar[str] = "fold-branches"
     effect: ClassVar[str] = "constants"
-    needs: ClassVar = (Channels,)
+    needs: ClassVar = (DeadChannels,)
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
         """Fold them in every graph, and drop the tensors that nothing reads any more."""
         folded: list[str] = []
         notes: dict[str, None] = {}
         before = _tensors(rewriter)
-        for flow in facts[Channels].flows:
+        for flow in facts[DeadChannels].flows:
             for node, user in _joins(flow):
                 _fold(rewriter, flow, node, user)
                 folded.append(node.name)

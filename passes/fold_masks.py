@@ -1,7 +1,4 @@
-"""Fold masks into the parameters: the way back to plain weights.
-
-Drop masks: the original weights act again.
-"""
+"""Fold masks into parameters, or drop them: both are ways back to plain weights."""
 
 from __future__ import annotations
 
@@ -36,11 +33,9 @@ def fold_mask(rw: Rewriter, node: Node, W: Node, m: Node) -> Node | Refusal:  # 
 class FoldMasks(Rewrite):
     """Multiply masks into their parameters (torch.nn.utils.prune.remove).
 
-    Args:
-        names: the parameters; all masked ones when empty.
-        zeros: "keep": as multiplication leaves them (-1 * 0 is -0.0); "clean": +0.0 wherever the
-            mask is 0, whatever stood there.
-        source_order: whether parameters go back to their place in the source's order.
+    Without `names`, all that are masked. With zeros = "keep", zeros are as multiplication leaves
+    them (-1 * 0 is -0.0); with "clean", +0.0 stands wherever the mask is 0, whatever stood there.
+    With `source_order`, parameters go back to their place in the source's order.
     """
 
     name: ClassVar[str] = "finalize"
@@ -51,18 +46,14 @@ class FoldMasks(Rewrite):
     source_order: bool = True
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
-        """Fold.
-
-        Raises:
-            NotPrunedError: a named parameter has no mask.
-        """
+        """Fold the masks."""
         for name in masked_names(rewriter.program, self.names):
-            rewriter.drop_mask(name, self._folded(rewriter.program, name))
+            rewriter.drop_mask(name, self._product(rewriter.program, name))
         rewriter.apply([fold_mask])
         if self.source_order:
             rewriter.restore_order()
 
-    def _folded(self, program: Program, name: str) -> torch.Tensor:
+    def _product(self, program: Program, name: str) -> torch.Tensor:
         mask, value = parameters.masks(program)[name], parameters.value(program, name)
         if self.zeros == "clean":
             # clone keeps the memory format, which masked_fill would take from the mask.
@@ -73,8 +64,7 @@ class FoldMasks(Rewrite):
 def masked_names(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the first names of the named parameters, or of all that are masked.
 
-    Raises:
-        NotPrunedError: a named parameter has no mask.
+    One that has no mask raises NotPrunedError.
     """
     for name in names:
         parameters.owner(program, name)
@@ -92,8 +82,7 @@ def masked_names(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
 class UnmaskParameters(Rewrite):
     """Drop masks; the parameters are what they were, or what training made of them.
 
-    Args:
-        names: the parameters; all masked ones when empty.
+    Without `names`, those of all that are masked.
     """
 
     name: ClassVar[str] = "unmask"
@@ -102,11 +91,7 @@ class UnmaskParameters(Rewrite):
     names: tuple[str, ...] = ()
 
     def run(self, rewriter: Rewriter, facts: Facts) -> None:
-        """Drop the masks, and what the records say of these parameters.
-
-        Raises:
-            NotPrunedError: a named parameter has no mask.
-        """
+        """Drop the masks, and what the records say of these parameters."""
         program = rewriter.program
         names = masked_names(program, self.names)
         for name in names:

@@ -1,4 +1,4 @@
-"""Masks that the caller made (torch.nn.utils.prune.CustomFromMask), and no mask at all."""
+"""Masks that the caller gives (torch.nn.utils.prune.CustomFromMask), or of ones (Identity)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from fxprune.rewrite import Analysis, Facts, GivenMasks, NewMasks, Selection
 class TakeMasks(Analysis):
     """Take the masks that the caller gives, times the masks that are there.
 
-    Args:
-        file: a file of masks, see `fxprune.files.masks.read_masks`, which may have masks for other
-            parameters too; None to take the fact GivenMasks.
-        ones: take a mask of ones for each parameter (torch.nn.utils.prune.Identity).
+    They are in the fact GivenMasks or in a file, which may have masks for other parameters too;
+    with `ones` they are ones.
     """
 
     name: ClassVar[str] = "given"
@@ -34,14 +32,7 @@ class TakeMasks(Analysis):
     ones: bool = False
 
     def run(self, program: Program, facts: Facts) -> NewMasks:
-        """Return the masks.
-
-        Raises:
-            PassError: a selected parameter has no mask.
-            ShapeError: a mask has another shape than its parameter.
-            FormatError: the file cannot be read.
-            MissingParameterError: a mask in the file is of no parameter.
-        """
+        """Return the masks; one that is missing or has another shape is an error."""
         sites, peers = facts[Selection].sites, facts.get(Peers)
         given = dict(facts[GivenMasks].tensors)
         if self.file is not None:
@@ -75,12 +66,7 @@ class TakeMasks(Analysis):
 
 
 def masks_of(program: Program, path: Path) -> dict[str, torch.Tensor]:
-    """Read the masks in a file, and hold them to the parameters of a Program.
-
-    Raises:
-        FormatError: the file cannot be read, or holds no masks.
-        SelectError: a mask has the name of no parameter.
-    """
+    """Read the masks in a file and find the parameters of a Program that they are for."""
     masks = read_masks(path, binary=False)
     try:
         return fit_masks(program, masks)

@@ -24,11 +24,7 @@ from fxprune.rewrite import (
 
 
 class MagnitudeScores(ScoreSource):
-    """|t| of each living entry.
-
-    Args:
-        entries: the tensor and its mask.
-    """
+    """|t| of each living entry of a tensor."""
 
     def __init__(self, entries: Entries) -> None:
         self.entries = entries
@@ -77,11 +73,7 @@ class ScoreMagnitude(Analysis):
     gives: ClassVar = (Scores,)
 
     def run(self, program: Program, facts: Facts) -> Scores:
-        """Return a source for each parameter.
-
-        Raises:
-            ShapeError: importance scores do not fit.
-        """
+        """Return a source for each parameter."""
         importance = facts[Importance]
         return Scores(
             {

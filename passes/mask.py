@@ -53,10 +53,9 @@ def _place_before(read: Node) -> Node:
 class InsertMasks(Rewrite):
     """Give the parameters their new masks.
 
-    Args:
-        rejoin: multiply a new mask with the one that is there, though it holds it already, as
-            torch.nn.utils.prune.global_unstructured does; only masks with other values than 0
-            and 1 show it.
+    With `rejoin`, a new mask is multiplied with the one that is there, though it holds it already,
+    as torch.nn.utils.prune.global_unstructured does; only masks with other values than 0 and 1 show
+    it.
     """
 
     name: ClassVar[str] = "mask"

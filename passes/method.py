@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.errors import PassError, PassTypeError
-from fxprune.program import ParamSite, Program, parameters
+from fxprune.program import Program, parameters
 from fxprune.ranking import Peers, combined_mask
 from fxprune.rewrite import Analysis, Facts, Importance, Methods, NewMasks, Selection, masked_value
 
@@ -20,12 +20,8 @@ from fxprune.rewrite import Analysis, Facts, Importance, Methods, NewMasks, Sele
 class ComputeMasks(Analysis):
     """Let a method's `compute_mask` decide, as torch.nn.utils.prune calls it.
 
-    Args:
-        rule: the rule's name, to find an instance among the fact Methods.
-        method: "package.module:Class", imported when there is no instance.
-        args: arguments of the class.
-        amount: its argument `amount`, where the rule has one.
-        scope: "local", or "global" for an unstructured method over all parameters at once.
+    The fact Methods has its instance by the rule's name; else `method`, "package.module:Class", is
+    imported and made with `amount` and `args`. In global scope it sees all parameters at once.
     """
 
     name: ClassVar[str] = "method"
@@ -39,22 +35,18 @@ class ComputeMasks(Analysis):
     scope: str = "local"
 
     def run(self, program: Program, facts: Facts) -> NewMasks:
-        """Return the masks, computed now: a method may draw random numbers.
-
-        Raises:
-            PassError: the class cannot be imported or made.
-            PassTypeError: it is no BasePruningMethod, or is structured and ranks globally.
-        """
+        """Return the masks, computed now: a method may draw random numbers."""
         if facts.get(Peers) is not None:
             raise PassError(
                 f"rule {self.rule!r}: a method of one's own sees whole parameters, and may not do "
                 "the same in each process; take a method of fxprune, or give the masks"
             )
         method = facts[Methods].by_rule.get(self.rule) or self._make()
-        sites = facts[Selection].sites
         importance = facts[Importance]
-        values = {site.name: masked_value(program, site, importance) for site in sites}
-        masks = self._masks(program, method, sites, values)
+        values = {
+            site.name: masked_value(program, site, importance) for site in facts[Selection].sites
+        }
+        masks = self._masks(program, method, values)
 
         def make() -> Iterator[tuple[str, torch.Tensor]]:
             yield from masks.items()
@@ -62,14 +54,9 @@ class ComputeMasks(Analysis):
         return NewMasks(tuple(values), make)
 
     def _masks(
-        self,
-        program: Program,
-        method: Any,
-        sites: tuple[ParamSite, ...],
-        values: Mapping[str, torch.Tensor],
+        self, program: Program, method: Any, values: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        masked = parameters.masks(program)
-        old = {site.name: masked[site.name] for site in sites if site.name in masked}
+        old = parameters.masks(program)
         if self.scope == "local" or not values:
             return {name: combined_mask(method, values[name], old.get(name)) for name in values}
         if method.PRUNING_TYPE != "unstructured":

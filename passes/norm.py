@@ -23,9 +23,7 @@ from fxprune.rewrite import (
 class ScoreNorm(Analysis):
     """Score each channel of the selected parameters by its norm.
 
-    Args:
-        n: order of the norm: a number, inf, -inf, "fro" or "nuc".
-        dim: the dimension whose slices are the channels.
+    The order `n` is a number, inf, -inf, "fro" or "nuc"; a channel is a slice along `dim`.
     """
 
     name: ClassVar[str] = "norm"
@@ -36,14 +34,7 @@ class ScoreNorm(Analysis):
     dim: int = -1
 
     def run(self, program: Program, facts: Facts) -> Scores:
-        """Return a source for each parameter.
-
-        Raises:
-            PassError: a parameter has no channels.
-            DimError: a parameter has no such dimension.
-            ShapeError: importance scores do not fit.
-            NormError: torch cannot take that norm.
-        """
+        """Return a source for each parameter."""
         importance, peers = facts[Importance], facts.get(Peers)
 
         def source(site: ParamSite) -> ChannelScores:

@@ -53,11 +53,9 @@ def _check_floats(values: Mapping[str, torch.Tensor]) -> None:
 class ScoreRandom(Analysis):
     """Score the units of the selected parameters at random.
 
-    Args:
-        amount: what will be pruned: nothing is drawn where that is no unit.
-        scope: "local" draws for each parameter, "global" once for all.
-        dim: the dimension of the channels; None to score entries.
-        seed: seed of a private generator; torch's own one when None.
+    Units are entries, or channels along `dim`. In local scope each parameter draws, in global scope
+    all draw at once, and nothing is drawn where `amount` prunes nothing. Without a seed torch's own
+    generator is used.
     """
 
     name: ClassVar[str] = "random"
@@ -70,12 +68,7 @@ class ScoreRandom(Analysis):
     seed: int | None = None
 
     def run(self, program: Program, facts: Facts) -> Scores:
-        """Return a source for each parameter.
-
-        Raises:
-            AmountError: the amount is more than is alive.
-            PassError, DimError: a parameter has no such channels.
-        """
+        """Return a source for each parameter."""
         sites, peers = facts[Selection].sites, facts.get(Peers)
         # Every process draws the numbers of all units, so it must know all masks.
         masks = {site.name: _mask_of(program, site, peers, self.dim) for site in sites}

@@ -1,7 +1,4 @@
-"""Rank scores: which units go, in each parameter alone or over all of them.
-
-Rank coupled channels: which units go, in each layer alone or over all of them, within limits.
-"""
+"""Rank scores: which units go, in each parameter or layer alone, or over all of them."""
 
 from __future__ import annotations
 
@@ -31,10 +28,8 @@ from fxprune.rewrite import Analysis, Cut, Facts, Ranking, Scores, ScoreSource
 class Rank(Analysis):
     """Find the cut that prunes the smallest scores.
 
-    Args:
-        amount: share of the living units (float) or count (int).
-        scope: "local": of each parameter; "global": of all parameters together.
-        ties: "index" or "torch", see `fxprune.rewrite.facts.Ranking`.
+    `amount` is a share (float) or count (int) of what is alive; `ties` is "index" or "torch", see
+    `fxprune.rewrite.facts.Ranking`.
     """
 
     name: ClassVar[str] = "rank"
@@ -46,11 +41,7 @@ class Rank(Analysis):
     ties: str = "index"
 
     def run(self, program: Program, facts: Facts) -> Ranking:
-        """Return a cut for each parameter.
-
-        Raises:
-            AmountError: the amount is out of range, or more than is alive.
-        """
+        """Return a cut for each parameter."""
         scores, peers = facts[Scores], facts.get(Peers)
         if peers is not None:
             return rank_over(peers, program, scores, self.amount, self.scope, self.ties)
@@ -61,16 +52,11 @@ class Rank(Analysis):
 class RankUnits(Analysis):
     """Find the cut that prunes the smallest scores; among equal ones, lower indices go first.
 
-    In local scope a limit lets a layer lose less than the amount; in global scope other layers
-    then lose more, and limits that leave less than the amount over all layers are an error. What
-    `round_to` holds back stays in both.
-
-    Args:
-        amount: share of the living units (float) or count (int).
-        scope: "local": of each layer; "global": of all layers together.
-        min_keep: how many units of each layer stay alive at least.
-        max_share: which share of each layer's units is pruned at most, by earlier rules and this.
-        round_to: each layer keeps multiples of so many channels.
+    In local scope a limit lets a layer lose less than the amount; in global scope other layers then
+    lose more, and limits that leave less than the amount over all layers are an error. At least
+    `min_keep` units of each layer stay alive, at most `max_share` of its units are pruned, by
+    earlier rules too, and it keeps multiples of `round_to` channels, which holds back units in both
+    scopes.
     """
 
     name: ClassVar[str] = "rank_units"
@@ -84,11 +70,7 @@ class RankUnits(Analysis):
     round_to: int = 1
 
     def run(self, program: Program, facts: Facts) -> Ranking:
-        """Return a cut for each layer.
-
-        Raises:
-            AmountError: the amount is out of range, or more than is alive or the limits leave.
-        """
+        """Return a cut for each layer."""
         check_amount(self.amount)
         sources, layers = facts[CoupledScores].sources, facts[Coupling].layers
         caps = [self._most(layer, sources[layer.name]) for layer in layers]
@@ -101,7 +83,7 @@ class RankUnits(Analysis):
         cuts: dict[str, Cut] = {}
         for layer, count in zip(layers, counts, strict=True):
             source = {layer.name: sources[layer.name]}
-            cuts |= cut_group(source, self._rounded(layer, sources, count), all_ties=False)
+            cuts |= cut_group(source, self._to_multiple(layer, sources, count), all_ties=False)
         return Ranking(cuts, tuple((layer.name,) for layer in layers), "index")
 
     def _count(self, layer: CoupledLayer, source: ScoreSource) -> int:
@@ -140,7 +122,9 @@ class RankUnits(Analysis):
         owners = torch.repeat_interleave(torch.arange(len(caps)), torch.tensor(caps))
         return torch.bincount(owners[order], minlength=len(caps)).tolist()
 
-    def _rounded(self, layer: CoupledLayer, sources: Mapping[str, ScoreSource], count: int) -> int:
+    def _to_multiple(
+        self, layer: CoupledLayer, sources: Mapping[str, ScoreSource], count: int
+    ) -> int:
         """Return how many units go so that multiples stay."""
         alive = sources[layer.name].alive
         kept = alive - count

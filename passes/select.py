@@ -1,4 +1,4 @@
-"""Select parameters by what they are called, how the graphs use them, and what they stand in."""
+"""Select parameters by their names, how the graphs use them, and the pattern that they stand in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from fxprune.rewrite import Analysis, Facts, Selection
 class SelectParameters(Analysis):
     """Select the parameters that any of some choices takes.
 
-    Args:
-        rule: the rule's name, for messages.
-        selects: the choices, a Select or what a pattern binds, one a rule of a group.
-        names: parameters by name, in this order, in the place of choices.
-        optional: whether nothing to select is fine.
+    A choice is a Select or what a pattern binds, one a rule of a group; `names` stand in their
+    place. With `optional`, nothing to select is fine.
     """
 
     name: ClassVar[str] = "select"
@@ -33,12 +30,7 @@ class SelectParameters(Analysis):
     optional: bool = False
 
     def run(self, program: Program, facts: Facts) -> Selection:
-        """Return the selected parameters, in parameter order or that of `names`.
-
-        Raises:
-            SelectError: nothing is selected, and the rule is not optional.
-            MissingParameterError: a name does not exist.
-        """
+        """Return the selected parameters, in parameter order or that of `names`."""
         if self.names:
             return self._named(program)
         found = [verdicts(program, choice) for choice in self.selects]

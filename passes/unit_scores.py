@@ -1,9 +1,4 @@
-"""Score units of coupled channels by another pass's scores of channels.
-
-Score units of coupled channels by the norm over all their slices.
-
-Score units of coupled channels at random.
-"""
+"""Score units of coupled channels by norms of their slices, by scores of channels, or at random."""
 
 from __future__ import annotations
 
@@ -85,10 +80,8 @@ class ScoreUnitNorm(Analysis):
     lie: rows of the layers that make them, columns of those that read them, entries of biases and
     norms. Of a layer some of whose parameters have importance scores, only these count.
 
-    Args:
-        n: order of the norm: a number, inf, -inf, or "fro" for 2.
-        normalize: "none" takes the norm itself; "size" that of a mean entry, (sum / entries) to
-            the power 1/n; "flops" the norm divided by the operations that the unit costs.
+    `normalize` is "none"; "size" for the norm of a mean entry, (sum / entries) to the power 1/n; or
+    "flops" for the norm divided by the operations that the unit costs.
     """
 
     name: ClassVar[str] = "unit_norm"
@@ -99,12 +92,7 @@ class ScoreUnitNorm(Analysis):
     normalize: str = "none"
 
     def run(self, program: Program, facts: Facts) -> CoupledScores:
-        """Return a source for each layer.
-
-        Raises:
-            PassError: the norm is none of vectors, or what units cost is not known.
-            ShapeError: importance scores do not fit.
-        """
+        """Return a source for each layer."""
         coupling, importance = facts[Coupling], facts[Importance]
         order = _order(self.n)
         total, entries = _totals(program, coupling, importance, order)
@@ -142,7 +130,7 @@ def _totals(
         tensor = masked_value(program, sites[name], importance)
         sums = slice_sums(tensor, [place.dim for place in places], order)
         for place in places:
-            takes = _taken(place, preferred, in_given=name in given)
+            takes = _counts_at(place, preferred, in_given=name in given)
             join.at(total, place.units[takes], sums[place.dim][takes])
             np.add.at(entries, place.units[takes], float(place.slice))
     return total, entries
@@ -152,7 +140,7 @@ def _is_given(site: ParamSite, importance: Importance) -> bool:
     return any(alias in importance.tensors for alias in site.aliases)
 
 
-def _taken(place: UnitPlace, preferred: Bools, *, in_given: bool) -> Bools:
+def _counts_at(place: UnitPlace, preferred: Bools, *, in_given: bool) -> Bools:
     """Return at which indices of a place a slice counts for its unit."""
     there = place.units >= 0
     return there if in_given else there & ~preferred[place.units]
@@ -181,11 +169,7 @@ def _flops(program: Program, coupling: Coupling) -> Numbers:
 
 @dataclass(frozen=True)
 class ScoreUnitRandom(Analysis):
-    """Draw a score for each unit, layer by layer.
-
-    Args:
-        seed: seed of a private generator; torch's own one when None.
-    """
+    """Draw a score for each unit, layer by layer."""
 
     name: ClassVar[str] = "unit_random"
     needs: ClassVar = (Coupling,)

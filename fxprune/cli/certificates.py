@@ -86,13 +86,13 @@ def _recheck(spec: str, theirs: Loaded, promise: str, trials: int, seed: int) ->
             )
     read = read_certificate(certificate or path)
     basis = Basis.of(read, theirs.model, theirs.args, theirs.kwargs)
-    found = [basis.held(**_content(each), trials=trials, seed=seed) for each in paths]
+    found = [basis.check(**_content(each), trials=trials, seed=seed) for each in paths]
     failures = (failure for each in found for failure in each.failures)
     return replace(found[0], failures=tuple(dict.fromkeys(failures)))
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """Return what an artifact holds, as `Basis.held` takes it."""
+    """Return what an artifact holds, as `Basis.check` takes it."""
     suffix = path.suffix.lower()
     if suffix == ".fxp":
         program = read_program(path)

@@ -22,8 +22,6 @@ from fxprune.reports import Plan, Report, recipe_of, report
 from fxprune.support import PathLike, check_folder, replacing_folder, write_text
 from fxprune.verification import UNCHECKED, Auditor, Certificate, listeners_of, verify
 
-OnPass = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Result:
@@ -51,7 +49,7 @@ def compile(
     batch: Any = 0,
     out: PathLike | None = None,
     allow_imports: bool = False,
-    on_pass: OnPass | None = None,
+    on_pass: Callable[[str], None] | None = None,
     certify: bool = True,
 ) -> Result:
     """Do all that a recipe declares: capture, prune, finalize, verify, report, export.
@@ -107,16 +105,16 @@ def compile(
         check_format(f".{name}")
     if out is not None:
         check_folder(out)
-    tell = on_pass or _silent
+    tell = on_pass or (lambda step: None)
     tell("capture")
     dense = capture(model, args, kwargs, batch=batch)
     for name in formats:
         check_writable(dense, Path(f"model.{name}"))
     auditor = Auditor(model, dense) if certify else None
     what = recipe if isinstance(recipe, Plan) else rules
-    masked = prune(dense, what, on_pass=on_pass, watch=auditor)
+    masked = prune(dense, what, on_pass=tell, watch=auditor)
     inputs = _inputs_to_verify(args, kwargs)
-    program, certificate = _finish(rules, dense, masked, inputs, auditor, on_pass)
+    program, certificate = _finish(rules, dense, masked, inputs, auditor, tell)
     tell("report")
     result = Result(program, replace(report(program), certificate=certificate), certificate)
     return result if out is None else _write(result, Path(out), formats, tell)
@@ -134,18 +132,13 @@ def _finish(
     masked: Program,
     inputs: tuple[Any, Any],
     auditor: Auditor | None,
-    on_pass: OnPass | None,
+    tell: Callable[[str], None],
 ) -> tuple[Program, Certificate]:
-    """Finalize, verify and shrink, as the recipe says.
-
-    Raises:
-        InvariantError: a certificate does not hold, or a tensor was written to behind torch's back.
-    """
-    tell = on_pass or _silent
+    """Finalize, verify and shrink, as the recipe says; raise InvariantError where a check fails."""
     program, certificate = masked, UNCHECKED
     if rules.finalize is not None:
         zeros = rules.finalize.zeros
-        program = finalize(masked, zeros=zeros, certify=False, on_pass=on_pass, watch=auditor)
+        program = finalize(masked, zeros=zeros, certify=False, on_pass=tell, watch=auditor)
     oracle = masked
     if auditor is not None:
         tell("verify")
@@ -162,7 +155,7 @@ def _finish(
             given=inputs,
             round_to=rules.shrink.round_to,
             certify=auditor is not None,
-            listeners=listeners_of(on_pass, auditor),
+            listeners=listeners_of(tell, auditor),
         )
         if auditor is not None:
             auditor.record_runs("shrink", certificate)
@@ -178,11 +171,7 @@ _LARGE = 4_000_000
 
 
 def _certify(program: Program, oracle: Program, inputs: tuple[Any, Any]) -> Certificate:
-    """Hold the result to its oracle, bit for bit.
-
-    Raises:
-        InvariantError: they differ.
-    """
+    """Compare the result with its oracle bit for bit; a difference raises InvariantError."""
     large = sum(p.numel() for p in program.parameters()) > _LARGE
     few = {EVAL: 1, TRAIN: int(all(each is None for each in inputs))}
     certificate = verify(program, oracle, *inputs, trials=few if large else 3)
@@ -191,10 +180,6 @@ def _certify(program: Program, oracle: Program, inputs: tuple[Any, Any]) -> Cert
             f"the compiled program breaks its promise and was not written: {certificate}"
         )
     return certificate
-
-
-def _silent(step: str) -> None:
-    """Tell nobody."""
 
 
 def _oracle(plan: Recipe, dense: Program, masked: Program) -> Program:

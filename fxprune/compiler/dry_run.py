@@ -69,12 +69,13 @@ def plan(
         >>> planned.rules[0].pruned, planned.mask_bytes, planned.final_bytes
         (2, 32, 40)
     """
-    rules = _anchored(recipe_of(recipe, allow_imports=allow_imports))
+    rules = _with_absolute_paths(recipe_of(recipe, allow_imports=allow_imports))
     stages = stages_of(rules)
     program, given = program_of(model, args, kwargs, batch), facts_given(importance_scores, masks)
-    observer, fork = Observer(), _may_fork(rules)
+    observer = Observer()
+    run = Run(program, inplace=_may_fork(rules), listeners=[observer])
     with kept_generators(program.parameters()):
-        run = Run.of_stages(program, stages, given, inplace=fork, listeners=[observer])
+        run.stages(stages, given)
     return observer.plan(run.work, rules)
 
 
@@ -146,7 +147,8 @@ def _try_stages(
         for stage in (stage for stage in stages_of(recipe) if stage.rules):
             inplace = fork or work is not program
             try:
-                run = Run.of_stages(work, [stage], given, inplace=inplace, listeners=[observer])
+                run = Run(work, inplace=inplace, listeners=[observer])
+                run.stages([stage], given)
                 work, outcome = run.work, observer.rules[-1]
             except FxpruneError as error:
                 outcome = str(error)
@@ -155,7 +157,7 @@ def _try_stages(
     return outcomes, tuple(faults)
 
 
-def _anchored(recipe: Recipe) -> Recipe:
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """Return a recipe that means the same files wherever it is read again."""
     if all(rule.mask is None for rule in recipe.rules):
         return recipe

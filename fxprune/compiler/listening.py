@@ -1,7 +1,4 @@
-"""Watching a run of rules: what each one does, figure by figure, as the rows of a plan.
-
-Which figures of a plan hold for every run, where rules draw from torch's global generator.
-"""
+"""What each rule of a run does, as rows of a plan, and which figures hold for every run."""
 
 from __future__ import annotations
 
@@ -66,7 +63,7 @@ class Observer(Listener):
         before = {row.name: self._known[row.name] for row in record.parameters}
         after = reproducible_after(rule, before, drawn=drawn, masked=frozenset(self._masks))
         rows = [
-            _planned(row, self._masks.get(row.name), masks[row.name], after[row.name])
+            _planned_record(row, self._masks.get(row.name), masks[row.name], after[row.name])
             for row in record.parameters
         ]
         if drawn:
@@ -77,7 +74,7 @@ class Observer(Listener):
 
     def plan(self, work: Program, recipe: Recipe) -> Plan:
         """Return as a plan what a recipe did to a Program."""
-        # How long a run took, and what it left and why, is no part of what is planned.
+        # A plan has no times, and not what rules left and why.
         rules = [replace(r, refused=(), seconds={}, edits=0, layers=()) for r in self.rules]
         parameters = tuple(self._outcome(work, row) for row in rows_of(work, rules))
         captured = work.captured
@@ -96,8 +93,8 @@ class Observer(Listener):
         )
 
 
-class Holder(Observer):
-    """Holds a run to a plan: raises PassError where the model or the outcome is another one."""
+class PlanCheck(Observer):
+    """Raises PassError where a run has another model or outcome than was planned."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -113,7 +110,7 @@ class Holder(Observer):
         self._plan.check_outcome(self.plan(program, self._plan.recipe))
 
 
-def _planned(
+def _planned_record(
     did: ParamRecord, before: torch.Tensor | None, after: torch.Tensor, figures: Figures
 ) -> ParamRecord:
     zeros = _dead(after) - _dead(before)
@@ -157,13 +154,7 @@ class Reproducible(IntEnum):
 
 
 class Figures(NamedTuple):
-    """What holds for every run once a rule has pruned a parameter.
-
-    Args:
-        mask: what of its mask.
-        counts: whether the numbers of living and of pruned units are exact.
-        zeros: whether the number of entries that become zero is exact.
-    """
+    """Which of a parameter's mask, unit counts and count of zeros are the same in every run."""
 
     mask: Reproducible
     counts: bool
@@ -176,17 +167,14 @@ _NO_FIGURES = Figures(Reproducible.NOTHING, counts=False, zeros=False)
 def reproducible_after(
     rule: Rule, before: Mapping[str, Reproducible], *, drawn: bool, masked: frozenset[str]
 ) -> dict[str, Figures]:
-    """Tell what holds for every run after a rule, for each parameter that it selects.
+    """Return what holds for every run after a rule, for each parameter that it selects.
 
-    Args:
-        rule: the rule, or the first of a group.
-        before: what of the mask held before it, of each parameter that it selects.
-        drawn: whether it drew from a global generator.
-        masked: the parameters that had a mask before it.
+    `before` has what held of each before it, `drawn` is whether it drew from a global generator,
+    and `masked` names the parameters that had a mask.
     """
     if (rule.scope == "local" and not rule.coupled) or len(before) == 1:
         return {
-            name: _alone(rule, known, drawn=drawn, masked=name in masked)
+            name: _figures_alone(rule, known, drawn=drawn, masked=name in masked)
             for name, known in before.items()
         }
     if drawn or any(before.values()):
@@ -204,7 +192,7 @@ def total_is_reproducible(
     return all(figures.counts for figures in after.values()) or (ranked and counted)
 
 
-def _alone(rule: Rule, known: Reproducible, *, drawn: bool, masked: bool) -> Figures:
+def _figures_alone(rule: Rule, known: Reproducible, *, drawn: bool, masked: bool) -> Figures:
     """Tell what holds of a parameter that is pruned on its own."""
     if known is Reproducible.MASK and not drawn:
         return Figures(Reproducible.MASK, counts=True, zeros=True)

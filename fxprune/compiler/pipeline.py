@@ -1,7 +1,4 @@
-"""Pipelines: passes that declare what they need and give, checked before any of them runs.
-
-From a recipe's rules to pipelines: which passes run, with which options.
-"""
+"""Pipelines: passes that declare what they need and give, and those that a recipe's rules run."""
 
 from __future__ import annotations
 
@@ -20,15 +17,8 @@ from fxprune.verification import EFFECTS, PROMISES, Listener, PromiseCheck, chec
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one pass did.
-
-    Args:
-        name: the pass's name.
-        seconds: wall time.
-        edits: how many edits the Rewriter counted.
-        refusals: what its rules refused.
-    """
+class StepTrace:
+    """What one pass did: wall time in seconds, edits counted, what its rules refused."""
 
     name: str
     seconds: float
@@ -38,13 +28,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run of a pipeline did.
+    """What a run of a pipeline did, a step a pass."""
 
-    Args:
-        steps: one a pass, in order.
-    """
-
-    steps: tuple[Step, ...]
+    steps: tuple[StepTrace, ...]
 
     @property
     def seconds(self) -> tuple[tuple[str, float], ...]:
@@ -64,24 +50,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in order.
-
-    Args:
-        passes: the passes.
-    """
+    """Passes in order."""
 
     passes: tuple[Pass, ...]
 
     def check(self, given: Iterable[type[Any]] = ()) -> None:
-        """Check that every pass will find what it needs.
-
-        Args:
-            given: types of facts that are there from the start.
-
-        Raises:
-            PassError: names the pass and the fact that is missing, or what it says that is no
-                promise.
-        """
+        """Check that each pass makes a known promise and finds its facts; else raise PassError."""
         there = set(given)
         for i, step in enumerate(self.passes):
             _check_words(step)
@@ -103,19 +77,11 @@ class Pipeline:
     ) -> Trace:
         """Run the passes on a Program that no caller holds, and check it after each.
 
-        Args:
-            program: edited in place.
-            facts: facts given from the start; the passes' facts are added.
-            listeners: see the Program before and after each pass.
-            stage: what listeners are told that the passes are run for.
-
-        Raises:
-            PassError: a pass would not find what it needs, gave another fact than it says, or is
-                another distribution's and raised something else than an FxpruneError.
-            InvariantError: a pass left the Program broken, or broke its promise.
+        Missing facts, facts of another type and errors of other distributions' passes raise
+        PassError; a broken Program or promise raises InvariantError.
         """
         self.check(facts.kinds)
-        listeners, steps = tuple(listeners), list[Step]()
+        listeners, steps = tuple(listeners), list[StepTrace]()
         for step in self.passes:
             for each in listeners:
                 each.before(program, step, stage)
@@ -127,7 +93,7 @@ class Pipeline:
                     edits, refusals = rewriter.edits, tuple(rewriter.refusals)
                 elif isinstance(step, Analysis):
                     facts.put(_fact_of(step, step.run(program, facts)))
-            steps.append(Step(step.name, time.perf_counter() - start, edits, refusals))
+            steps.append(StepTrace(step.name, time.perf_counter() - start, edits, refusals))
             for each in listeners:
                 each.after(program, step, facts)
         return Trace(tuple(steps))
@@ -151,21 +117,21 @@ def _blaming(step: Pass) -> Generator[None]:
 
 
 def _rewrite(program: Program, step: Rewrite, facts: Facts) -> Rewriter:
-    """Run a rewrite, and hold the Program to its invariants and the rewrite to its promise."""
-    held = PromiseCheck.of(program, step.promise) if step.promise != "changes" else None
+    """Run a rewrite, and check the Program's invariants and the rewrite's promise."""
+    promise = PromiseCheck.of(program, step.promise) if step.promise != "changes" else None
     rewriter = Rewriter(program, by=step.name)
     step.run(rewriter, facts)
     if rewriter.edits:
         rewriter.finish()
     check_invariants(program, step.name)
-    broken = None if held is None else held.violation(program, bound=step.bound)
+    broken = None if promise is None else promise.violation(program, bound=step.bound)
     if broken is not None:
         raise InvariantError(f"nothing was changed: the pass {step.name!r} {broken}")
     return rewriter
 
 
 def _check_words(step: Pass) -> None:
-    """Check what a pass says of itself, which it would be held to."""
+    """Check that a pass declares a promise and an effect that are known."""
     if step.promise not in PROMISES:
         known = ", ".join(map(repr, PROMISES))
         raise PassError(f"the pass {step.name!r} promises {step.promise!r}; there are {known}")
@@ -183,13 +149,7 @@ def _fact_of(step: Analysis, fact: Any) -> Any:
 
 @dataclass(frozen=True)
 class Stage:
-    """One rule, or the rules of one group, and the pipeline that carries them out.
-
-    Args:
-        rules: the rules; more than one where they share a budget.
-        pipeline: selection to masks; or the passes that a recipe names.
-        calls: these passes, in the words of the recipe; then there are no rules.
-    """
+    """Rules that share a budget, and the passes that mask by them; or `[[pass]]` calls alone."""
 
     rules: tuple[Rule, ...]
     pipeline: Pipeline
@@ -208,26 +168,21 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
     The passes that it names are the last stage, and share their facts.
     """
-    stages: list[Stage] = []
-    grouped: set[str] = set()
-    for rule in recipe.rules:
-        if rule.group is None:
-            stages.append(stage_of((rule,)))
-        elif rule.group not in grouped:
-            grouped.add(rule.group)
-            stages.append(stage_of([r for r in recipe.rules if r.group == rule.group]))
-    calls = recipe.passes
-    passes = Pipeline(tuple(create(call.name, **call.args) for call in calls))
-    return (*stages, Stage((), passes, calls)) if calls else tuple(stages)
+    grouped: dict[str | int, list[Rule]] = {}
+    for at, rule in enumerate(recipe.rules):
+        grouped.setdefault(at if rule.group is None else rule.group, []).append(rule)
+    stages = tuple(map(stage_of, grouped.values()))
+    if not recipe.passes:
+        return stages
+    passes = Pipeline(tuple(create(call.name, **call.args) for call in recipe.passes))
+    return (*stages, Stage((), passes, recipe.passes))
 
 
 def stage_of(rules: Sequence[Rule], *, names: tuple[str, ...] = (), rejoin: bool = False) -> Stage:
-    """Return the stage of rules that are carried out together.
+    """Return the stage of rules of equal method, amount and ties.
 
-    Args:
-        rules: of equal method, amount and ties.
-        names: parameters to take, in this order, in the place of the rules' selections.
-        rejoin: see `fxprune.passes.mask`.
+    `names` are parameters to take, in this order, in the place of the rules' selections; `rejoin`
+    is that of the pass `mask`.
     """
     rule = rules[0]
     select = create(

@@ -1,7 +1,4 @@
-"""Checks a certificate again, later and elsewhere: what compile wrote against the model it took.
-
-A recipe of a certificate run again, and its passes held to what the certificate says of them.
-"""
+"""A certificate checked again, later and elsewhere: the recipe is run again on the same model."""
 
 from __future__ import annotations
 
@@ -32,26 +29,18 @@ from fxprune.verification import (
 
 
 @dataclass(frozen=True)
-class Again:
-    """What a recipe gave when it was run again.
-
-    Args:
-        program: what it made; None where it was not run.
-        told: that it was run, or why it was not.
-        faults: what is otherwise than the certificate says.
-    """
+class Rerun:
+    """A certificate's recipe, run again: its Program, or None and why not; what differs."""
 
     program: Program | None
-    told: str
+    note: str
     faults: tuple[str, ...] = ()
 
 
-def captured(certificate: Mapping[str, Any], model: nn.Module, args: Any, kwargs: Any) -> Program:
-    """Capture the model that was compiled: with its batch open, or else closed, as it was then.
-
-    Raises:
-        CaptureError: the model cannot be captured.
-    """
+def _capture_alike(
+    certificate: Mapping[str, Any], model: nn.Module, args: Any, kwargs: Any
+) -> Program:
+    """Capture the model that was compiled: with its batch open, or else closed, as it was then."""
     wanted = certificate["passes"][0].get("graph_before")
     try:
         dense = capture(model, args, kwargs)
@@ -63,35 +52,29 @@ def captured(certificate: Mapping[str, Any], model: nn.Module, args: Any, kwargs
     return closed if graphs_digest(closed) == wanted else dense
 
 
-def run_again(
+def _run_again(
     certificate: Mapping[str, Any], dense: Program, given: tuple[Any, Any] = ((), None)
-) -> Again:
-    """Run the recipe again, with all checks, and hold what each pass did to the certificate.
-
-    Args:
-        certificate: of `read_certificate`.
-        dense: the model that was compiled; not changed.
-        given: args and kwargs to check on beside drawn ones.
-    """
+) -> Rerun:
+    """Run a certificate's recipe again on `dense`, with all checks, and compare each pass."""
     data = cast("Mapping[str, Any]", certificate["recipe"])
-    needs = _needed(data)
+    needs = _missing(data)
     if needs:
-        return Again(None, f"recipe: not run again: {needs}")
+        return Rerun(None, f"recipe: not run again: {needs}")
     try:
         recipe = Recipe.from_dict(data)
         drawing = [r.name for r in recipe.rules if r.score_name == "random" and r.seed is None]
         if drawing:
-            return Again(None, f"recipe: not run again, as {drawing[0]!r} draws without a seed")
+            return Rerun(None, f"recipe: not run again, as {drawing[0]!r} draws without a seed")
         found = build(dense, recipe, *given)
     except FxpruneError as error:
-        told = f"the recipe cannot be run again: {str(error).splitlines()[0]}"
-        return Again(None, told, (told,))
+        note = f"the recipe cannot be run again: {str(error).splitlines()[0]}"
+        return Rerun(None, note, (note,))
     absorbed = any(record.absorbed for record in found.program.captured.shrinks)
-    faults = tuple(_otherwise(certificate, found.certificate, loose=absorbed))
-    return Again(found.program, "recipe: run again", faults)
+    faults = tuple(_differences(certificate, found.certificate, loose=absorbed))
+    return Rerun(found.program, "recipe: run again", faults)
 
 
-def _needed(data: Mapping[str, Any]) -> str | None:
+def _missing(data: Mapping[str, Any]) -> str | None:
     """Return what a recipe needs that no certificate has: files, or a user's own code."""
     rules: Any = data.get("rule")
     for rule in rules if isinstance(rules, list) else ():
@@ -105,13 +88,10 @@ def _needed(data: Mapping[str, Any]) -> str | None:
 _LOOSE = "float64 outputs"  # of another machine they may differ by other roundings
 
 
-def _otherwise(old: Mapping[str, Any], new: Certificate, *, loose: bool) -> Iterator[str]:
-    """Yield what a certificate says that is not found again.
+def _differences(old: Mapping[str, Any], new: Certificate, *, loose: bool) -> Iterator[str]:
+    """Yield what a certificate says and the recipe, run again, does not give.
 
-    Args:
-        old: the certificate.
-        new: that of the recipe run again.
-        loose: whether a bias took over constants, whose sums another machine may round otherwise.
+    `loose` is whether a bias took over constants, whose sums another machine may round otherwise.
     """
     if (old.get("promise"), old.get("bound")) != (new.promise, new.bound):
         yield f"it promises {old.get('promise')!r}, and the recipe, run again, {new.promise!r}"
@@ -124,12 +104,12 @@ def _otherwise(old: Mapping[str, Any], new: Certificate, *, loose: bool) -> Iter
         for key, value in asdict(now).items():
             if key in ("weights_before", "weights_after") and loose and (cut or "after" in key):
                 continue
-            if _kept(was.get(key)) != _kept(value):
+            if _comparable(was.get(key)) != _comparable(value):
                 yield f"the recipe, run again, gives {key} of the pass {now.name!r} otherwise"
         cut = cut or now.promise == "close"
 
 
-def _kept(value: Any) -> Any:
+def _comparable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [text for text in cast("list[Any]", value) if not str(text).startswith(_LOOSE)]
     return value
@@ -140,14 +120,7 @@ _MASKED = ("_orig", "_mask")
 
 
 def read_certificate(path: Path) -> Mapping[str, Any]:
-    """Read a certificate.json; nothing in it is run.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FormatError: it is missing, damaged, or no certificate of a compile.
-    """
+    """Read a certificate.json, of which nothing is run; raise FormatError if it is not one."""
     raw = read_small(path, "certificate.json", _MOST_BYTES)
     with read_safely(path, str):
         data: object = parse_json(raw)
@@ -169,18 +142,11 @@ def read_certificate(path: Path) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Basis:
-    """What the artifacts of one compile are held to.
-
-    Args:
-        certificate: of `read_certificate`.
-        dense: the model that was compiled.
-        again: what the recipe gives.
-        given: args and kwargs to compare on beside drawn ones.
-    """
+    """What the artifacts of one compile are compared with."""
 
     certificate: Mapping[str, Any]
     dense: Program
-    again: Again
+    again: Rerun
     given: tuple[Any, Any]
 
     @classmethod
@@ -188,11 +154,11 @@ class Basis:
         cls, certificate: Mapping[str, Any], model: nn.Module, args: Any = (), kwargs: Any = None
     ) -> Basis:
         """Capture the model and run the recipe again."""
-        dense = captured(certificate, model, args, kwargs)
-        again = run_again(certificate, dense, (args, kwargs))
+        dense = _capture_alike(certificate, model, args, kwargs)
+        again = _run_again(certificate, dense, (args, kwargs))
         return cls(certificate, dense, again, (args, kwargs) if args or kwargs else (None, None))
 
-    def held(
+    def check(
         self,
         weights: Mapping[str, torch.Tensor],
         *,
@@ -201,21 +167,23 @@ class Basis:
         trials: int = 3,
         seed: int = 0,
     ) -> Certificate:
-        """Hold one artifact; see `recheck`.
+        """Check an artifact from scratch; the certificate has what differs as failures.
 
-        Args:
-            weights: its state dict.
-            artifact: the artifact as the Program that was compiled.
-            exported: what was made of its graph for one mode, for a .pt2 file.
-            trials: inputs to draw for each mode.
-            seed: of the drawn inputs.
+        Compared are the hashes of graphs and weights with the certificate's; each weight with the
+        model's, of which it may differ by zeros alone, and with the recipe run again; and, in both
+        modes and on drawn inputs, what the artifact computes with what the model computes with its
+        weights. Where channels were cut, they are cut again from the model, which is compared in
+        float64, and the artifact is compared with that.
+
+        `artifact` is the Program that was compiled, `exported` the graph of one mode of a .pt2
+        file; without either, the weights alone are checked.
         """
         certificate, again = self.certificate, self.again.program
         texts = [*_hash_faults(certificate, weights, self.dense, artifact), *self.again.faults]
         cut = certificate["recipe"].get("shrink") is not None
         base = again if cut else self.dense
-        told = self.again.told
-        oracle = f"{told}; without that a shrunk artifact cannot be held to the model"
+        note = self.again.note
+        oracle = f"{note}; without that a shrunk artifact cannot be held to the model"
         if base is not None:
             oracle = _with_weights(base, weights)
         if isinstance(oracle, str):
@@ -223,10 +191,10 @@ class Basis:
             return Certificate("same", 0.0, seed, 0, (), 0.0, failures)
         texts += () if cut else _value_faults(self.dense, weights)
         others = [] if again is None else [*_other_values(again, weights)]
-        told += "" if again is None or others else ", equal weights"
+        note += "" if again is None or others else ", equal weights"
         found = self._compare(artifact, exported, oracle, trials, seed)
         failures = (*(_failure(text) for text in (*texts, *others)), *found.failures)
-        inputs = (*found.inputs, told)
+        inputs = (*found.inputs, note)
         return replace(found, failures=failures, inputs=inputs, recipe=certificate["recipe"])
 
     def _compare(

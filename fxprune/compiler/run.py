@@ -1,14 +1,10 @@
-"""The facade: capture, prune, finalize, unmask. Each copies the Program unless `inplace=True`.
-
-Stages run on a fork or a copy of a Program, which then takes the place of it: all or nothing.
-
-What a rule did, taken from the facts of its passes before these are dropped.
-"""
+"""Capture, prune, finalize, unmask, and the run of passes, all or nothing, that they share."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.channels import CoupledScores, Coupling
-from fxprune.compiler.listening import Holder
+from fxprune.compiler.listening import PlanCheck
 from fxprune.compiler.pipeline import Pipeline, Stage, Trace, stage_of, stages_of
 from fxprune.frontends import adoption_notes, enter, joined_masks
 from fxprune.program import (
@@ -162,11 +158,12 @@ def prune(
             tensors = {**(importance_scores or {}), **(masks or {})}
             given.append(prepare_peers(peers, program, called, tensors))
         listeners = listeners_of(
-            on_pass, watch, Holder(recipe) if isinstance(recipe, Plan) else None
+            on_pass, watch, PlanCheck(recipe) if isinstance(recipe, Plan) else None
         )
         # What was captured here is nobody else's.
         inplace = inplace or program is not model
-        run = Run.of_stages(program, stages, given, inplace=inplace, listeners=listeners)
+        run = Run(program, inplace=inplace, listeners=listeners)
+        run.stages(stages, given)
     return run.result()
 
 
@@ -191,7 +188,9 @@ def run_stages(
     listeners: Iterable[Listener] = (),
 ) -> Program:
     """Run stages, all or nothing, each from the same given facts."""
-    return Run.of_stages(program, stages, given, inplace=inplace, listeners=listeners).result()
+    run = Run(program, inplace=inplace, listeners=listeners)
+    run.stages(stages, given)
+    return run.result()
 
 
 def finalize(
@@ -297,47 +296,37 @@ class Run:
         self, program: Program, *, inplace: bool, listeners: Iterable[Listener] = ()
     ) -> None:
         self.program, self.inplace, self.listeners = program, inplace, tuple(listeners)
-        self.work = fork(program) if inplace else copied(program)
-        for each in self.listeners:
-            each.begin(self.work)
 
-    @classmethod
-    def of_stages(
-        cls,
-        program: Program,
-        stages: Iterable[Stage],
-        given: Iterable[Any] = (),
-        *,
-        inplace: bool,
-        listeners: Iterable[Listener] = (),
-    ) -> Run:
-        """Run stages, checked before any of them runs, each from the same given facts."""
-        stages, facts = list(stages), _facts(given)
-        kinds = set(map(type, facts))
-        for stage in stages:
-            stage.pipeline.check(kinds)
-        if Peers not in kinds:
-            refuse_sharded(program)
-        run = cls(program, inplace=inplace, listeners=listeners)
-        for stage in stages:
-            run.stage(stage, facts)
-        run.end()
-        return run
+    @cached_property
+    def work(self) -> Program:
+        """The fork or copy, made when the first pass needs it."""
+        work = fork(self.program) if self.inplace else copied(self.program)
+        for each in self.listeners:
+            each.begin(work)
+        return work
 
     def passes(self, pipeline: Pipeline, facts: Facts | None = None, stage: str = "") -> Trace:
         """Run passes before the listeners."""
         return pipeline.run(self.work, facts or Facts(), self.listeners, stage)
 
-    def stage(self, stage: Stage, given: Iterable[Any]) -> None:
-        """Run a stage and record what it did."""
-        facts = Facts(_facts(given))
-        trace = self.passes(stage.pipeline, facts, stage.name)
-        if stage.calls:
-            self.work.captured.passes += pass_records(stage, trace)
-        else:
-            self.work.captured.records += (record_of(self.work, stage, facts, trace),)
-        for each in self.listeners:
-            each.stage(self.work, stage.rules, facts)
+    def stages(self, stages: Iterable[Stage], given: Iterable[Any] = ()) -> None:
+        """Run stages, checked before any of them runs, each from the same given facts."""
+        stages, empty = list(stages), (Importance(), GivenMasks(), Methods())
+        there: dict[type[Any], Any] = {type(fact): fact for fact in (*empty, *given)}
+        for stage in stages:
+            stage.pipeline.check(there)
+        if Peers not in there:
+            refuse_sharded(self.program)
+        for stage in stages:
+            facts = Facts(there.values())
+            trace = self.passes(stage.pipeline, facts, stage.name)
+            if stage.calls:
+                self.work.captured.passes += pass_records(stage, trace)
+            else:
+                self.work.captured.records += (record_of(self.work, stage, facts, trace),)
+            for each in self.listeners:
+                each.stage(self.work, stage.rules, facts)
+        self.end()
 
     def end(self) -> None:
         """Let the listeners see what all passes did."""
@@ -353,35 +342,21 @@ class Run:
         return self.work
 
 
-def _facts(given: Iterable[Any]) -> list[Any]:
-    """Fill up what callers may give with empty facts."""
-    there = {type(fact): fact for fact in (Importance(), GivenMasks(), Methods())}
-    there.update((type(fact), fact) for fact in given)
-    return list(there.values())
-
-
 def record_of(program: Program, stage: Stage, facts: Facts, trace: Trace) -> RuleRecord:
-    """Return the record of a stage that has run.
-
-    Args:
-        program: with the masks that the stage made.
-        stage: the rules.
-        facts: with the facts of all its passes.
-        trace: what the pipeline counted.
-    """
+    """Return the record of a stage that has run, from the facts of its passes."""
     rule = stage.rules[0]
     selection = facts[Selection]
     method = rule.method or f"{rule.score_name}/{rule.granularity_name}"
     refused = selection.refused
     if rule.coupled:
-        layers = tuple(_layers(facts))
-        parameters = tuple(_coupled(facts, layers))
+        layers = tuple(_layer_records(facts))
+        parameters = tuple(_coupled_records(facts, layers))
         masked = {record.name for record in parameters}
         others = tuple((name, why) for name, why in refused if name not in masked)
         refused = (*others, *facts[Coupling].refused)
     else:
         layers = ()
-        parameters = tuple(_parameters(program, facts))
+        parameters = tuple(_records(program, facts))
     return RuleRecord(
         rule=stage.name,
         method=method,
@@ -396,12 +371,7 @@ def record_of(program: Program, stage: Stage, facts: Facts, trace: Trace) -> Rul
 
 
 def pass_records(stage: Stage, trace: Trace) -> tuple[PassRecord, ...]:
-    """Return the records of passes that a recipe named, after they have run.
-
-    Args:
-        stage: the passes.
-        trace: what the pipeline counted.
-    """
+    """Return the records of passes that a recipe named, after they have run."""
     ran = zip(stage.calls, stage.pipeline.passes, trace.steps, strict=True)
     return tuple(
         PassRecord(
@@ -416,7 +386,7 @@ def pass_records(stage: Stage, trace: Trace) -> tuple[PassRecord, ...]:
     )
 
 
-def _parameters(program: Program, facts: Facts) -> Iterator[ParamRecord]:
+def _records(program: Program, facts: Facts) -> Iterator[ParamRecord]:
     sites = facts[Selection].sites
     if Ranking not in facts.kinds:
         yield from (ParamRecord(site.name) for site in sites)
@@ -426,9 +396,9 @@ def _parameters(program: Program, facts: Facts) -> Iterator[ParamRecord]:
     for site in sites:
         name, source, cut = site.name, scores.sources[site.name], ranking.cuts[site.name]
         units, alive = ranking.sizes.get(name, (source.units, source.alive))
-        # Which parameters' ties torch took is told by the masks alone; an empty one tells nothing.
-        told = name in replayed and site.numel > 0
-        gone = alive - _alive(program, name, scores.dim) if told else cut.count
+        # Which parameters' ties torch took, the masks alone say; an empty one says nothing.
+        by_masks = name in replayed and site.numel > 0
+        gone = alive - _alive(program, name, scores.dim) if by_masks else cut.count
         quota = cut.quota + gone - cut.count
         level = None if cut.threshold is None else float(cut.threshold)
         yield ParamRecord(name, units, alive, gone, level, cut.tied, quota)
@@ -439,7 +409,7 @@ def _alive(program: Program, name: str, dim: int | None) -> int:
     return spread.count_true(mask == 1 if dim is None else living_channels(mask, dim))
 
 
-def _layers(facts: Facts) -> Iterator[ParamRecord]:
+def _layer_records(facts: Facts) -> Iterator[ParamRecord]:
     sources, cuts = facts[CoupledScores].sources, facts[Ranking].cuts
     for layer in facts[Coupling].layers:
         alive, cut = sources[layer.name].alive, cuts[layer.name]
@@ -447,7 +417,7 @@ def _layers(facts: Facts) -> Iterator[ParamRecord]:
         yield ParamRecord(layer.name, *counts, makers=layer.makers)
 
 
-def _coupled(facts: Facts, layers: tuple[ParamRecord, ...]) -> Iterator[ParamRecord]:
+def _coupled_records(facts: Facts, layers: tuple[ParamRecord, ...]) -> Iterator[ParamRecord]:
     """Yield what happened to the channels that parameters make, or else to all that they have."""
     coupling = facts[Coupling]
     made_by: dict[str, list[ParamRecord]] = {}

@@ -1,4 +1,4 @@
-"""Shrink: cut dead channels out of a Program, and hold what is left to what there was."""
+"""Shrink: cut dead channels out of a Program, and compare the result with what it was."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from fxprune.program import (
 )
 from fxprune.rewrite import Facts, create
 from fxprune.verification import UNCHECKED, Certificate, Listener, listeners_of, verify, widen
-
-Given = tuple[Any, Any]
 
 
 def shrink(
@@ -79,7 +77,7 @@ def shrink_certified(
     program: Program,
     *,
     held_to: Program | None = None,
-    given: Given = (None, None),
+    given: tuple[Any, Any] = (None, None),
     inplace: bool = False,
     round_to: int = 1,
     certify: bool = True,
@@ -95,7 +93,7 @@ def shrink_certified(
     run.end()
     certificate = UNCHECKED
     if certify:
-        certificate = _certified(program, run.work, held_to or program, round_to, given)
+        certificate = _certify(program, run.work, held_to or program, round_to, given)
     sizes = {"before": footprint_of(program), "after": footprint_of(run.work)}
     *others, last = run.work.captured.shrinks
     last = replace(last, checked=_evidence(certificate), **sizes)
@@ -135,13 +133,13 @@ def _check_request(program: Program, round_to: int) -> None:
         )
 
 
-def _certified(
-    program: Program, work: Program, held_to: Program, round_to: int, given: Given
+def _certify(
+    program: Program, work: Program, held_to: Program, round_to: int, given: tuple[Any, Any]
 ) -> Certificate:
-    """Shrink a copy in float64 as well, and run it beside what it is held to.
+    """Shrink a copy in float64 as well, and compare its outputs with those of `held_to`.
 
-    Raises:
-        InvariantError: outputs differ, or other channels went than in the Program's own dtype.
+    Other outputs, or other channels that went than in the Program's own dtype, raise
+    InvariantError.
     """
     after, before = copy.deepcopy(program), copy.deepcopy(held_to)
     widen(after)
@@ -163,11 +161,7 @@ def _certified(
 
 
 def _check_narrow(work: Program, wide: Program) -> None:
-    """Check that what was cut holds what is run in its place in float64, rounded.
-
-    Raises:
-        InvariantError: names the first parameter that does not.
-    """
+    """Check that what was cut holds, rounded, what is run in its place in float64."""
     for name in parameters.aliases(work):
         own, other = parameters.value(work, name), parameters.value(wide, name)
         if own.shape == other.shape:

@@ -1,7 +1,4 @@
-"""Certificates: what a comparison of two models found.
-
-Digests of a Program's graphs and tensors: SHA-256, each tensor hashed once while it lives.
-"""
+"""Certificates: what a comparison of two models found, and digests of graphs and tensors."""
 
 from __future__ import annotations
 
@@ -22,18 +19,9 @@ from fxprune.program import Program, fingerprint
 class Failure:
     """One place where two models differ.
 
-    Args:
-        mode: "train" or "eval".
-        input: which input it was.
-        output: which output or buffer differs; None where a side raised.
-        difference: the largest absolute difference there; None where a side raised.
-        message: what differs, in a sentence.
-        node: the first node of the graph whose value differs; None where it is not known.
-        example: a small input on which they differ, as text; None where none was looked for.
-
-    Example:
-        >>> print(Failure("eval", "args", "output", 0.5, "output differs by up to 0.5"))
-        eval mode, args: output differs by up to 0.5
+    `output` names an output or buffer and `difference` is the largest absolute one; both are None
+    where a side raised. `node` is the first node of the graph whose value differs, `example` a
+    small input on which they differ, where these were looked for.
     """
 
     mode: str
@@ -51,18 +39,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was checked of one pass of a compile.
+    """What was checked of one pass of a compile, and SHA-256 digests of graphs and tensors.
 
-    Args:
-        name: the pass.
-        promise: "same", "close", "masks", "unmasks", or "changes" for none.
-        graph_before: the SHA-256 of what the graphs compute.
-        graph_after: the same after the pass.
-        weights_before: the SHA-256 of all persistent tensors by key.
-        weights_after: the same after the pass.
-        checks: what was held to what, in words.
-        rule: the rules for which it ran; empty where there are none.
-        seed: the seed that the first of them gave; None where it gave none.
+    `promise` is "same", "close", "masks", "unmasks", or "changes" for none; `rule` has the rules
+    for which the pass ran, and `seed` is that of the first of them.
     """
 
     name: str
@@ -156,11 +136,7 @@ class Certificate:
 
 
 def seal_of(data: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a certificate's data, which tells changes by accident or by hand.
-
-    Args:
-        data: of `Certificate.to_data`, or read from JSON; its "digest" is left out.
-    """
+    """Return the SHA-256 of a certificate's data but for its "digest"."""
     rest = {key: value for key, value in data.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -188,9 +164,9 @@ class Digests:
 
     def state(self, program: Program) -> str:
         """Return the digest of all persistent tensors of a Program, by their keys."""
-        return _joined({key: self._of(x) for key, x in _state(program).items()})
+        return _join({key: self._of(x) for key, x in _state(program).items()})
 
-    def rewritten(self, program: Program) -> Iterator[str]:
+    def hidden_writes(self, program: Program) -> Iterator[str]:
         """Yield the keys of tensors that were written to past torch's count of writes."""
         for key, tensor in _state(program).items():
             known = self._known.get(tensor)
@@ -208,12 +184,7 @@ class Digests:
 
 
 def digest_of(tensor: torch.Tensor) -> str:
-    """Return the SHA-256 of a tensor's shape, dtype and values, wherever they are stored.
-
-    Example:
-        >>> digest_of(torch.ones(2))[:8] == digest_of(torch.ones(4)[::2])[:8]
-        True
-    """
+    """Return the SHA-256 of a tensor's shape, dtype and values, wherever they are stored."""
     found = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     if not tensor.is_meta:
         plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
@@ -224,23 +195,15 @@ def digest_of(tensor: torch.Tensor) -> str:
 
 
 def state_digest(state: Mapping[str, Any]) -> str:
-    """Return the digest of tensors by key, as `Digests.state` gives it for a Program.
-
-    Args:
-        state: a state dict; what is no tensor in it is left out.
-    """
+    """Return the digest of a state dict's tensors, as `Digests.state` gives it for a Program."""
     tensors = {key: x for key, x in state.items() if isinstance(x, torch.Tensor)}
-    return _joined({key: digest_of(x) for key, x in tensors.items()})
+    return _join({key: digest_of(x) for key, x in tensors.items()})
 
 
 def graphs_digest(program: Program) -> str:
     """Return the digest of what the graphs compute, whatever their nodes are called."""
-    lines = {mode: fingerprint(graph) for mode, graph in _graphs(program)}
+    lines = {mode: fingerprint(graph) for mode, graph in sorted(program.graphs.items())}
     return hashlib.sha256(repr(lines).encode()).hexdigest()
-
-
-def _graphs(program: Program) -> list[tuple[str, Any]]:
-    return sorted(program.graphs.items())
 
 
 def _state(program: Program) -> dict[str, torch.Tensor]:
@@ -249,7 +212,7 @@ def _state(program: Program) -> dict[str, torch.Tensor]:
     return {key: x for key, x in state.items() if isinstance(x, torch.Tensor)}
 
 
-def _joined(digests: Mapping[str, str]) -> str:
+def _join(digests: Mapping[str, str]) -> str:
     text = "\n".join(f"{key} {digest}" for key, digest in sorted(digests.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 

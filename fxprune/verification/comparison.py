@@ -1,4 +1,4 @@
-"""Hold two models to each other, on given and on drawn inputs, in train and in eval mode."""
+"""Compare two models on given and on drawn inputs, in train and in eval mode."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fxprune.verification.certificate import Certificate, Failure
 from fxprune.verification.differences import (
     Difference,
     Holder,
+    describe,
     first_change,
     first_difference,
-    minimised,
-    recorded,
-    told,
+    minimise,
+    record_values,
 )
 from fxprune.verification.proof import prove_same
-from fxprune.verification.trials import Run, Side, Trial, reproducible, run, trials_of
+from fxprune.verification.trials import Side, Trial, TrialRun, reproducible, run, trials_of
 
 
 def verify(
@@ -150,7 +150,7 @@ class _Comparison:
         return Holder(self.bound if self.wide else None)
 
     def compare(self, trial: Trial) -> None:
-        """Run both sides on one input and keep what differs."""
+        """TrialRun both sides on one input and keep what differs."""
         after, before = (run(side, trial, seed=self.seed) for side in self._sides)
         if trial.drawn and after.error and before.error:
             self.skipped.append(f"{trial.mode}: {trial.label}: {before.error}")
@@ -160,7 +160,7 @@ class _Comparison:
             message = f"after {_outcome(after)}; before {_outcome(before)}"
             self.failures.append(Failure(trial.mode, trial.label, None, None, message))
             return
-        found = self._found(trial, after, before)
+        found = self._differences(trial, after, before)
         sizes = [difference.size for difference in found if difference.where.startswith("output")]
         self.largest = max(self.largest, *sizes, 0.0)
         self._report(trial, [difference for difference in found if difference.text])
@@ -185,12 +185,16 @@ class _Comparison:
             skipped=tuple(self.skipped),
         )
 
-    def _found(self, trial: Trial, after: Run, before: Run) -> list[Difference]:
+    def _differences(self, trial: Trial, after: TrialRun, before: TrialRun) -> list[Difference]:
         found = self.holder.nests("output", after.output, before.output)
-        return found + self._written(after, before) + self._buffers(trial, after, before)
+        return (
+            found
+            + self._input_differences(after, before)
+            + self._buffer_differences(trial, after, before)
+        )
 
-    def _written(self, after: Run, before: Run) -> list[Difference]:
-        """Hold what was written to inputs to each other."""
+    def _input_differences(self, after: TrialRun, before: TrialRun) -> list[Difference]:
+        """Compare what was written to inputs."""
         if self.wide or not self._has_program:
             return []
         pairs = zip(after.inputs, before.inputs, strict=True)
@@ -206,17 +210,19 @@ class _Comparison:
         after, before = (run(side, trial, seed=self.seed) for side in self._sides)
         if after.error or before.error:
             return False
-        return any(difference.text for difference in self._found(trial, after, before))
+        return any(difference.text for difference in self._differences(trial, after, before))
 
     def _example(self, trial: Trial) -> str | None:
         """Return a small input on which the two differ, once a certificate."""
         if self.failures:
             return None
         spec = next((s for s in (self.before, self.after) if isinstance(s, Program)), None)
-        return minimised(trial, self._differs, None if spec is None else spec.captured.inputs)
+        return minimise(trial, self._differs, None if spec is None else spec.captured.inputs)
 
-    def _buffers(self, trial: Trial, after: Run, before: Run) -> list[Difference]:
-        """Hold batch statistics after a step in train mode to each other."""
+    def _buffer_differences(
+        self, trial: Trial, after: TrialRun, before: TrialRun
+    ) -> list[Difference]:
+        """Compare batch statistics after a step in train mode."""
         if self.wide or trial.mode != TRAIN or not self._has_program:
             return []
         return [
@@ -247,19 +253,22 @@ class _Comparison:
         steps: list[Any] = []
         mode = trial.mode
         for side in self._sides:
-            program, args, kwargs = side.prepared(trial)
+            program, args, kwargs = side.prepare(trial)
             with reproducible(self.seed):
-                steps.append(recorded(program, args, kwargs))
+                steps.append(record_values(program, args, kwargs))
             mode = mode_of(program)
         node = first_difference(steps[0], steps[1], self.holder)
         if node is not None:
-            return node.name, f"; the first node that differs is {told(self.after, node)}"
+            return node.name, f"; the first node that differs is {describe(self.after, node)}"
         # What reads equal values may return others of them, or write otherwise.
         changed = first_change(self.after, self.before, mode)
         if changed is None:
             return None, ""
-        return changed.name, f"; the first node that is another one is {told(self.after, changed)}"
+        return (
+            changed.name,
+            f"; the first node that is another one is {describe(self.after, changed)}",
+        )
 
 
-def _outcome(run: Run) -> str:
+def _outcome(run: TrialRun) -> str:
     return f"raises {run.error}" if run.error else "runs"

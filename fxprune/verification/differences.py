@@ -1,9 +1,4 @@
-"""How two values differ: in kind, in bits, or by how much.
-
-A small input on which two models still differ: fewer rows, and zeros, while they do.
-
-Run the graphs of two Programs node by node and find the first value that differs.
-"""
+"""How values of two models differ, from which node on, and on how small an input."""
 
 from __future__ import annotations
 
@@ -35,12 +30,10 @@ from fxprune.words import dtype_name
 
 @dataclass(frozen=True)
 class Difference:
-    """How one value differs from another.
+    """How one value differs from another; `text` is empty where it does not.
 
-    Args:
-        where: which value, as "output['logits']".
-        size: the largest absolute difference; infinite where they cannot be subtracted.
-        text: what differs, as "differs by up to 0.5"; empty where nothing does.
+    `where` is as "output['logits']"; `size` the largest absolute difference, infinite where the
+    values cannot be subtracted.
     """
 
     where: str
@@ -50,28 +43,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Holder:
-    """Holds values to each other by a promise.
+    """Compares values bit for bit, or within a bound.
 
-    Args:
-        bound: the largest difference allowed, times the largest number compared where that is
-            above 1; None for bit equality.
-
-    Example:
-        >>> holder = Holder(bound=None)
-        >>> [difference.text for difference in holder.nests("output", [1, 2], [1, 3])]
-        ['', 'is 2 after and 3 before']
+    A bound is the largest difference allowed, times the largest number compared where that is above
+    1.
     """
 
     bound: float | None
 
     def nests(self, name: str, after: Any, before: Any) -> list[Difference]:
-        """Return one Difference a leaf of two nested values, whether it differs or not.
-
-        Args:
-            name: what the whole is called.
-            after: any pytree.
-            before: a pytree that should have the same structure.
-        """
+        """Return a Difference for each leaf of two pytrees, whether it differs or not."""
         first, tree = pytree.tree_flatten_with_path(after)
         second, other = pytree.tree_flatten(before)
         if tree != other:
@@ -89,33 +70,21 @@ class Holder:
             text = f"is {_kind(after)} after and {_kind(before)} before"
             return Difference(where, math.inf, text)
         gap = largest_gap(after, before)
-        kept = same_bits(after, before) if self.bound is None else gap <= self._allowed(before)
+        kept = same_bits(after, before) if self.bound is None else gap <= self._bound_for(before)
         if kept:
             return Difference(where, gap)
         if gap == 0:
             return Difference(where, gap, "differs in the bits of zeros or NaN only")
         return Difference(where, gap, f"differs by up to {gap:.3g}")
 
-    def _allowed(self, before: torch.Tensor) -> float:
+    def _bound_for(self, before: torch.Tensor) -> float:
         values = _wide(before).abs()
         values = values[values.isfinite()]
         return (self.bound or 0.0) * max(1.0, float(values.max()) if values.numel() else 0.0)
 
 
 def largest_gap(after: torch.Tensor, before: torch.Tensor) -> float:
-    """Return the largest absolute difference; NaN equals NaN, and infinity infinity.
-
-    Args:
-        after: any tensor.
-        before: of the same shape.
-
-    Example:
-        >>> inf, nan = float("inf"), float("nan")
-        >>> largest_gap(torch.tensor([1.0, inf, nan]), torch.tensor([1.5, inf, nan]))
-        0.5
-        >>> largest_gap(torch.tensor(nan), torch.tensor(0.0))
-        inf
-    """
+    """Return the largest absolute difference; NaN equals NaN, and infinity infinity."""
     a, b = _wide(after), _wide(before)
     equal = (a == b) | (a.isnan() & b.isnan())
     gaps = (a - b).abs().masked_fill(equal, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
@@ -147,13 +116,10 @@ _RUNS = 80  # how many smaller inputs are tried at most
 _SHOWN = 8  # how many entries are written out
 
 
-def minimised(trial: Trial, differs: Callable[[Trial], bool], spec: InputSpec | None) -> str:
-    """Return, as text, a small input on which two models differ.
+def minimise(trial: Trial, differs: Callable[[Trial], bool], spec: InputSpec | None) -> str:
+    """Return, as text, a small input on which two models differ, made smaller from `trial`.
 
-    Args:
-        trial: an input on which they do.
-        differs: tells whether they do on another one.
-        spec: which dimensions are the batch's; None to leave shapes as they are.
+    `spec` says which dimensions are the batch's; None leaves shapes as they are.
     """
     left = [_RUNS]
 
@@ -163,8 +129,8 @@ def minimised(trial: Trial, differs: Callable[[Trial], bool], spec: InputSpec | 
 
     leaves = pytree.tree_leaves((trial.args, trial.kwargs))
     leaves = _fewer_rows(leaves, spec, holds)
-    leaves = _zeroed(leaves, holds)
-    return ", ".join(_told(leaves, spec)) or "any input, as there is none"
+    leaves = _zero_entries(leaves, holds)
+    return ", ".join(_describe_inputs(leaves, spec)) or "any input, as there is none"
 
 
 def _with(trial: Trial, leaves: list[Any]) -> Trial:
@@ -186,7 +152,7 @@ def _fewer_rows(
             if stop - start >= _size(leaves, spec, symbol):
                 continue
             fewer = [
-                _sliced(leaf, at.shape, symbol, start, stop)
+                _slice(leaf, at.shape, symbol, start, stop)
                 for leaf, at in zip(leaves, spec.inputs, strict=True)
             ]
             if holds(fewer):
@@ -208,7 +174,7 @@ def _size(leaves: list[Any], spec: InputSpec, symbol: str) -> int:
     return 0
 
 
-def _sliced(leaf: Any, shape: tuple[Any, ...], symbol: str, start: int, stop: int) -> Any:
+def _slice(leaf: Any, shape: tuple[Any, ...], symbol: str, start: int, stop: int) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return leaf
     for dim, of in enumerate(shape):
@@ -219,7 +185,7 @@ def _sliced(leaf: Any, shape: tuple[Any, ...], symbol: str, start: int, stop: in
     return leaf
 
 
-def _zeroed(leaves: list[Any], holds: Callable[[list[Any]], bool]) -> list[Any]:
+def _zero_entries(leaves: list[Any], holds: Callable[[list[Any]], bool]) -> list[Any]:
     """Set entries to zero, in ever smaller runs, while the difference stays."""
     for at, leaf in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor) or leaf.numel() == 0:
@@ -241,7 +207,7 @@ def _zeroed(leaves: list[Any], holds: Callable[[list[Any]], bool]) -> list[Any]:
     return leaves
 
 
-def _told(leaves: list[Any], spec: InputSpec | None) -> Iterator[str]:
+def _describe_inputs(leaves: list[Any], spec: InputSpec | None) -> Iterator[str]:
     named = spec is not None and len(spec.inputs) == len(leaves)
     for i, leaf in enumerate(leaves):
         name = spec.inputs[i].name if named and spec is not None else f"input {i}"
@@ -265,16 +231,11 @@ Steps = dict[str, tuple[Node, list[torch.Tensor]]]
 """The tensors that each node gave, keyed by what the node stands for, in the order run."""
 
 
-def recorded(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps:
-    """Run the graph of a Program's mode and keep a copy of what every node gives.
+def record_values(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps:
+    """Run the graph of a private copy in its mode and keep a copy of what every node gives.
 
     A parameter stands under its own name, whether it is read as it is or times its mask; the
     factors are left out. What else a node gives stands under the node's name.
-
-    Args:
-        program: a private copy; batch statistics change as in any run.
-        args: positional inputs.
-        kwargs: keyword inputs.
     """
     leaves = program.captured.inputs.flatten(args, kwargs)
     recorder = _Recorder(program, graph=program.graphs[mode_of(program)])
@@ -285,13 +246,7 @@ def recorded(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def first_difference(after: Steps, before: Steps, holder: Holder) -> Node | None:
-    """Return the first node, as `after` ran, whose value differs from its namesake's.
-
-    Args:
-        after: what one Program's nodes gave.
-        before: what the other's gave; nodes that only one of them has are left out.
-        holder: tells what counts as a difference.
-    """
+    """Return the first node, as `after` ran, whose value differs from its namesake's."""
     for key, (node, values) in after.items():
         if key in before and _differ(values, before[key][1], holder):
             return node
@@ -299,13 +254,7 @@ def first_difference(after: Steps, before: Steps, holder: Holder) -> Node | None
 
 
 def first_change(after: Program, before: Program, mode: str) -> Node | None:
-    """Return the first node of a graph that the other has not, or with other arguments.
-
-    Args:
-        after: whose node is returned; reads of parameters are looked through.
-        before: another Program.
-        mode: which graph.
-    """
+    """Return the first node of a graph that the other has not, or with other arguments."""
     if mode not in before.graphs:
         return None
     views = (snapshot(program).views[mode] for program in (after, before))
@@ -315,7 +264,7 @@ def first_change(after: Program, before: Program, mode: str) -> Node | None:
     return None if changed is None else nodes[changed]
 
 
-def told(program: Program, node: Node) -> str:
+def describe(program: Program, node: Node) -> str:
     """Say what a node is: the parameter it stands for, or its operator and module."""
     name = parameter_of(program, node)
     if name is not None:

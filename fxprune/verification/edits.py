@@ -8,16 +8,13 @@ from typing import NamedTuple
 import torch
 
 from fxprune.support import same_bits
-from fxprune.verification.snapshot import Effect, Fault, Place, Snapshot
+from fxprune.verification.snapshot import Effect, Fault, ModuleState, Snapshot
 
 
-class Made(NamedTuple):
-    """A tensor that an effect makes; what the effect leaves as it is stays the same object.
+class NewTensor(NamedTuple):
+    """A tensor that an effect makes, with the shape, dtype and device of `like`.
 
-    Args:
-        like: has its shape, dtype and device, and its values where `what` says what they are.
-        trained: whether it asks for gradients.
-        what: what its values are; empty where scores or runs tell.
+    `what` says what its values are, those of `like`; it is empty where scores or runs tell.
     """
 
     like: torch.Tensor
@@ -25,17 +22,11 @@ class Made(NamedTuple):
     what: str = ""
 
 
-_Tensors = dict[str, torch.Tensor | Made]
+_Tensors = dict[str, torch.Tensor | NewTensor]
 
 
 class Expected:
-    """The state before, with a declared effect applied to it.
-
-    Args:
-        before: the Program as the pass found it.
-        after: the Program as the pass left it; tells only what an effect leaves open.
-        effect: what the pass declared.
-    """
+    """The state before, with an effect applied to it; `after` tells what the effect leaves open."""
 
     def __init__(self, before: Snapshot, after: Snapshot, effect: Effect) -> None:
         self.before, self.after, self.effect = before, after, effect
@@ -56,7 +47,7 @@ class Expected:
             for path, key in self._places(name):
                 if mask is None:
                     self.parameters[path][f"{key}_orig"] = self.parameters[path].pop(key)
-                self.buffers[path][f"{key}_mask"] = Made(stored, trained=False)
+                self.buffers[path][f"{key}_mask"] = NewTensor(stored, trained=False)
 
     def fold(self) -> None:
         """Put the product in the place of P_orig and P_mask."""
@@ -66,14 +57,14 @@ class Expected:
         """Put the stored tensor in the place of P_orig and P_mask."""
         self._drop_masks(lambda stored, mask: stored)
 
-    def _product(self, stored: torch.Tensor, mask: torch.Tensor) -> Made:
+    def _product(self, stored: torch.Tensor, mask: torch.Tensor) -> NewTensor:
         value = torch.mul(stored.detach(), mask)
         if self.effect.zeros == "clean":
             value = torch.where(mask == 0, torch.zeros_like(value), value)
-        return Made(value, stored.requires_grad, "the product of its tensor and its mask")
+        return NewTensor(value, stored.requires_grad, "the product of its tensor and its mask")
 
     def _drop_masks(
-        self, value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Made]
+        self, value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | NewTensor]
     ) -> None:
         for name in self.effect.names or self.before.masked:
             stored, mask = self.before.stored(name)
@@ -95,40 +86,40 @@ class Expected:
             return ranks.get(name, ranks.get(name.removesuffix("_orig"), -1))
 
         for path, held in self.parameters.items():
-            ordered = sorted(held, key=lambda key, path=path: rank(_joined(path, key)))
+            ordered = sorted(held, key=lambda key, path=path: rank(_join(path, key)))
             self.parameters[path] = {key: held[key] for key in ordered}
 
     def adopt(self) -> None:
         """Call P_orig P where the graph multiplies it with P_mask, a mask from then on."""
         fresh = {name for name in self.after.first if name not in self.first}
 
-        def named(name: str) -> str:
+        def adopted_name(name: str) -> str:
             plain = name.removesuffix("_orig")
             return plain if plain in fresh else name
 
-        self.first = {named(name): named(first) for name, first in self.first.items()}
+        self.first = {adopted_name(name): adopted_name(first) for name, first in self.first.items()}
         for name in fresh:
             stored, mask = self.before.stored(name)
             if stored is not None and mask is not None:
                 path, key = _split(name)
                 what = "its mask in the graph before, in the parameter's dtype"
-                cast = Made(mask.detach().to(stored.dtype), trained=False, what=what)
+                cast = NewTensor(mask.detach().to(stored.dtype), trained=False, what=what)
                 self.buffers[path][f"{key}_mask"] = cast
 
     def cut(self) -> None:
         """Take out the channels and the tensors that go; biases that absorb get any values."""
-        made: dict[int, Made] = {}
+        made: dict[int, NewTensor] = {}
         for each in self.effect.cuts:
-            for tensor in self._named(each.tensor):
+            for tensor in self._tensors_named(each.tensor):
                 whole = made[id(tensor)].like if id(tensor) in made else tensor.detach()
                 index = torch.tensor(each.kept, dtype=torch.int64, device=whole.device)
                 part = whole.index_select(each.axis, index)
                 what = "what it was, less the channels that go"
-                made[id(tensor)] = Made(part, tensor.requires_grad, what)
-        for tensor in [t for name in self.effect.absorbed for t in self._named(name)]:
+                made[id(tensor)] = NewTensor(part, tensor.requires_grad, what)
+        for tensor in [t for name in self.effect.absorbed for t in self._tensors_named(name)]:
             like = made[id(tensor)].like if id(tensor) in made else tensor.detach()
-            made[id(tensor)] = Made(like, tensor.requires_grad)
-        removed = [t for name in self.effect.removed for t in self._named(name)]
+            made[id(tensor)] = NewTensor(like, tensor.requires_grad)
+        removed = [t for name in self.effect.removed for t in self._tensors_named(name)]
         gone = {id(tensor) for tensor in removed}
         first = self.first.items()
         self.first = {n: of for n, of in first if id(self.before.stored(n)[0]) not in gone}
@@ -137,7 +128,7 @@ class Expected:
                 kept = {key: t for key, t in held.items() if id(t) not in gone}
                 state[path] = {key: made.get(id(t), t) for key, t in kept.items()}
 
-    def _named(self, name: str) -> list[torch.Tensor]:
+    def _tensors_named(self, name: str) -> list[torch.Tensor]:
         """Return what a record's name stands for: a parameter with its mask, or a buffer."""
         if name in self.before.first:
             return [t for t in self.before.stored(name) if t is not None]
@@ -152,45 +143,43 @@ class Expected:
 
     # The difference
 
-    def difference(self) -> Iterator[Fault]:
+    def differences(self) -> Iterator[Fault]:
         """Yield what differs in the state that was found, names first, then module by module."""
         was, now = self.before.tree, self.after.tree
         first = {n: of for n, of in self.after.first.items() if n not in self.effect.added}
         if list(first.items()) != list(self.first.items()):
             yield Fault("the parameters have other names, or another order")
-        yield from self._masks()
+        yield from self._compare_masks()
         for path in [*was, *(path for path in now if path not in was)]:
             if path not in now or path not in was:
                 yield Fault(f"the module {path!r} {'went' if path in was else 'came'}")
             else:
-                yield from self._place(path, was[path], now[path])
+                yield from self._compare_modules(path, was[path], now[path])
         if self.before.outputs != self.after.outputs:
             yield Fault("the outputs are nested differently")
 
-    def _masks(self) -> Iterator[Fault]:
+    def _compare_masks(self) -> Iterator[Fault]:
         for name, first in self.after.first.items():
-            found, other = self.after.stored(name), self.after.stored(first)
-            if found[0] is not other[0] or found[1] is not other[1]:
-                yield Fault(f"{name!r} and {first!r} are one parameter, but not one tensor")
             path, key = _split(name)
+            mask = self.after.stored(name)[1]
             wanted = f"{key}_mask" in self.buffers.get(path, ()) and name in self.first
-            if name == first and wanted != (found[1] is not None):
+            if name == first and wanted != (mask is not None):
                 have, to_have = ("no mask", "one") if wanted else ("a mask", "none")
                 yield Fault(f"{name!r} has {have}, and was to have {to_have}")
 
-    def _place(self, path: str, was: Place, now: Place) -> Iterator[Fault]:
+    def _compare_modules(self, path: str, was: ModuleState, now: ModuleState) -> Iterator[Fault]:
         if (was.kind, was.training) != (now.kind, now.training):
             yield Fault(f"the module {path!r} has another class or training flag")
         parameters, buffers = self.parameters[path], self.buffers[path]
-        yield from self._held("parameters", path, parameters, now.parameters)
-        yield from self._held("buffers", path, buffers, now.buffers)
+        yield from self._compare_tensors("parameters", path, parameters, now.parameters)
+        yield from self._compare_tensors("buffers", path, buffers, now.buffers)
         if was.transient & buffers.keys() != now.transient & buffers.keys():
             yield Fault(f"other buffers of {path!r} are saved than before")
 
-    def _held(
+    def _compare_tensors(
         self, what: str, path: str, wanted: _Tensors, found: Mapping[str, torch.Tensor]
     ) -> Iterator[Fault]:
-        names = {key: _joined(path, key) for key in [*wanted, *found]}
+        names = {key: _join(path, key) for key in [*wanted, *found]}
         keys = [k for k, t in found.items() if k in wanted or not self._may_come(names[k], t)]
         if keys != list(wanted):
             yield Fault(f"the {what} of {path!r} are {keys}, and were to be {list(wanted)}")
@@ -221,7 +210,7 @@ def is_constant(name: str, tensor: torch.Tensor | None = None) -> bool:
     return indices or plain.endswith("_constant")
 
 
-def _tensor_fault(wanted: torch.Tensor | Made, found: torch.Tensor) -> str | None:
+def _tensor_fault(wanted: torch.Tensor | NewTensor, found: torch.Tensor) -> str | None:
     if isinstance(wanted, torch.Tensor):
         return None if found is wanted else "is another tensor than before"
     kinds = [f"{tuple(t.shape)} {t.dtype} {t.device}" for t in (found, wanted.like)]
@@ -239,5 +228,5 @@ def _split(name: str) -> tuple[str, str]:
     return path, key
 
 
-def _joined(path: str, key: str) -> str:
+def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key

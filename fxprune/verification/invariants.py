@@ -1,4 +1,4 @@
-"""Checks the invariants of a Program, and outputs before and after a step; knows no pass."""
+"""Invariants of a Program after any pass, and outputs before and after a step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,7 @@ from fxprune.support import same_bits
 
 
 def check_invariants(program: Program, by: str) -> None:
-    """Check keys, shapes, aliases and products of every masked parameter, in every graph.
-
-    Args:
-        program: any Program.
-        by: the pass that ran last, for the message.
-
-    Raises:
-        InvariantError: says which parameter or node is at fault.
-    """
+    """Check keys, shapes, aliases and products of masked parameters, after the pass `by`."""
     for name, aliases in parameters.aliases(program).items():
         held = {id(parameters.parameter(program, alias)) for alias in aliases}
         found = [mask_of(*parameters.owner(program, alias)) for alias in aliases]
@@ -76,12 +68,9 @@ def _check_read(program: Program, node: Any, by: str) -> None:
 
 
 def check_values(before: Program, after: Program, by: str) -> None:
-    """Check that what this process holds of each parameter reads the same, bit for bit.
+    """Check that this process's part of each parameter reads the same, bit for bit.
 
     In the place of outputs, where parameters are spread over processes and a forward needs them.
-
-    Raises:
-        InvariantError: says which parameter differs.
     """
     for name in parameters.aliases(before):
         old, new = (part(parameters.value(program, name)) for program in (before, after))
@@ -92,13 +81,7 @@ def check_values(before: Program, after: Program, by: str) -> None:
 
 
 def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Run a module in eval mode and return the leaves of its output; changes nothing.
-
-    Args:
-        module: its training flags and buffers are put back as they were.
-        args: positional inputs; the module gets copies.
-        kwargs: keyword inputs; the same.
-    """
+    """Run a module in eval mode on copies; return the leaves of its output. It stays as it was."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     flags = [(part, part.training) for part in module.modules()]
     kept = _kept_buffers(module)
@@ -129,11 +112,7 @@ def _kept_buffers(module: nn.Module) -> list[tuple[torch.Tensor, int, torch.Tens
 
 
 def check_same(before: list[Any], after: list[Any], by: str) -> None:
-    """Check that two observations are equal bit for bit.
-
-    Raises:
-        InvariantError: says which output differs.
-    """
+    """Check that two observations are equal bit for bit; raise InvariantError naming the output."""
     if len(before) != len(after):
         raise InvariantError(f"{by} changed the number of outputs; nothing was changed")
     for i, (a, b) in enumerate(zip(before, after, strict=True)):

@@ -1,4 +1,4 @@
-"""Listeners: who sees a Program during a run of passes."""
+"""Listeners: what sees a Program during a run of passes."""
 
 from __future__ import annotations
 

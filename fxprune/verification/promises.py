@@ -1,4 +1,4 @@
-"""Checks a rewrite against its promise: equal or close outputs, keys, and what training needs."""
+"""Promises of a rewrite: equal or close outputs, the same keys, and what training needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxprune.errors import MissingParameterError
 from fxprune.program import TRAIN, Program, example_of, fork, parameters
 from fxprune.rewrite import BOUND
 from fxprune.verification.comparison import verify
-from fxprune.verification.trials import Trial, prepared, reproducible
+from fxprune.verification.trials import Trial, copy_for, reproducible
 
 PROMISES = ("same", "close", "changes")
 
@@ -22,14 +22,7 @@ _LARGE = 4_000_000
 
 @dataclass(frozen=True)
 class PromiseCheck:
-    """A Program as a rewrite finds it; the tensors are the same objects.
-
-    Args:
-        program: a fork of it.
-        promise: "same" or "close".
-        keys: the keys of its state dict, masks looked through.
-        trained: whether each parameter asks for gradients, by name.
-    """
+    """A fork of a Program as a rewrite finds it, to compare with what it leaves."""
 
     program: Program
     promise: str
@@ -39,36 +32,32 @@ class PromiseCheck:
     @classmethod
     def of(cls, program: Program, promise: str) -> PromiseCheck:
         """Remember a Program that is about to be edited."""
-        return cls(fork(program), promise, _keys(program), _trained(program))
+        return cls(fork(program), promise, _keys(program), _requires_grad(program))
 
     def violation(self, after: Program, *, bound: float = BOUND, trials: int = 3) -> str | None:
         """Return how the promise is broken; None where it is kept.
 
-        A promise of equal outputs is one of equal keys, names and training too: a checkpoint
-        loads as before, and every parameter that had a gradient gets one.
-
-        Args:
-            after: what the rewrite left.
-            bound: for "close", as `fxprune.verify` takes it.
-            trials: how many inputs to draw for each mode.
+        A promise of equal outputs is one of equal keys, names and training too: a checkpoint loads
+        as before, and every parameter that had a gradient gets one. `trials` inputs are drawn for
+        each mode.
         """
         close = self.promise == "close"
-        told = None if close else next(self._changes(after), None)
-        if told is not None:
-            return f"promised equal outputs, but {told}"
+        change = None if close else next(self._changes(after), None)
+        if change is not None:
+            return f"promised equal outputs, but {change}"
         large = sum(p.numel() for p in after.parameters()) > _LARGE
         count = 1 if large else trials
         certificate = verify(after, self.program, promise=self.promise, bound=bound, trials=count)
         if not certificate:
             what = "outputs that are close in float64" if close else "equal outputs"
             return f"promised {what}, but they differ or cannot be compared: {certificate}"
-        lost = None if close else self._lost_gradient(after)
+        lost = None if close else self._name_without_gradient(after)
         return None if lost is None else f"promised equal outputs, but {lost!r} gets no gradient"
 
     def _changes(self, after: Program) -> Iterator[str]:
         for key in sorted(self.keys ^ _keys(after)):
             yield f"the key {key!r} {'went' if key in self.keys else 'came'}"
-        for name, trained in _trained(after).items():
+        for name, trained in _requires_grad(after).items():
             if trained != self.trained.get(name, trained):
                 yield f"{name!r} is {'' if trained else 'not '}trained"
         flags = {path: module.training for path, module in self.program.named_modules()}
@@ -82,11 +71,11 @@ class PromiseCheck:
             if owner != of:
                 yield f"{name!r} is the tensor that {owner!r} was"
 
-    def _lost_gradient(self, after: Program) -> str | None:
+    def _name_without_gradient(self, after: Program) -> str | None:
         """Return a parameter that a step in train mode reached before, and does not now."""
         if not self.program.captured.inputs.drawable:
             return None
-        before, now = (_reached(program) for program in (self.program, after))
+        before, now = (_names_with_gradient(program) for program in (self.program, after))
         lost = [] if before is None or now is None else sorted(before - now)
         return lost[0] if lost else None
 
@@ -100,7 +89,7 @@ def _keys(program: Program) -> frozenset[str]:
 _FACTORS = ("_orig", "_mask")
 
 
-def _trained(program: Program) -> dict[str, bool]:
+def _requires_grad(program: Program) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for name in program.captured.first:
         try:
@@ -110,11 +99,11 @@ def _trained(program: Program) -> dict[str, bool]:
     return found
 
 
-def _reached(program: Program) -> set[str] | None:
+def _names_with_gradient(program: Program) -> set[str] | None:
     """Return the parameters that get a gradient in a step; None where there is no such step."""
     args, kwargs = example_of(program, batch=2)
     trial = Trial(TRAIN, "", args, kwargs, drawn=True)
-    module, args, kwargs = prepared(program, trial, wide=False)
+    module, args, kwargs = copy_for(program, trial, wide=False)
     module.zero_grad(set_to_none=True)
     try:
         with reproducible(0):

@@ -1,4 +1,4 @@
-"""Two Programs that compute the same whatever they are given: equal graphs over equal tensors."""
+"""Proof by graphs: Programs with equal graphs over equal tensors compute the same."""
 
 from __future__ import annotations
 
@@ -27,16 +27,7 @@ from fxprune.verification.invariants import check_same, observe
 
 
 def check_outputs(before: Program, after: Program, by: str) -> None:
-    """Check that a step left the outputs as they were: on a drawn input, or else by the graphs.
-
-    Args:
-        before: what the step was given.
-        after: what it made of it.
-        by: the step, for the message.
-
-    Raises:
-        InvariantError: says what differs.
-    """
+    """Check that a step kept the outputs: on a drawn input, or else by the graphs."""
     if before.captured.inputs.drawable:
         args, kwargs = example_of(before)
         with exclusive():
@@ -49,33 +40,21 @@ def check_outputs(before: Program, after: Program, by: str) -> None:
 
 
 def prove_same(after: Program, before: Program, seed: int) -> Certificate:
-    """Certify by the graphs alone that two Programs give equal outputs for every input.
-
-    Args:
-        after: a Program.
-        before: what it is held to.
-        seed: for the certificate; nothing is drawn.
-    """
+    """Certify by the graphs alone that two Programs give equal outputs for every input."""
     why = why_not_same(after, before)
-    label = "every input, as graphs and tensors are equal"
-    failures = () if why is None else tuple(_failure(mode, why) for mode in (EVAL, TRAIN))
-    inputs = tuple(f"{mode}: {label}" for mode in (EVAL, TRAIN)) if why is None else ()
-    return Certificate("same", 0.0, seed, len(inputs), inputs, 0.0, failures)
-
-
-def _failure(mode: str, why: str) -> Failure:
+    modes = (EVAL, TRAIN)
+    if why is None:
+        inputs = tuple(f"{mode}: every input, as graphs and tensors are equal" for mode in modes)
+        return Certificate("same", 0.0, seed, len(inputs), inputs, 0.0)
     message = f"{why}; give args= to compare outputs"
-    return Failure(mode, "every input", None, None, message)
+    failures = tuple(Failure(mode, "every input", None, None, message) for mode in modes)
+    return Certificate("same", 0.0, seed, 0, (), 0.0, failures)
 
 
 def why_not_same(after: Program, before: Program) -> str | None:
     """Return why two Programs may differ; None where their graphs and tensors are equal.
 
     A product of a parameter with its mask counts as a read of the parameter's masked value.
-
-    Args:
-        after: a Program.
-        before: another one.
     """
     if after.graphs.keys() != before.graphs.keys():
         return f"the one has graphs for {list(after.graphs)}, the other for {list(before.graphs)}"
@@ -91,7 +70,7 @@ def why_not_same(after: Program, before: Program) -> str | None:
     if differing:
         return f"the values of {differing[0]!r} differ"
     layers = dict(_layers(before))
-    changed = [path for path, told in _layers(after) if layers.get(path) != told]
+    changed = [path for path, settings in _layers(after) if layers.get(path) != settings]
     return f"the layer {changed[0]!r} differs" if changed else None
 
 
@@ -125,10 +104,10 @@ def _layers(program: Program) -> Iterator[tuple[str, str]]:
     """Yield what is called as it is: layers and nested graphs, by path, with their settings."""
     for path, module in program.named_modules(remove_duplicate=False):
         if path and not isinstance(module, TreeModule):
-            yield path, _told(module)
+            yield path, _settings(module)
 
 
-def _told(module: nn.Module) -> str:
+def _settings(module: nn.Module) -> str:
     if isinstance(module, fx.GraphModule):
         return repr(fingerprint(module.graph))
     return f"{type(module).__qualname__}({module.extra_repr()})"

@@ -1,11 +1,7 @@
 """Checks new masks against the scores that ranked them, without ranking again.
 
 A correct ranking means: no kept unit scores lower than a pruned one; the count matches; ties go to
-the lower index.
-
-Checks masks of coupled channels against their scores and limits: a unit goes whole, or stays.
-
-Uses the facts that the passes gave, and none of their code.
+the lower index. Masks of coupled channels also keep limits, and a unit goes whole or stays.
 """
 
 from __future__ import annotations
@@ -20,22 +16,14 @@ import torch
 
 from fxprune.channels import CoupledLayer, CoupledScores, Coupling, UnitPlace
 from fxprune.recipe import Rule
-from fxprune.rewrite import Ranking, Scores, Selection
+from fxprune.rewrite import Ranking, Scores
 from fxprune.support import same_bits
 from fxprune.verification.snapshot import Fault
 
 
 @dataclass(frozen=True)
 class Masked:
-    """One parameter before and after a rule.
-
-    Args:
-        name: its first name.
-        tensor: what scores are of: its values, or what the caller gave in their place.
-        value: the same with the mask that was there multiplied in.
-        old: the mask that was there, or None.
-        new: the mask that it has.
-    """
+    """One parameter before and after a rule: what was scored, its masked value, its masks."""
 
     name: str
     tensor: torch.Tensor
@@ -50,24 +38,19 @@ class Masked:
 
 
 def recount(
-    rule: Rule, selection: Selection, scores: Scores, ranking: Ranking, masked: Mapping[str, Masked]
+    rule: Rule,
+    names: Sequence[str],
+    scores: Scores,
+    ranking: Ranking,
+    masked: Mapping[str, Masked],
 ) -> Iterator[Fault]:
-    """Yield what is wrong with the masks of one rule.
-
-    Args:
-        rule: what was asked; ranks entries or channels.
-        selection: whose parameters were ranked, in order.
-        scores: of their living units.
-        ranking: what ranking said of them.
-        masked: the same parameters before and after, by first name.
-    """
-    names = [site.name for site in selection.sites]
+    """Yield what is wrong with the masks of a rule that ranks entries or channels."""
     for group in [names] if rule.scope == "global" else [[name] for name in names]:
-        yield from _Group(rule, scores, ranking, [masked[name] for name in group]).faults()
+        yield from _RankedTogether(rule, scores, ranking, [masked[name] for name in group]).faults()
 
 
 @dataclass(frozen=True)
-class _Units:
+class _LivingUnits:
     """The living units of one parameter: their scores, and which of them went."""
 
     name: str
@@ -76,7 +59,7 @@ class _Units:
 
 
 @dataclass(frozen=True)
-class _Group:
+class _RankedTogether:
     """Parameters that were ranked together."""
 
     rule: Rule
@@ -85,13 +68,13 @@ class _Group:
     parts: list[Masked]
 
     @property
-    def replayed(self) -> bool:
+    def is_replayed(self) -> bool:
         """Whether torch chose among ties: then a ranking has quotas by index, which do not hold."""
         names = tuple(part.name for part in self.parts)
         return self.ranking.is_replayed(names) and not self.scores.prune_all_ties
 
     def faults(self) -> Iterator[Fault]:
-        units: list[_Units] = []
+        units: list[_LivingUnits] = []
         for part in self.parts:
             found = self._units(part)
             if isinstance(found, Fault):
@@ -99,12 +82,12 @@ class _Group:
                 return
             units.append(found)
             yield from self._score_faults(part, found)
-        yield from self._count(units)
-        yield from self._order(units)
+        yield from self._count_faults(units)
+        yield from self._order_faults(units)
 
     # Which units went
 
-    def _units(self, part: Masked) -> _Units | Fault:
+    def _units(self, part: Masked) -> _LivingUnits | Fault:
         source = self.scores.sources[part.name]
         if self.rule.granularity_name == "channel":
             living = self._by_channel(part.before).sum(1) != 0
@@ -124,7 +107,9 @@ class _Group:
             alive = int(kept.sum())
             return Fault(f"{part.name!r} has {found.numel()} scores for {alive} living units")
         flat = gone.reshape(-1).to(found.device)
-        return _Units(part.name, found, flat if part.old is None else flat[kept.to(found.device)])
+        return _LivingUnits(
+            part.name, found, flat if part.old is None else flat[kept.to(found.device)]
+        )
 
     def _by_channel(self, tensor: torch.Tensor) -> torch.Tensor:
         dim = -1 if self.rule.dim is None else self.rule.dim
@@ -136,7 +121,7 @@ class _Group:
 
     # Scores of torch's own methods
 
-    def _score_faults(self, part: Masked, units: _Units) -> Iterator[Fault]:
+    def _score_faults(self, part: Masked, units: _LivingUnits) -> Iterator[Fault]:
         if self.rule.score_name == "magnitude":
             flat = part.tensor.reshape(-1)
             wanted = flat if part.old is None else flat[(part.old == 1).reshape(-1).to(flat.device)]
@@ -146,7 +131,7 @@ class _Group:
         if self.rule.score_name == "norm" and self.rule.n in (1, 2, math.inf):
             yield from self._norm_faults(part, units)
 
-    def _norm_faults(self, part: Masked, units: _Units) -> Iterator[Fault]:
+    def _norm_faults(self, part: Masked, units: _LivingUnits) -> Iterator[Fault]:
         value = self._by_channel(part.value)
         kept = self._by_channel(part.before).sum(1) != 0
         rows = value[kept.to(value.device)]
@@ -164,46 +149,46 @@ class _Group:
 
     # How many, and which first
 
-    def _count(self, units: list[_Units]) -> Iterator[Fault]:
+    def _count_faults(self, units: list[_LivingUnits]) -> Iterator[Fault]:
         alive = sum(part.scores.numel() for part in units)
         gone = sum(int(part.gone.sum()) for part in units)
-        wanted = rounded(self.rule.amount, alive)
+        wanted = count_of_amount(self.rule.amount, alive)
         # torch's random_structured takes every channel at the threshold.
         loose = self.scores.prune_all_ties and self.ranking.ties == "torch"
         if gone != wanted and not (loose and gone > wanted):
             yield Fault(
-                f"{gone} of the {alive} living units of {_named(units)} went, and "
+                f"{gone} of the {alive} living units of {_quoted(units)} went, and "
                 f"amount = {self.rule.amount} is {wanted}"
             )
-        for part in () if self.replayed else units:
+        for part in () if self.is_replayed else units:
             count = self.ranking.cuts[part.name].count
             if int(part.gone.sum()) != count:
                 yield Fault(f"{int(part.gone.sum())} units of {part.name!r} went, but {count} rank")
 
-    def _order(self, units: list[_Units]) -> Iterator[Fault]:
+    def _order_faults(self, units: list[_LivingUnits]) -> Iterator[Fault]:
         tops = [x for part in units if (x := _top(part)) is not None]
         lows = {part.name: x for part in units if (x := _low(part)) is not None}
         if not tops:
             return
-        top = max(tops, key=_place)
-        under = {name: low for name, low in lows.items() if _place(low) < _place(top)}
+        top = max(tops, key=_order)
+        under = {name: low for name, low in lows.items() if _order(low) < _order(top)}
         for name, low in under.items():
             yield Fault(
                 f"a unit of {name!r} stayed that scores {low:.9g}, though one that scores "
                 f"{top:.9g} went"
             )
         if not under:
-            yield from self._ties(units, top)
+            yield from self._tie_faults(units, top)
 
-    def _ties(self, units: list[_Units], top: float) -> Iterator[Fault]:
+    def _tie_faults(self, units: list[_LivingUnits], top: float) -> Iterator[Fault]:
         stayed = False  # whether an equal score stayed further up
         for part in units:
             cut = self.ranking.cuts[part.name]
             tied = part.scores.isnan() if math.isnan(top) else part.scores == top
             went, left = tied & part.gone, tied & ~part.gone
-            quota = int(went.sum()) if self.replayed else cut.quota
+            quota = int(went.sum()) if self.is_replayed else cut.quota
             if (cut.tied, quota) != (int(tied.sum()), int(went.sum())) or not (
-                cut.threshold is not None and _place(cut.threshold) == _place(top)
+                cut.threshold is not None and _order(cut.threshold) == _order(top)
             ):
                 yield Fault(
                     f"{int(went.sum())} of {int(tied.sum())} units of {part.name!r} at {top:.9g} "
@@ -218,7 +203,7 @@ class _Group:
             stayed = stayed or bool(left.any())
 
 
-def rounded(amount: Any, alive: int) -> int:
+def count_of_amount(amount: Any, alive: int) -> int:
     """Return the count that an amount means: a share to the nearest, halves to the even one."""
     if isinstance(amount, int):
         return amount
@@ -228,42 +213,40 @@ def rounded(amount: Any, alive: int) -> int:
     return whole + (part > 0.5 or (part == 0.5 and whole % 2 == 1))
 
 
-def _place(score: float) -> tuple[int, float]:
+def _order(score: float) -> tuple[int, float]:
     """Return where a score stands in the order: NaN is the largest."""
     return (1, 0.0) if math.isnan(score) else (0, score)
 
 
-def _top(part: _Units) -> float | None:
+def _top(part: _LivingUnits) -> float | None:
     """Return the largest score that went, NaN where one did; None where none did."""
     if not bool(part.gone.any()):
         return None
-    return part.scores.masked_fill(~part.gone, _least(part.scores)).max().item()
+    return part.scores.masked_fill(~part.gone, _range(part.scores.dtype)[0]).max().item()
 
 
-def _low(part: _Units) -> float | None:
+def _low(part: _LivingUnits) -> float | None:
     """Return the smallest score that stayed, NaN where all are NaN; None where none stayed."""
     if bool(part.gone.all()):
         return None
-    low = part.scores.masked_fill(part.gone, _most(part.scores)).min().item()
+    most = _range(part.scores.dtype)[1]
+    low = part.scores.masked_fill(part.gone, most).min().item()
     if not math.isnan(low):
         return low
     other = part.gone | part.scores.isnan()
     if bool(other.all()):
         return low
-    return part.scores.masked_fill(other, _most(part.scores)).min().item()
+    return part.scores.masked_fill(other, most).min().item()
 
 
-def _least(scores: torch.Tensor) -> float:
-    kind = scores.dtype
-    return -math.inf if kind.is_floating_point else torch.iinfo(kind).min
+def _range(kind: torch.dtype) -> tuple[float, float]:
+    """Return the least and the largest number of a dtype."""
+    if kind.is_floating_point:
+        return -math.inf, math.inf
+    return torch.iinfo(kind).min, torch.iinfo(kind).max
 
 
-def _most(scores: torch.Tensor) -> float:
-    kind = scores.dtype
-    return math.inf if kind.is_floating_point else torch.iinfo(kind).max
-
-
-def _named(units: list[_Units]) -> str:
+def _quoted(units: list[_LivingUnits]) -> str:
     names = [repr(part.name) for part in units]
     return ", ".join([*names[:3], *["..."] * (len(names) > 3)])
 
@@ -277,15 +260,10 @@ def recount_units(
     *,
     plain: bool,
 ) -> Iterator[Fault]:
-    """Yield what is wrong with the masks of one rule over coupled channels.
+    """Yield what is wrong with the masks of a rule over coupled channels.
 
-    Args:
-        rule: what was asked.
-        coupling: the layers and where their units lie.
-        scores: of their living units.
-        ranking: how many units of each layer go.
-        masked: all parameters in which units lie, before and after, by first name.
-        plain: whether the parameters' own values were scored, and nothing in their place.
+    `masked` has all parameters in which units lie, by first name; `plain` is whether their own
+    values were scored, and nothing in their place.
     """
     units = _CoupledUnits(rule, coupling, scores, ranking, masked)
     wrong = [*units.living_faults()] or [*units.count_faults()]
@@ -319,8 +297,8 @@ class _CoupledUnits:
         living = self.living()
         for layer in self.coupling.layers:
             source, own = self.scores.sources[layer.name], living[layer.start : layer.stop]
-            told = source.living(0, layer.units)
-            same = bool(own.all()) if told is None else torch.equal(told.cpu(), own)
+            noted = source.living(0, layer.units)
+            same = bool(own.all()) if noted is None else torch.equal(noted.cpu(), own)
             if not same or source.chunk(0, layer.units).numel() != int(own.sum()):
                 yield Fault(f"the layer {layer.name!r} has other living channels than are scored")
 
@@ -352,18 +330,18 @@ class _CoupledUnits:
         alive = [self.scores.sources[layer.name].alive for layer in layers]
         if self.rule.scope == "local":
             return [
-                min(rounded(self.rule.amount, n), self._most(layer))
+                min(count_of_amount(self.rule.amount, n), self._most(layer))
                 for layer, n in zip(layers, alive, strict=True)
             ]
         open_to: list[tuple[float, int]] = []
         for at, layer in enumerate(layers):
-            scores = self._ordered(layer)[0][: self._most(layer)]
+            scores = self._sorted_scores(layer)[0][: self._most(layer)]
             open_to += [(score, at) for score in scores.tolist()]
         open_to.sort(key=lambda pair: (math.isnan(pair[0]), pair[0], pair[1]))
-        first = [at for _, at in open_to[: rounded(self.rule.amount, sum(alive))]]
+        first = [at for _, at in open_to[: count_of_amount(self.rule.amount, sum(alive))]]
         return [first.count(at) for at in range(len(layers))]
 
-    def _ordered(self, layer: CoupledLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sorted_scores(self, layer: CoupledLayer) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a layer's scores in order, and the places of these among its living units."""
         scores = self.scores.sources[layer.name].chunk(0, layer.units)
         ordered = torch.sort(scores, stable=True)
@@ -371,17 +349,17 @@ class _CoupledUnits:
 
     # Which
 
-    def gone(self) -> torch.Tensor:
+    def _units_to_go(self) -> torch.Tensor:
         """Return which units are to go: those that score least, the first of equals."""
         living, gone = self.living(), torch.zeros(self.coupling.units, dtype=torch.bool)
         for layer in self.coupling.layers:
-            order = self._ordered(layer)[1][: self.ranking.cuts[layer.name].count]
+            order = self._sorted_scores(layer)[1][: self.ranking.cuts[layer.name].count]
             alive = living[layer.start : layer.stop].nonzero().flatten()
             gone[layer.start + alive[order]] = True
         return gone
 
     def mask_faults(self) -> Iterator[Fault]:
-        gone = torch.cat([self.gone(), torch.zeros(1, dtype=torch.bool)])
+        gone = torch.cat([self._units_to_go(), torch.zeros(1, dtype=torch.bool)])
         for name, places in self.coupling.by_parameter.items():
             part = self.masked[name]
             wanted = part.before.detach().clone()

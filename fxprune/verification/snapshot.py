@@ -1,7 +1,4 @@
-"""A Program at one moment: its graphs line by line, and its tensors module by module.
-
-Declared effects of passes, and violations.
-"""
+"""Snapshots of a Program, line by line and module by module, and effects that passes declare."""
 
 from __future__ import annotations
 
@@ -33,28 +30,20 @@ class Fault:
 class Effect:
     """What a pass declares that it does to a Program.
 
-    Args:
-        kind: "masks": give parameters masks, and change nothing else; "folds": multiply masks
-            into their parameters; "unmasks": drop masks; "adopts": take products that the graph
-            has for masked parameters; "cuts": cut channels out of tensors, and tell the operators
-            that count them; "constants": let constants stand for branches; "anything".
-        names: the parameters concerned; empty for all that are masked (not for "masks").
-        zeros: "clean": a fold leaves +0.0 wherever the mask is 0.
-        ordered: whether parameters stand in the source's order afterwards.
-        cuts: which channels stay, by tensor and axis.
-        added: biases that are made to take over constants.
-        absorbed: biases that take over constants.
-        removed: tensors that nothing reads any more.
+    The kinds are "masks": give parameters masks; "folds": multiply masks into their parameters;
+    "unmasks": drop masks; "adopts": take products that the graph has for masked parameters; "cuts":
+    cut channels out of tensors, and tell the operators that count them; "constants": let constants
+    stand for branches; "anything". Nothing else may change.
     """
 
     kind: str
-    names: tuple[str, ...] = ()
-    zeros: str = "keep"
-    ordered: bool = True
+    names: tuple[str, ...] = ()  # the parameters; empty for all masked ones (not for "masks")
+    zeros: str = "keep"  # "clean": a fold leaves +0.0 wherever the mask is 0
+    ordered: bool = True  # whether parameters stand in the source's order afterwards
     cuts: tuple[AxisMap, ...] = ()
-    added: tuple[str, ...] = ()
-    absorbed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()  # biases that are made to take over constants
+    absorbed: tuple[str, ...] = ()  # biases that take over constants
+    removed: tuple[str, ...] = ()  # tensors that nothing reads any more
 
     @property
     def shrinks(self) -> bool:
@@ -62,20 +51,20 @@ class Effect:
         return self.kind in ("cuts", "constants")
 
 
-class Ref(NamedTuple):
-    """Stands for a node in the arguments of another: a node's name."""
+class NodeRef(NamedTuple):
+    """A node among the arguments of another, by its name."""
 
     node: str
 
 
-class Read(NamedTuple):
-    """Stands for a parameter in the arguments of a node, masked or not: its first name."""
+class ParameterRef(NamedTuple):
+    """A parameter among the arguments of a node, masked or not, by its first name."""
 
     parameter: str
 
 
 class Line(NamedTuple):
-    """One node of a graph, with a Ref or a Read for each node among its arguments."""
+    """One node of a graph, with a reference for each node among its arguments."""
 
     name: str
     op: str
@@ -93,57 +82,32 @@ class Product(NamedTuple):
 
 @dataclass
 class View:
-    """A graph with its parameters looked through: what computes, and how parameters are read.
+    """A graph with its parameters looked through: what computes, and how parameters are read."""
 
-    Args:
-        lines: all nodes but reads of parameters, of their masks and their products.
-        products: of each masked parameter, in order.
-        reads: the parameters that anything reads.
-        fault: the first line that reads a masked parameter other than through a product.
-    """
-
-    lines: list[Line] = field(default_factory=list[Line])
+    lines: list[Line] = field(default_factory=list[Line])  # but reads, masks and products
     products: dict[str, list[Product]] = field(default_factory=dict[str, list[Product]])
-    reads: set[str] = field(default_factory=set[str])
-    fault: Fault | None = None
+    fault: Fault | None = None  # the first read of a masked parameter other than in a product
 
 
 @dataclass(frozen=True)
-class Place:
-    """What one module of the tree holds.
-
-    Args:
-        kind: its class.
-        parameters: by attribute, in order; attributes without a tensor are left out, as they are
-            of a state dict.
-        buffers: the same.
-        transient: the buffers that are not saved.
-        training: its flag.
-    """
+class ModuleState:
+    """The tensors of one module of the tree, by attribute, in order, with its class and flag."""
 
     kind: type
     parameters: Mapping[str, torch.Tensor]
     buffers: Mapping[str, torch.Tensor]
-    transient: frozenset[str]
+    transient: frozenset[str]  # the buffers that are not saved
     training: bool
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A Program at one moment; the tensors are the same objects.
+    """A Program at one moment, with the same tensor objects."""
 
-    Args:
-        tree: by path; a module under two paths stands under both.
-        first: every parameter's name, mapped to the first name of the same parameter.
-        versions: by the id of each tensor, how often torch counted a write to it.
-        outputs: how outputs are nested, by mode.
-        views: the graphs, by mode.
-    """
-
-    tree: Mapping[str, Place]
-    first: Mapping[str, str]
-    versions: Mapping[int, int]
-    outputs: Mapping[str, Any]
+    tree: Mapping[str, ModuleState]  # by path; a module under two paths stands under both
+    first: Mapping[str, str]  # each parameter's name: the first name of the same parameter
+    versions: Mapping[int, int]  # by the id of each tensor: how often torch counted a write
+    outputs: Mapping[str, Any]  # how outputs are nested, by mode
     views: dict[str, View] = field(default_factory=dict[str, View])
 
     def stored(self, name: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -168,7 +132,10 @@ class Snapshot:
 
 def snapshot(program: Program) -> Snapshot:
     """Return what a Program is; costs as much as its graphs have nodes."""
-    tree = {path: _place(module) for path, module in program.named_modules(remove_duplicate=False)}
+    tree = {
+        path: _module_state(module)
+        for path, module in program.named_modules(remove_duplicate=False)
+    }
     tensors = [t for p in tree.values() for t in (*p.parameters.values(), *p.buffers.values())]
     state = Snapshot(
         tree=tree,
@@ -185,8 +152,8 @@ def snapshot(program: Program) -> Snapshot:
     return state
 
 
-def _place(module: torch.nn.Module) -> Place:
-    return Place(
+def _module_state(module: torch.nn.Module) -> ModuleState:
+    return ModuleState(
         kind=type(module) if not isinstance(module, Program) else Program,
         parameters={key: t for key, t in module._parameters.items() if t is not None},
         buffers={key: t for key, t in module._buffers.items() if t is not None},
@@ -200,21 +167,17 @@ def _view(
 ) -> View:
     """Look through the parameters of a graph.
 
-    Args:
-        graph: the graph.
-        plain: the first name of each parameter that is not masked, by what graphs read.
-        factors: the first name of each masked parameter and which factor it is, likewise.
+    `plain` has the first name of each parameter that is not masked, by what graphs read; `factors`
+    that of each masked one and which factor it is, "orig" or "mask".
     """
-    view, seen, read, depth = View(), dict[Node, Read](), dict[Node, tuple[str, str]](), 0
+    view, seen, read, depth = View(), dict[Node, ParameterRef](), dict[Node, tuple[str, str]](), 0
 
-    def look(argument: Node) -> Ref | Read:
+    def look(argument: Node) -> NodeRef | ParameterRef:
         name, kind = read.get(argument, (None, ""))
         if name is not None and view.fault is None:
             what = f"{name!r} past its mask" if kind == "orig" else f"the mask of {name!r} itself"
             view.fault = Fault(f"reads {what}", node.name)
-        if argument in seen:
-            view.reads.add(seen[argument].parameter)
-        return seen.get(argument, Ref(argument.name))
+        return seen.get(argument, NodeRef(argument.name))
 
     for node in graph.nodes:
         target = str(node.target) if node.op == "get_attr" else ""
@@ -222,11 +185,11 @@ def _view(
         if node.target is torch._C._set_grad_enabled:
             depth = depth + 1 if isinstance(node.args[0], bool) else 0
         if target in plain:
-            seen[node] = Read(plain[target])
+            seen[node] = ParameterRef(plain[target])
         elif target in factors:
             read[node] = factors[target]
         elif product is not None:
-            seen[node] = Read(product)
+            seen[node] = ParameterRef(product)
             view.products.setdefault(product, []).append(Product(node.name, depth == 0))
         else:
             args, kwargs = map_arg(node.args, look), map_arg(dict(node.kwargs), look)

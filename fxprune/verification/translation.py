@@ -1,24 +1,17 @@
-"""Translation validation: checks each pass against its declared effect, and keeps the evidence.
+"""Translation validation: compares what each pass did with the effect that it declares.
 
 What each check of a compile adds, for a finalize as an example:
 
 - The Rewriter lints the graphs and compiles them: what follows can run.
 - `check_invariants` after each pass: masks, aliases and products fit, with an auditor or without.
-- `PromiseCheck` compares outputs where a pass promises them; finalize does not, as its effect
-  says more.
-- `faults_of` here: every tensor, key, name and node is as the effect says, also where no output
-  shows it.
-- Code that is compiled again is the same: what ran is what was checked.
-- `stage` here: masks are right for their scores, which no output shows.
+- `PromiseCheck` compares outputs where a pass promises them; finalize's effect says more.
+- `faults_of`: tensors, keys, names and nodes are as the effect says, though no output shows it.
+- `_stale`: code that is compiled again is the same, so that what ran is what was checked.
+- `Auditor.stage`: masks are right for their scores, which no output shows.
 - `verify` in `compile`: outputs are equal, which does not rest on what effects say.
-- `check_writes` here: no tensor was written to past torch's count, by which digests are kept.
+- `Auditor.check_writes`: no tensor was written to past torch's count, by which digests are kept.
 
-`finalize` outside of a compile compares outputs itself, as no auditor is there.
-
-What a pass did to a Program that it did not declare; shares no code with passes.
-
-The state that was found is held to the one expected: tensors to `Expected`, lines of graphs to the
-lines before, of which an effect may let some come, go, or count other channels.
+This shares no code with passes.
 """
 
 from __future__ import annotations
@@ -43,22 +36,23 @@ from fxprune.verification.certificate import Certificate, Digests, Evidence, gra
 from fxprune.verification.edits import Expected, is_constant
 from fxprune.verification.listener import Listener
 from fxprune.verification.recount import Masked, recount, recount_units
-from fxprune.verification.snapshot import Effect, Fault, Line, Read, Ref, Snapshot, View, snapshot
+from fxprune.verification.snapshot import (
+    Effect,
+    Fault,
+    Line,
+    NodeRef,
+    ParameterRef,
+    Snapshot,
+    View,
+    snapshot,
+)
 
 
 class Auditor(Listener):
     """Checks each pass of a compile against its declared effect and records the evidence.
 
-    Args:
-        model: what was captured; None where its masks are irrelevant.
-        program: captured of it.
-
-    Attributes:
-        evidence: of each rewrite pass, in order.
-
-    Raises:
-        InvariantError: a mask of torch.nn.utils.prune's that the model had is missing, or another
-            one.
+    A check that fails raises InvariantError, here where a mask of torch.nn.utils.prune's that the
+    captured model had is missing or another one.
     """
 
     def __init__(self, model: Any = None, program: Program | None = None) -> None:
@@ -85,45 +79,42 @@ class Auditor(Listener):
             self._hashes = graphs_digest(program), self._digests.state(program)
 
     def after(self, program: Program, step: Pass, facts: Facts) -> None:
-        """Check the Program against what a pass declared.
-
-        Raises:
-            InvariantError: names the pass and the first node or parameter that differs.
-        """
+        """Check the Program against the effect; name the first node or parameter that differs."""
         if self._before is None or not isinstance(step, Rewrite):
             return
         before, self._before = self._before, None
-        effect = _declared(step, facts, program, program.captured.shrinks[self._shrinks :])
+        effect = _effect_of(step, facts, program, program.captured.shrinks[self._shrinks :])
         faults = [*faults_of(before, snapshot(program), effect), *_stale(program)]
         if effect.kind == "anything":
-            faults += [Fault(_PAST.format(key)) for key in self._digests.rewritten(program)]
+            faults += [Fault(_PAST.format(key)) for key in self._digests.hidden_writes(program)]
         _refuse(step.name, faults)
-        graph, weights = graphs_digest(program), self._digests.state(program)
-        checks = [_CHECKED[effect.kind], "compiled code is that of the graphs"]
-        self._add(step.name, _promise(step, effect), (graph, weights), checks)
+        (graph, weights), promise = self._hashes, _promise(step, effect)
+        after = graphs_digest(program), self._digests.state(program)
+        checks = (_CHECKED[effect.kind], "compiled code is that of the graphs")
+        hashes = (graph, after[0], weights, after[1])
+        self.evidence.append(Evidence(step.name, promise, *hashes, checks))
 
     def stage(self, program: Program, rules: Sequence[Rule], facts: Facts) -> None:
-        """Check the masks that rules made against their scores.
-
-        Raises:
-            InvariantError: names the rule and the parameter whose mask is not as ranked.
-        """
+        """Check the masks that rules made against their scores."""
         if not rules:
             return
         rule = rules[0]
-        name = f"rule {rule.name!r}"
         if rule.coupled:
-            _refuse(name, list(self._units_faults(program, rule, facts)))
-            self._note("masks of coupled channels, found again from the scores and limits")
+            coupling = facts[Coupling]
+            masked = self._before_and_after(program, facts, coupling.by_parameter)
+            plain = Importance not in facts.kinds or not facts[Importance].tensors
+            scores = facts[CoupledScores], facts[Ranking]
+            faults = recount_units(rule, coupling, *scores, masked, plain=plain)
+            check = "masks of coupled channels, found again from the scores and limits"
         elif {Scores, Ranking, Selection} <= facts.kinds and rule.score_name is not None:
-            masked = {part.name: part for part in self._masked(program, facts)}
-            found = recount(rule, facts[Selection], facts[Scores], facts[Ranking], masked)
-            _refuse(name, list(found))
-            self._note("count, threshold and ties of the masks, found again from the scores")
+            names = [site.name for site in facts[Selection].sites]
+            masked = self._before_and_after(program, facts, names)
+            faults = recount(rule, names, facts[Scores], facts[Ranking], masked)
+            check = "count, threshold and ties of the masks, found again from the scores"
         else:
-            _refuse(name, list(_not_given(program, facts)))
-            self._note("masks are those that were given")
-        self._note(rule="+".join(str(each.name) for each in rules), seed=rule.seed)
+            faults, check = _given_mask_faults(program, facts), "masks are those that were given"
+        _refuse(f"rule {rule.name!r}", list(faults))
+        self._note(check, rule="+".join(str(each.name) for each in rules), seed=rule.seed)
         self.begin(program)
 
     # What a compile tells
@@ -137,20 +128,11 @@ class Auditor(Listener):
             self._note(f"{name} was not run: no drawn input runs on either side")
 
     def check_writes(self, program: Program) -> None:
-        """Hash the tensors once more: writes past torch's own count of them are found here.
-
-        Raises:
-            InvariantError: a tensor was written to behind torch's back.
-        """
+        """Hash the tensors once more, to find writes past torch's own count of them."""
         if self.evidence and Digests().state(program) != self.evidence[-1].weights_after:
             raise InvariantError("a pass wrote to tensors past torch's count of writes")
 
     # Helpers
-
-    def _add(self, name: str, promise: str, hashes: tuple[str, str], checks: Iterable[str]) -> None:
-        (graph, weights), (new_graph, new_weights) = self._hashes, hashes
-        found = Evidence(name, promise, graph, new_graph, weights, new_weights, tuple(checks))
-        self.evidence.append(found)
 
     def _note(self, *checks: str, **found: Any) -> None:
         """Add to the evidence of the last pass."""
@@ -158,29 +140,21 @@ class Auditor(Listener):
             last = self.evidence[-1]
             self.evidence[-1] = replace(last, checks=(*last.checks, *checks), **found)
 
-    def _units_faults(self, program: Program, rule: Rule, facts: Facts) -> Iterable[Fault]:
-        coupling, masks, masked = facts[Coupling], parameters.masks(program), dict[str, Masked]()
-        for name in coupling.by_parameter:
+    def _before_and_after(
+        self, program: Program, facts: Facts, names: Iterable[str]
+    ) -> dict[str, Masked]:
+        """Return parameters before and after rules, with what was scored in their place."""
+        scored = facts[Importance].tensors if Importance in facts.kinds else {}
+        masks, aliases = parameters.masks(program), parameters.aliases(program)
+        found: dict[str, Masked] = {}
+        for name in names:
             stored, old = parameters.parameter(program, name).detach(), self._masks.get(name)
-            value = stored if old is None else stored * old
+            given = next((scored[alias] for alias in aliases[name] if alias in scored), None)
+            tensor = stored if given is None else given.detach()
+            value = tensor if given is not None or old is None else stored * old
             new = masks.get(name, torch.ones_like(stored))
-            masked[name] = Masked(name, stored, value, old, new)
-        plain = Importance not in facts.kinds or not facts[Importance].tensors
-        given = coupling, facts[CoupledScores], facts[Ranking], masked
-        return recount_units(rule, *given, plain=plain)
-
-    def _masked(self, program: Program, facts: Facts) -> Iterable[Masked]:
-        importance = facts[Importance] if Importance in facts.kinds else Importance()
-        masks = parameters.masks(program)
-        for site in facts[Selection].sites:
-            given = [importance.tensors[n] for n in site.aliases if n in importance.tensors]
-            stored, old = (
-                parameters.parameter(program, site.name).detach(),
-                self._masks.get(site.name),
-            )
-            tensor = given[0].detach() if given else stored
-            value = tensor if given or old is None else stored * old
-            yield Masked(site.name, tensor, value, old, masks[site.name])
+            found[name] = Masked(name, tensor, value, old, new)
+        return found
 
 
 _PAST = "the tensor {!r} was written to, past torch's count of writes"
@@ -196,7 +170,7 @@ _CHECKED = {
 }
 
 
-def _declared(
+def _effect_of(
     step: Rewrite, facts: Facts, program: Program, shrinks: tuple[ShrinkRecord, ...]
 ) -> Effect:
     """Return the effect that a pass declares, with what its options, facts and record tell."""
@@ -207,16 +181,14 @@ def _declared(
         )
     names: tuple[str, ...] = getattr(step, "names", ())
     if step.effect == "masks":
-        # Without such facts it is a pass of its own, and may mask what it likes.
-        names = _to_be_masked(facts) if _MASKING & facts.kinds else tuple(parameters.masks(program))
+        # Without facts of rules a pass may mask what it likes.
+        ruled = {Selection, NewMasks} & facts.kinds
+        names = _names_to_mask(facts) if ruled else tuple(parameters.masks(program))
     zeros, ordered = getattr(step, "zeros", "keep"), getattr(step, "source_order", True)
     return Effect(step.effect, names, zeros, ordered)
 
 
-_MASKING = {Selection, NewMasks}
-
-
-def _to_be_masked(facts: Facts) -> tuple[str, ...]:
+def _names_to_mask(facts: Facts) -> tuple[str, ...]:
     if Coupling in facts.kinds:
         there = facts[Coupling].by_parameter
         return tuple(name for name in facts[NewMasks].names if name in there)
@@ -260,7 +232,7 @@ def _code(function: Any) -> tuple[Any, ...]:
     return code.co_code, code.co_names, code.co_varnames, repr(code.co_consts)
 
 
-def _not_given(program: Program, facts: Facts) -> Iterable[Fault]:
+def _given_mask_faults(program: Program, facts: Facts) -> Iterable[Fault]:
     """Yield the parameters whose masks are not those that the pass before gave."""
     masks = parameters.masks(program)
     for name, mask in facts[NewMasks].make():
@@ -299,15 +271,10 @@ _REPLACING = (
 
 
 def faults_of(before: Snapshot, after: Snapshot, effect: Effect) -> Iterator[Fault]:
-    """Yield what a pass did that it did not declare, graphs first, in their order.
-
-    Args:
-        before: the Program as the pass found it.
-        after: the Program as the pass left it.
-        effect: what the pass declared.
-    """
+    """Yield what a pass did that its effect does not declare, graphs first, in their order."""
     for mode, view in after.views.items():
-        yield from _read_faults(mode, view, after)
+        if view.fault is not None:
+            yield Fault(f"{view.fault.text} in the {mode} graph", view.fault.node)
     if effect.kind == "anything":
         yield from _write_faults(before)
         return
@@ -315,22 +282,11 @@ def faults_of(before: Snapshot, after: Snapshot, effect: Effect) -> Iterator[Fau
         yield Fault(f"the graphs are {sorted(after.views)}, and were {sorted(before.views)}")
         return
     for mode, view in after.views.items():
-        yield from _Lines(mode, before.views[mode], view, effect).difference()
+        yield from _Lines(mode, before.views[mode], view, effect).differences()
         if effect.kind != "adopts":  # whose products were there
             yield from _product_faults(mode, before.views[mode], view)
     yield from _write_faults(before)
-    yield from Expected(before, after, effect).difference()
-
-
-def _read_faults(mode: str, view: View, after: Snapshot) -> Iterator[Fault]:
-    """Yield masked parameters that are not read through one product."""
-    if view.fault is not None:
-        yield Fault(f"{view.fault.text} in the {mode} graph", view.fault.node)
-    for name, products in view.products.items():
-        if len(products) > 1:
-            yield Fault(f"{name!r} is multiplied again in the {mode} graph", products[1].node)
-    for name in sorted(view.reads & after.masked.keys() - view.products.keys()):
-        yield Fault(f"{name!r} has a mask and no product in the {mode} graph")
+    yield from Expected(before, after, effect).differences()
 
 
 def _product_faults(mode: str, was: View, now: View) -> Iterator[Fault]:
@@ -362,7 +318,7 @@ class _Lines:
         self.now = {line.name: line for line in now.lines}
         self.constants = {line.name for line in now.lines if self._is_constant(line)}
 
-    def difference(self) -> Iterator[Fault]:
+    def differences(self) -> Iterator[Fault]:
         """Yield the nodes that went, came or changed in a way the effect does not allow."""
         where = f"in the {self.mode} graph"
         for name, line in self.was.items():
@@ -381,14 +337,16 @@ class _Lines:
                 text = f"is {new.op} {new.target}, and was {old.op} {old.target}, {where}"
                 yield Fault(text, new.name)
             elif not self._alike((old.args, old.kwargs), (new.args, new.kwargs)):
-                yield Fault(f"takes {_shown(new)}, and took {_shown(old)}, {where}", new.name)
+                yield Fault(
+                    f"takes {_call_text(new)}, and took {_call_text(old)}, {where}", new.name
+                )
 
     def _may_go(self, line: Line) -> bool:
         if self.effect.kind == "adopts":  # a product of a mask, its cast and its reads
             return line.op == "get_attr" or _aten_name(line) in ("mul", "to", "_to_copy")
         if self.effect.kind == "cuts":
             replaced = line.target is operator.getitem or _aten_name(line) in _REPLACED
-            return replaced or self._counts_alone(line)
+            return replaced or self._is_index(line)
         return self.effect.kind == "constants"
 
     def _may_come(self, line: Line) -> bool:
@@ -398,27 +356,29 @@ class _Lines:
     def _is_constant(self, line: Line) -> bool:
         return self.effect.shrinks and line.op == "get_attr" and is_constant(str(line.target))
 
-    def _counts_alone(self, line: Line) -> bool:
-        """Tell whether a node computes indices, which are written anew, of constants alone."""
+    def _is_index(self, line: Line) -> bool:
+        """Tell whether a node computes indices of constants alone; a cut writes these anew."""
         if line.op == "get_attr":
             return True
         if line.op != "call_function" or canonical_name(line.target) not in COUNTS:
             return False
-        reads = pytree.tree_leaves((line.args, line.kwargs), lambda x: isinstance(x, Ref | Read))
-        nodes = [self.was[part.node] for part in reads if isinstance(part, Ref)]
-        return not any(isinstance(part, Read) for part in reads) and all(
-            map(self._counts_alone, nodes)
+        reads = pytree.tree_leaves(
+            (line.args, line.kwargs), lambda x: isinstance(x, NodeRef | ParameterRef)
+        )
+        nodes = [self.was[part.node] for part in reads if isinstance(part, NodeRef)]
+        return not any(isinstance(part, ParameterRef) for part in reads) and all(
+            map(self._is_index, nodes)
         )
 
     def _alike(self, old: Any, new: Any) -> bool:
         """Tell whether an argument is what it was, but for what the effect may change in it."""
-        if isinstance(new, Ref) and new.node in self.constants:
+        if isinstance(new, NodeRef) and new.node in self.constants:
             return True
-        if isinstance(old, Ref) and old.node not in self.now:
-            return isinstance(new, Ref | Read)
-        if isinstance(new, Ref) and new.node not in self.was:
-            return isinstance(old, Ref)
-        if old is None and isinstance(new, Read):
+        if isinstance(old, NodeRef) and old.node not in self.now:
+            return isinstance(new, NodeRef | ParameterRef)
+        if isinstance(new, NodeRef) and new.node not in self.was:
+            return isinstance(old, NodeRef)
+        if old is None and isinstance(new, ParameterRef):
             return new.parameter in self.effect.added
         if isinstance(old, dict) and isinstance(new, dict):
             same = all(self._alike(old.get(key), part) for key, part in new.items())
@@ -442,6 +402,6 @@ def _aten_name(line: Line) -> str:
     return getattr(getattr(line.target, "_schema", None), "name", "").removeprefix("aten::")
 
 
-def _shown(line: Line) -> str:
+def _call_text(line: Line) -> str:
     args = [str(arg) for arg in line.args]
     return f"({', '.join([*args, *(f'{k}={v}' for k, v in line.kwargs.items())])})"

@@ -1,7 +1,4 @@
-"""Trials: inputs to compare two models on, and runs that leave the models as they are.
-
-A model in float64, casts in its graphs included: what is left of a difference is no rounding.
-"""
+"""Trials: inputs to compare two models on, and runs that leave the models as they are."""
 
 from __future__ import annotations
 
@@ -33,15 +30,7 @@ Given = tuple[tuple[Any, ...], dict[str, Any]] | None
 
 @dataclass(frozen=True)
 class Trial:
-    """One input in one mode.
-
-    Args:
-        mode: "train" or "eval".
-        label: what the input is called.
-        args: positional inputs.
-        kwargs: keyword inputs.
-        drawn: whether it was drawn, and not given.
-    """
+    """One input in one mode, drawn or given."""
 
     mode: str
     label: str
@@ -51,15 +40,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one model gave in a trial.
-
-    Args:
-        output: its output, on the CPU.
-        buffers: its persistent buffers after the run, but for masks.
-        inputs: the leaves of its inputs after the run, which it may have written to.
-        error: what it raised, in a line; None where it ran.
-    """
+class TrialRun:
+    """What one model gave in a trial, on the CPU; or what it raised, in a line."""
 
     output: Any = None
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
@@ -70,15 +52,7 @@ class Run:
 def trials_of(
     mode: str, given: Given, spec: Program | None, count: int, seed: int
 ) -> Iterator[Trial]:
-    """Yield the given input, then drawn ones of several batch sizes.
-
-    Args:
-        mode: "train" or "eval".
-        given: `(args, kwargs)`, or None.
-        spec: whose input spec to draw from; None to draw nothing.
-        count: how many to draw.
-        seed: of the first; each next one has the next.
-    """
+    """Yield the given input, then `count` drawn from a Program's spec, in several batch sizes."""
     if given is not None:
         args, kwargs = given
         yield Trial(mode, "the given input", args, kwargs, drawn=False)
@@ -93,15 +67,11 @@ def trials_of(
 
 
 class Side:
-    """A model that runs again and again as if for the first time.
+    """A model that runs again and again as if for the first time, in float64 where `wide`.
 
     A Program of operators alone is copied once: its graphs can change nothing but tensors, and
     these are put back where torch counted a write. Of what Python code of a module may change
     nothing is known: it is copied for each run.
-
-    Args:
-        model: not changed.
-        wide: whether to run in float64.
     """
 
     def __init__(self, model: nn.Module, *, wide: bool) -> None:
@@ -110,12 +80,12 @@ class Side:
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._versions: list[tuple[torch.Tensor, int]] = []
 
-    def prepared(self, trial: Trial) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """Return a private copy in the trial's mode, and private inputs; see `prepared`."""
+    def prepare(self, trial: Trial) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Return a private copy in the trial's mode, and private inputs."""
         if not _is_of_operators(self._model):
-            return prepared(self._model, trial, wide=self._wide)
+            return copy_for(self._model, trial, wide=self._wide)
         if self._copy is None:
-            self._copy = self._made()
+            self._copy = self._copy_model()
         else:
             self._put_back()
         module = self._copy
@@ -123,7 +93,7 @@ class Side:
             part.training = own.training
         return module.train(trial.mode == TRAIN), *_inputs(trial, wide=self._wide)
 
-    def _made(self) -> nn.Module:
+    def _copy_model(self) -> nn.Module:
         copied = copy_model(self._model)
         if self._wide:
             widen(copied)
@@ -140,7 +110,7 @@ class Side:
 
     def _put_back(self) -> None:
         if any(tensor._version != version for tensor, version in self._versions):
-            self._copy = self._made()
+            self._copy = self._copy_model()
             return
         with torch.no_grad():
             for tensor, before in self._kept:
@@ -160,35 +130,23 @@ def _is_of_operators(model: nn.Module) -> bool:
     )
 
 
-def run(side: Side, trial: Trial, *, seed: int) -> Run:
-    """Run a model; what it raises is a result.
-
-    Args:
-        side: the model.
-        trial: mode and inputs; the inputs are not changed.
-        seed: of what the model draws.
-    """
+def run(side: Side, trial: Trial, *, seed: int) -> TrialRun:
+    """TrialRun a model from a seed on a trial's private inputs; what it raises is a result."""
     try:
-        module, args, kwargs = side.prepared(trial)
+        module, args, kwargs = side.prepare(trial)
         with reproducible(seed):
             output = module(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - a model may raise anything, and it is a finding
         lines = [*str(error).strip().splitlines(), ""]
-        return Run(error=f"{type(error).__name__}: {lines[0]}")
+        return TrialRun(error=f"{type(error).__name__}: {lines[0]}")
     output, inputs = pytree.tree_map_only(torch.Tensor, _at_rest, (output, (args, kwargs)))
-    return Run(output, _buffers(module), tuple(pytree.tree_leaves(inputs)))
+    return TrialRun(output, _buffers(module), tuple(pytree.tree_leaves(inputs)))
 
 
-def prepared(
+def copy_for(
     model: nn.Module, trial: Trial, *, wide: bool
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Return private copies of a model, in the trial's mode, and of the inputs.
-
-    Args:
-        model: not changed.
-        trial: mode and inputs.
-        wide: whether to take model and inputs to float64.
-    """
+    """Return private copies of a model, in a trial's mode, and of its inputs."""
     module = copy_model(model)
     if wide:
         widen(module)
@@ -196,7 +154,7 @@ def prepared(
 
 
 def _inputs(trial: Trial, *, wide: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, (trial.args, trial.kwargs))
+    args, kwargs = pytree.tree_map_only(torch.Tensor, _copy_tensor, (trial.args, trial.kwargs))
     if wide:
         args, kwargs = pytree.tree_map_only(torch.Tensor, wide_tensor, (args, kwargs))
     return args, kwargs
@@ -204,7 +162,7 @@ def _inputs(trial: Trial, *, wide: bool) -> tuple[tuple[Any, ...], dict[str, Any
 
 @contextmanager
 def reproducible(seed: int) -> Generator[None]:
-    """Run from a seed, with gradients on; the caller's generators stay as they are.
+    """TrialRun from a seed, with gradients on; the caller's generators stay as they are.
 
     Without gradients torch takes other kernels for weights that are Parameters than for products.
     """
@@ -219,10 +177,10 @@ def _buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     if isinstance(module, Program):
         kept -= {f"{alias}_mask" for alias in module.captured.first if alias in masks(module)}
     # Copies: the next run starts from the buffers as they were.
-    return {name: _copied(x).cpu() for name, x in module.named_buffers() if name in kept}
+    return {name: _copy_tensor(x).cpu() for name, x in module.named_buffers() if name in kept}
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
+def _copy_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
@@ -234,11 +192,7 @@ _NARROW = frozenset({torch.float16, torch.bfloat16, torch.float32})
 
 
 def widen(module: nn.Module) -> None:
-    """Take a model to float64 in place; in the graphs of a Program, casts and autocast, too.
-
-    Args:
-        module: a private copy.
-    """
+    """Take a private copy to float64 in place; casts and autocast in a Program's graphs, too."""
     module._apply(wide_tensor)
     if not isinstance(module, Program):
         return

@@ -642,5 +642,5 @@ def test_another_outcome_is_refused_and_the_program_stays(monkeypatch: pytest.Mo
         assert ["total", "zeros", "4", "7"] in rows
         assert is_same(captured.state_dict(), before[0])
         assert not captured.masks
-    monkeypatch.setattr(listening.Holder, "end", lambda *args: None)
+    monkeypatch.setattr(listening.PlanCheck, "end", lambda *args: None)
     assert fxprune.prune(captured, planned, inplace=True).masks, "nothing else refuses it"

@@ -45,7 +45,7 @@ MUTANTS = (
     Mutant("coupled norm of another order", "fxprune.passes.unit_scores:slice_sums", other_order),
     Mutant("dead coupled channels scored", "fxprune.passes.unit_scores:living_units", all_living),
     Mutant("limits of layers forgotten", f"{RANK}_most", lambda _: lambda self, layer, s: s.alive),
-    Mutant("multiples forgotten", f"{RANK}_rounded", lambda _: lambda self, layer, all_, n: n),
+    Mutant("multiples forgotten", f"{RANK}_to_multiple", lambda _: lambda self, layer, all_, n: n),
     Mutant("layers ranked alone", f"{RANK}run", with_field(scope=lambda scope: "local")),
 )
 

@@ -268,7 +268,7 @@ def ones(original: Any) -> Any:
 
 
 EDIT = "fxprune.rewrite.rewriter:Rewriter."
-FOLD = "fxprune.passes.fold_masks:FoldMasks._folded"
+FOLD = "fxprune.passes.fold_masks:FoldMasks._product"
 RULE = "fxprune.rewrite.rewriter:RewriteRule.__call__"
 
 MUTANTS = (

@@ -20,9 +20,8 @@ from fxprune.compiler.run import edit, finalize
 from fxprune.compiler.shrinking import shrink_certified
 from fxprune.errors import InvariantError
 from fxprune.program.program import Program
-from fxprune.program.uses import sites_of
 from fxprune.recipe.rule import Rule
-from fxprune.rewrite.facts import Cut, Ranking, Scores, ScoreSource, Selection
+from fxprune.rewrite.facts import Cut, Ranking, Scores, ScoreSource
 from fxprune.rewrite.passes import Facts, Rewrite
 from fxprune.rewrite.rewriter import Rewriter
 from fxprune.verification.certificate import (
@@ -208,7 +207,7 @@ def test_a_write_past_torchs_count_is_caught():
 
         return fold
 
-    mutant = Mutant("write", "fxprune.passes.fold_masks:FoldMasks._folded", write)
+    mutant = Mutant("write", "fxprune.passes.fold_masks:FoldMasks._product", write)
     with planted(mutant), pytest.raises(InvariantError, match=r"past torch's count|first node"):
         compile(program("mlp"), FINAL)
 
@@ -306,8 +305,6 @@ NAN = float("nan")
 def test_a_ranking_is_found_again(
     scores: list[float], mask: list[float], cut: Any, ties: str, fault: str | None
 ):
-    net = fxprune.capture(nn.Linear(4, 1, bias=False), (torch.zeros(2, 4),))
-    site = sites_of(net)[0]
     threshold, tied, quota = cut
     gone = mask.count(0)
     ranking = Ranking({"weight": Cut(float(threshold), gone, tied, quota)}, (("weight",),), ties)
@@ -315,7 +312,7 @@ def test_a_ranking_is_found_again(
     part = Masked("weight", values, values, None, torch.tensor([mask], dtype=torch.float32))
     rule = Rule(select="*", method="l1_unstructured", amount=0.5)
     given = Scores({"weight": Given(values.view(-1))})
-    found = list(recount(rule, Selection((site,)), given, ranking, {"weight": part}))
+    found = list(recount(rule, ["weight"], given, ranking, {"weight": part}))
     assert (fault is None and not found) or any(str(fault) in str(each) for each in found), found
 
 
