@@ -18,7 +18,7 @@ Pair = tuple[Node, Node, str]
 
 @rule("mul(a, b)", name="adopt-mask")
 def adopt_mask(rw: Rewriter, node: Node, a: Any, b: Any) -> Node | Refusal:
-    """Take a parameter P_orig and the buffer P_mask beside it for one masked parameter P."""
+    """Take a parameter P_orig and the buffer P_mask of its module for one masked parameter P."""
     if is_product(rw.program, node):
         return Refusal("the product is adopted already", node)
     found = _pair_of(rw.program, node)
@@ -39,20 +39,16 @@ def adopt_mask(rw: Rewriter, node: Node, a: Any, b: Any) -> Node | Refusal:
 def _products(program: Program, graph: fx.Graph, found: Pair) -> list[Node] | str:
     """Return the nodes of a graph that read P_orig, or why not each is its product with P_mask."""
     orig, mask, name = found
-    products = [n for n in graph.nodes if _reads(n, orig.target)]
+    reads = graph.find_nodes(op="get_attr", target=orig.target)
+    products = sorted({user for read in reads for user in read.users})
     for node in products:
         pair = _pair_of(program, node)
         if pair is None or pair[2] != name:
             return f"{name}_orig is read without its mask as well"
-    for read in graph.nodes:
-        is_mask = read.op == "get_attr" and read.target == mask.target
-        if is_mask and any(_factor(user) not in products for user in read.users):
+    for read in graph.find_nodes(op="get_attr", target=mask.target):
+        if any(_factor(user) not in products for user in read.users):
             return f"{name}_mask is read elsewhere as well"
     return products
-
-
-def _reads(node: Node, target: Any) -> bool:
-    return any(n.op == "get_attr" and n.target == target for n in node.all_input_nodes)
 
 
 def _join(rw: Rewriter, pair: Pair, products: list[Node]) -> Node:

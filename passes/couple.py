@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from torch.fx.node import Node
 
 from fxprune.channels import (
+    Bools,
     CoupledLayer,
     Coupling,
     Flow,
@@ -22,19 +22,11 @@ from fxprune.channels import (
     places_of,
 )
 from fxprune.errors import PassError
-from fxprune.program import (
-    Program,
-    downstream,
-    node_graph,
-    parameter_read,
-    parameters,
-    source_line,
-)
+from fxprune.program import Program, downstream, node_graph, parameter_read, parameters, source_line
 from fxprune.rewrite import Analysis, Facts, Refusal, Selection
 
 from .channels import follow_channels
 
-Bools = npt.NDArray[np.bool_]
 _SHOWN = 5
 _NONE: Ids = np.empty(0, np.int64)
 
@@ -191,7 +183,8 @@ class _Finder:
                 makers.setdefault(kind, []).append(name)
         for name, places in self.places.items():
             for _, ids in places if name in self.made else ():
-                roots = _firsts(self.labels[ids])
+                roots = self.labels[ids]
+                roots = roots[np.sort(np.unique(roots, return_index=True)[1])]  # as they occur
                 roots = roots[np.isin(roots, self.made[name]) & self.free[roots]]
                 for kind in dict.fromkeys(kinds[roots].tolist()):
                     if kind in makers:  # each once
@@ -271,12 +264,6 @@ def _widths(places: Sequence[UnitPlace], counts: Ids) -> list[tuple[int, ...]]:
         for at, channels in zip(*np.unique(layer, return_counts=True), strict=True):
             found[at].add(int(channels) // int(counts[at + 1] - counts[at]))
     return [tuple(sorted(widths)) for widths in found]
-
-
-def _firsts(roots: Ids) -> Ids:
-    """Return components in the order in which they first occur."""
-    _, index = np.unique(roots, return_index=True)
-    return roots[np.sort(index)]
 
 
 def _parameter_behind(program: Program, node: Node) -> str | None:

@@ -31,7 +31,7 @@ from fxprune.rewrite import (
 def _mask_of(
     program: Program, site: ParamSite, peers: Peers | None, dim: int | None
 ) -> torch.Tensor | None:
-    """Return a mask by which the living units can be told, whole on each process."""
+    """Return a mask that shows the living units, whole on each process."""
     mask = parameters_of(program)[site.name].mask
     if mask is None or peers is None:
         return mask

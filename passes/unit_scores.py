@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from fxprune.channels import (
+    Bools,
     CoupledScores,
     Coupling,
     UnitPlace,
@@ -19,7 +20,7 @@ from fxprune.channels import (
     scores_of_units,
 )
 from fxprune.errors import PassError
-from fxprune.program import ParamSite, Program, parameter, sites_of
+from fxprune.program import Program, parameter, sites_of
 from fxprune.ranking import generator_of, slice_sums
 from fxprune.rewrite import (
     Analysis,
@@ -68,7 +69,6 @@ def _all_of(source: ScoreSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 Numbers = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 _JOINS: dict[float, np.ufunc] = {math.inf: np.maximum, -math.inf: np.minimum}
 
 
@@ -119,7 +119,8 @@ def _totals(
     An entry in two slices of one unit counts twice.
     """
     sites = {site.name: site for site in sites_of(program)}
-    given = {name for name in coupling.by_parameter if _is_given(sites[name], importance)}
+    scored = importance.tensors.keys()
+    given = {n for n in coupling.by_parameter if not scored.isdisjoint(sites[n].aliases)}
     preferred = np.zeros(coupling.units, dtype=np.bool_)
     for place in coupling.places:
         if place.parameter in given:
@@ -134,10 +135,6 @@ def _totals(
             join.at(total, place.units[takes], sums[place.dim][takes])
             np.add.at(entries, place.units[takes], float(place.slice))
     return total, entries
-
-
-def _is_given(site: ParamSite, importance: Importance) -> bool:
-    return any(alias in importance.tensors for alias in site.aliases)
 
 
 def _counts_at(place: UnitPlace, preferred: Bools, *, in_given: bool) -> Bools:

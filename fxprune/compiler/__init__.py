@@ -2,7 +2,7 @@
 
 - `build`: `compile`: all that a recipe declares, from the model to certified files.
 - `dry_run`: `plan` and `explain`: what a recipe would do. Nothing is changed.
-- `listening`: What each rule of a run does, as rows of a plan, and a run held to a plan.
+- `listening`: What each rule of a run does, as rows of a plan, and whether it is as planned.
 - `pipeline`: Passes that declare what they need and give, and the pipelines of a recipe's rules.
 - `recheck`: A certificate checked again, later and elsewhere.
 - `run`: `capture`, `prune`, `finalize`, `unmask`, and the run of passes that they share.

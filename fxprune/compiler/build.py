@@ -66,16 +66,16 @@ def compile(
     says that in float64 and in eval mode the result is close to the masked program (with `zeros =
     "clean"`, to that with +0.0 for its pruned entries).
 
-    After each pass, its graphs, tensors and keys are held to its declared effect, and masks to
-    the scores that ranked them; the certificate has hashes and evidence by pass.
+    After each pass, graphs, tensors and keys are checked against its declared effect, and masks
+    against the scores that ranked them; the certificate has hashes and evidence by pass.
 
-    A pass that the recipe names and that promises equal outputs is held to that when it runs. Where
-    one promises nothing, a recipe that only masks is held to the result with its masks folded in.
+    A pass that the recipe names and that promises equal outputs is checked when it runs. Where one
+    promises nothing, the result of a recipe that only masks is compared with its masks folded in.
 
     Args:
         model: a module, or a Program.
         recipe: a Recipe, a dict, or the path of a .toml or .json file; or a Plan, whose recipe is
-            run and held to what was planned.
+            run and must do what was planned.
         args: example positional inputs, to capture and to verify with.
         kwargs: example keyword inputs.
         batch: see `fxprune.capture`.
@@ -113,17 +113,12 @@ def compile(
     auditor = Auditor(model, dense) if certify else None
     what = recipe if isinstance(recipe, Plan) else rules
     masked = prune(dense, what, on_pass=tell, watch=auditor)
-    inputs = _inputs_to_verify(args, kwargs)
+    nothing = isinstance(args, tuple) and not args and not kwargs
+    inputs: Any = (None, None) if nothing else (args, kwargs)
     program, certificate = _finish(rules, dense, masked, inputs, auditor, tell)
     tell("report")
     result = Result(program, replace(report(program), certificate=certificate), certificate)
     return result if out is None else _write(result, Path(out), formats, tell)
-
-
-def _inputs_to_verify(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Return what `verify` takes: None for both where the caller gave no input."""
-    takes_none = isinstance(args, tuple) and not args and not kwargs
-    return (None, None) if takes_none else (args, kwargs)
 
 
 def _finish(
@@ -166,7 +161,7 @@ def _finish(
 
 
 # Above this many parameters one input is drawn in each mode, in train mode where none is given:
-# what running costs grows with them, and what a compile costs beside hardly does.
+# the cost of a run grows with them, that of the rest of a compile hardly does.
 _LARGE = 4_000_000
 
 

@@ -14,15 +14,7 @@ from fxprune.compiler.listening import Observer
 from fxprune.compiler.pipeline import stages_of
 from fxprune.compiler.run import RecipeLike, Run, facts_given, program_of
 from fxprune.errors import FxpruneError, SelectError
-from fxprune.program import (
-    ParamRecord,
-    ParamSite,
-    Program,
-    RuleRecord,
-    parameters,
-    sites_of,
-    source_line,
-)
+from fxprune.program import ParamRecord, Program, RuleRecord, parameters, sites_of, source_line
 from fxprune.recipe import Recipe, Rule, Verdict, is_foreign, verdicts
 from fxprune.reports import Explanation, ParameterExplanation, Plan, RuleExplanation, recipe_of
 from fxprune.rewrite import Refusal
@@ -120,14 +112,20 @@ def explain(
     """
     rules = recipe_of(recipe, allow_imports=allow_imports)
     program, given = program_of(model, args, kwargs, batch), facts_given(importance_scores, masks)
-    firsts = [_first(program, name) for name in names] or list(parameters.aliases(program))
+    for name in names:
+        parameters.owner(program, name)  # or it is missing
+    first = program.captured.first
+    firsts = [first[name] for name in names] or list(parameters.aliases(program))
     found = {str(rule.name): _verdicts(program, rule) for rule in rules.rules}
     outcomes, faults = _try_stages(program, rules, given)
-    rows = tuple(
-        _parameter([(rule, found[str(rule.name)][name]) for rule in rules.rules], outcomes)
-        for name in dict.fromkeys(firsts)
-    )
-    return Explanation(rows, faults)
+    sites = {site.name: site for site in sites_of(program)}
+    rows: list[ParameterExplanation] = []
+    for site in (sites[name] for name in dict.fromkeys(firsts)):
+        by_rule = [_rule(r, found[str(r.name)][site.name], outcomes) for r in rules.rules]
+        shape = tuple(site.shape)
+        row = ParameterExplanation(site.name, site.aliases, shape, site.uses, tuple(by_rule))
+        rows.append(row)
+    return Explanation(tuple(rows), faults)
 
 
 def _may_fork(recipe: Recipe) -> bool:
@@ -168,24 +166,12 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"rules": tuple(rules)})
 
 
-def _first(program: Program, name: str) -> str:
-    """Return a parameter's first name, of any of its names."""
-    parameters.owner(program, name)
-    return program.captured.first[name]
-
-
 def _verdicts(program: Program, rule: Rule) -> dict[str, Verdict]:
     try:
         found = verdicts(program, rule)
     except SelectError as error:
         found = tuple(Verdict(site, Refusal(str(error)), 0) for site in sites_of(program))
     return {verdict.site.name: verdict for verdict in found}
-
-
-def _parameter(judged: list[tuple[Rule, Verdict]], outcomes: _Outcomes) -> ParameterExplanation:
-    site: ParamSite = judged[0][1].site
-    rows = tuple(_rule(rule, verdict, outcomes) for rule, verdict in judged)
-    return ParameterExplanation(site.name, site.aliases, tuple(site.shape), site.uses, rows)
 
 
 def _rule(rule: Rule, verdict: Verdict, outcomes: _Outcomes) -> RuleExplanation:

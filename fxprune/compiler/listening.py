@@ -145,12 +145,9 @@ def _digest(*parts: torch.Tensor | None) -> str:
 class Reproducible(IntEnum):
     """What of a parameter's mask is the same in every run."""
 
-    MASK = 0
-    """Which entries are alive."""
-    COUNT = 1
-    """How many entries are alive, but not which."""
+    MASK = 0  # which entries are alive
+    COUNT = 1  # how many entries are alive, but not which
     NOTHING = 2
-    """Neither."""
 
 
 class Figures(NamedTuple):

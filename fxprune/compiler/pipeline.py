@@ -69,11 +69,7 @@ class Pipeline:
             there.update(step.gives)
 
     def run(
-        self,
-        program: Program,
-        facts: Facts,
-        listeners: Iterable[Listener] = (),
-        stage: str = "",
+        self, program: Program, facts: Facts, listeners: Iterable[Listener] = (), stage: str = ""
     ) -> Trace:
         """Run the passes on a Program that no caller holds, and check it after each.
 
@@ -92,7 +88,12 @@ class Pipeline:
                     rewriter = _rewrite(program, step, facts)
                     edits, refusals = rewriter.edits, tuple(rewriter.refusals)
                 elif isinstance(step, Analysis):
-                    facts.put(_fact_of(step, step.run(program, facts)))
+                    fact = step.run(program, facts)
+                    if type(fact) not in step.gives:
+                        says = ", ".join(kind.__name__ for kind in step.gives)
+                        gave = f"gave {type(fact).__name__}, but says {says}"
+                        raise PassError(f"the pass {step.name!r} {gave}")
+                    facts.put(fact)
             steps.append(StepTrace(step.name, time.perf_counter() - start, edits, refusals))
             for each in listeners:
                 each.after(program, step, facts)
@@ -138,13 +139,6 @@ def _check_words(step: Pass) -> None:
     if isinstance(step, Rewrite) and step.effect not in EFFECTS:
         known = ", ".join(map(repr, EFFECTS))
         raise PassError(f"the pass {step.name!r} declares {step.effect!r}; there are {known}")
-
-
-def _fact_of(step: Analysis, fact: Any) -> Any:
-    if type(fact) not in step.gives:
-        says = ", ".join(kind.__name__ for kind in step.gives)
-        raise PassError(f"the pass {step.name!r} gave {type(fact).__name__}, but says {says}")
-    return fact
 
 
 @dataclass(frozen=True)

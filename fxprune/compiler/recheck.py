@@ -85,13 +85,10 @@ def _missing(data: Mapping[str, Any]) -> str | None:
     return None
 
 
-_LOOSE = "float64 outputs"  # of another machine they may differ by other roundings
-
-
 def _differences(old: Mapping[str, Any], new: Certificate, *, loose: bool) -> Iterator[str]:
     """Yield what a certificate says and the recipe, run again, does not give.
 
-    `loose` is whether a bias took over constants, whose sums another machine may round otherwise.
+    `loose`: a bias took over constants, whose sums another machine may round in another way.
     """
     if (old.get("promise"), old.get("bound")) != (new.promise, new.bound):
         yield f"it promises {old.get('promise')!r}, and the recipe, run again, {new.promise!r}"
@@ -116,6 +113,7 @@ def _comparable(value: Any) -> Any:
 
 
 _MOST_BYTES = 64 * 2**20
+_LOOSE = "float64 outputs"  # of another machine they may differ by other roundings
 _MASKED = ("_orig", "_mask")
 
 

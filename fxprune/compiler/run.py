@@ -117,7 +117,7 @@ def prune(
     Args:
         model: a Program, or a module, which is captured with `args`, `kwargs` and `batch`.
         recipe: a Recipe, a dict, or the path of a .toml or .json file; or a Plan, whose recipe is
-            run and held to what was planned.
+            run and must do what was planned.
         args: example positional inputs.
         kwargs: example keyword inputs.
         batch: see `capture`.

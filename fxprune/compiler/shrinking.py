@@ -40,8 +40,8 @@ def shrink(
     number everywhere, which a bias then takes over. All else stays; `captured.shrinks` of the
     result says what, and why. Masks, where there are any, are cut with their parameters.
 
-    The result is held to the given Program: both are taken to float64 and run in eval mode, at two
-    batch sizes. In train mode batch norm may see other constants, as the record's notes tell.
+    The result is compared with the given Program: copies of both in float64 run in eval mode, at
+    two batch sizes. In train mode batch norm may see other constants, as the record's notes say.
 
     Args:
         program: a Program, masked or finalized.

@@ -17,11 +17,7 @@ _PROGRAM_STATE = ("graphs", "captured")
 
 
 def fork(program: Program) -> Program:
-    """Return a Program with its own tree and graphs, over the same tensors.
-
-    Args:
-        program: not changed by edits of the fork, as long as these make new tensors.
-    """
+    """Return a Program with its own tree and graphs, over the same tensors."""
     check_root_alone(program)
     reshard(program)
     tensors = (*program.parameters(), *program.buffers())
@@ -33,11 +29,7 @@ def fork(program: Program) -> Program:
 
 
 def copied(program: Program) -> Program:
-    """Return a deep copy.
-
-    Raises:
-        PassError: the Program is wrapped by FSDP2, which has no copies.
-    """
+    """Return a deep copy; one that FSDP2 has wrapped cannot be copied, which raises PassError."""
     if is_wrapped(program):
         raise PassError("a Program that fully_shard has wrapped cannot be copied; say inplace=True")
     return copy.deepcopy(program)
@@ -46,11 +38,8 @@ def copied(program: Program) -> Program:
 def commit(program: Program, work: Program) -> None:
     """Let a Program become its edited fork; its modules and Parameter objects stay the same ones.
 
-    Args:
-        program: the Program that was forked.
-        work: the fork, edited; not to be used afterwards.
-
-    An exception in here, Ctrl-C included, takes back what was swapped.
+    The fork is not to be used afterwards. An exception in here, Ctrl-C included, takes back what
+    was swapped.
     """
     swaps = _swaps(program, work)
     undo: list[Callable[[], None]] = []

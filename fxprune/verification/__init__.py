@@ -1,23 +1,17 @@
-"""Two models held to each other, a pass held to its effect, certificates.
+"""Two models compared, passes checked against their effects, certificates.
 
-- `certificate`: `Certificate`: what was compared, what was found, digests, and its JSON.
-- `comparison`: Hold two models to each other, on given and on drawn inputs, in train and in eval
-  mode.
-- `differences`: How two values differ: in kind, in bits, or by how much.
-- `edits`: The tensors that a declared effect leaves in a Program, compared with those that are
-  there.
-- `invariants`: Checks the invariants of a Program, and outputs before and after a step; knows no
-  pass.
-- `listener`: Listeners: who sees a Program during a run of passes.
-- `promises`: Checks a rewrite against its promise: equal or close outputs, keys, and what
-  training needs.
-- `proof`: Two Programs that compute the same whatever they are given: equal graphs over equal
-  tensors.
-- `recount`: Checks new masks against the scores that ranked them, without ranking again.
-- `snapshot`: A Program at one moment: its graphs line by line, and its tensors module by module.
-- `translation`: Translation validation: checks each pass against its declared effect, and keeps
-  the evidence.
-- `trials`: Trials: inputs to compare two models on, and runs that leave the models as they are.
+- `certificate`: `Certificate`: what was compared and found, its JSON, digests.
+- `comparison`: `verify`: two models on given and drawn inputs, in train and in eval mode.
+- `differences`: How values differ, from which node on, on how small an input.
+- `edits`: The tensors that an effect leaves, compared with those that are there.
+- `invariants`: What holds of a Program after any pass; outputs before and after a step.
+- `listener`: `Listener`: what sees a Program during a run of passes.
+- `promises`: Equal or close outputs, equal keys, and what training needs, as a rewrite promises.
+- `proof`: Equal graphs over equal tensors.
+- `recount`: Masks against the scores that ranked them.
+- `snapshot`: A Program line by line and module by module; effects that passes declare.
+- `translation`: `Auditor`: each pass against its effect, with the evidence.
+- `trials`: Inputs to compare two models on, and runs that leave the models as they are.
 """
 
 # pyright: reportUnusedImport=false

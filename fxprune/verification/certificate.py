@@ -110,22 +110,9 @@ class Certificate:
         """Return all of it as JSON; numbers that JSON lacks are strings.
 
         Example:
-            >>> print(Certificate("same", 0.0, 0, 1, ("eval: args",), float("inf")).to_json())
-            {
-              "ok": true,
-              "promise": "same",
-              "bound": 0.0,
-              "seed": 0,
-              "trials": 1,
-              "inputs": [
-                "eval: args"
-              ],
-              "largest": "inf",
-              "failures": [],
-              "skipped": [],
-              "passes": [],
-              "recipe": null
-            }
+            >>> certificate = Certificate("same", 0.0, 0, 1, ("eval: args",), float("inf"))
+            >>> '"largest": "inf"' in certificate.to_json()
+            True
         """
         return json.dumps(self.to_data(), indent=2, allow_nan=False)
 

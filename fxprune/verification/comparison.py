@@ -38,7 +38,7 @@ def verify(
     bound: float = BOUND,
     modes: tuple[str, ...] = (EVAL, TRAIN),
 ) -> Certificate:
-    """Hold two models to each other in train and in eval mode; a difference raises nothing.
+    """Compare two models in train and in eval mode; a difference raises nothing.
 
     Each run is of private copies from one seed, so that dropout draws alike and neither model,
     nor the global generator, changes. Gradients are on, since torch takes other kernels without.
@@ -47,7 +47,7 @@ def verify(
 
     Args:
         after: a Program or any module.
-        before: what it is held to; another one.
+        before: what it is compared with; another one.
         args: positional inputs, compared before the drawn ones.
         kwargs: keyword inputs.
         promise: "same": outputs equal bit for bit, and where a Program takes part its persistent
@@ -139,18 +139,12 @@ class _Comparison:
     largest: float = 0.0
 
     def __post_init__(self) -> None:
+        self.wide = self.promise == "close"
+        self.holder = Holder(self.bound if self.wide else None)
         self._sides = [Side(model, wide=self.wide) for model in (self.after, self.before)]
 
-    @property
-    def wide(self) -> bool:
-        return self.promise == "close"
-
-    @property
-    def holder(self) -> Holder:
-        return Holder(self.bound if self.wide else None)
-
     def compare(self, trial: Trial) -> None:
-        """TrialRun both sides on one input and keep what differs."""
+        """Run both sides on one input and keep what differs."""
         after, before = (run(side, trial, seed=self.seed) for side in self._sides)
         if trial.drawn and after.error and before.error:
             self.skipped.append(f"{trial.mode}: {trial.label}: {before.error}")
@@ -186,24 +180,18 @@ class _Comparison:
         )
 
     def _differences(self, trial: Trial, after: TrialRun, before: TrialRun) -> list[Difference]:
-        found = self.holder.nests("output", after.output, before.output)
-        return (
-            found
-            + self._input_differences(after, before)
-            + self._buffer_differences(trial, after, before)
-        )
-
-    def _input_differences(self, after: TrialRun, before: TrialRun) -> list[Difference]:
-        """Compare what was written to inputs."""
-        if self.wide or not self._has_program:
-            return []
+        """Compare outputs, what was written to inputs, and batch statistics after training."""
+        leaves, found = self.holder.leaves, self.holder.nests("output", after.output, before.output)
+        if self.wide or not any(isinstance(side, Program) for side in (self.after, self.before)):
+            return found
         pairs = zip(after.inputs, before.inputs, strict=True)
-        held = [self.holder.leaves(f"input {i} afterwards", a, b) for i, (a, b) in enumerate(pairs)]
-        return [difference for difference in held if difference.text]
-
-    @property
-    def _has_program(self) -> bool:
-        return isinstance(self.after, Program) or isinstance(self.before, Program)
+        written = [leaves(f"input {i} afterwards", a, b) for i, (a, b) in enumerate(pairs)]
+        found += [difference for difference in written if difference.text]
+        if trial.mode == TRAIN:
+            both = [name for name in after.buffers if name in before.buffers]
+            buffers = ((name, after.buffers[name], before.buffers[name]) for name in both)
+            found += [leaves(f"buffer {name!r}", a, b) for name, a, b in buffers]
+        return found
 
     def _differs(self, trial: Trial) -> bool:
         """Tell whether both sides run on an input, and differ."""
@@ -218,18 +206,6 @@ class _Comparison:
             return None
         spec = next((s for s in (self.before, self.after) if isinstance(s, Program)), None)
         return minimise(trial, self._differs, None if spec is None else spec.captured.inputs)
-
-    def _buffer_differences(
-        self, trial: Trial, after: TrialRun, before: TrialRun
-    ) -> list[Difference]:
-        """Compare batch statistics after a step in train mode."""
-        if self.wide or trial.mode != TRAIN or not self._has_program:
-            return []
-        return [
-            self.holder.leaves(f"buffer {name!r}", value, before.buffers[name])
-            for name, value in after.buffers.items()
-            if name in before.buffers
-        ]
 
     def _report(self, trial: Trial, differences: list[Difference]) -> None:
         if not differences:
@@ -260,14 +236,12 @@ class _Comparison:
         node = first_difference(steps[0], steps[1], self.holder)
         if node is not None:
             return node.name, f"; the first node that differs is {describe(self.after, node)}"
-        # What reads equal values may return others of them, or write otherwise.
+        # Nodes that give equal values may pick others of them for an output, or write others.
         changed = first_change(self.after, self.before, mode)
         if changed is None:
             return None, ""
-        return (
-            changed.name,
-            f"; the first node that is another one is {describe(self.after, changed)}",
-        )
+        what = describe(self.after, changed)
+        return changed.name, f"; the first node that is another one is {what}"
 
 
 def _outcome(run: TrialRun) -> str:

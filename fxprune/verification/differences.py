@@ -147,24 +147,15 @@ def _fewer_rows(
         return leaves
     for symbol in spec.symbols:
         size = _size(leaves, spec, symbol)
-        singles = [(i, i + 1) for i in range(min(size, 4))]
-        for start, stop in (*singles, *_halves(size)):
-            if stop - start >= _size(leaves, spec, symbol):
-                continue
-            fewer = [
-                _slice(leaf, at.shape, symbol, start, stop)
-                for leaf, at in zip(leaves, spec.inputs, strict=True)
-            ]
+        spans = [(i, i + 1) for i in range(min(size, 4) if size > 1 else 0)]
+        spans += [(0, math.ceil(size / 2**k)) for k in range(1, (size - 1).bit_length())]
+        for start, stop in spans:
+            pairs = zip(leaves, spec.inputs, strict=True)
+            fewer = [_slice(leaf, at.shape, symbol, start, stop) for leaf, at in pairs]
             if holds(fewer):
                 leaves = fewer
                 break
     return leaves
-
-
-def _halves(size: int) -> Iterator[tuple[int, int]]:
-    while size > 2:
-        size = math.ceil(size / 2)
-        yield 0, size
 
 
 def _size(leaves: list[Any], spec: InputSpec, symbol: str) -> int:
@@ -212,8 +203,7 @@ def _describe_inputs(leaves: list[Any], spec: InputSpec | None) -> Iterator[str]
     for i, leaf in enumerate(leaves):
         name = spec.inputs[i].name if named and spec is not None else f"input {i}"
         if isinstance(leaf, torch.Tensor):
-            kind = f"{dtype_name(leaf.dtype)}{list(leaf.shape)}"
-            yield f"{name}: {kind} {_entries(leaf)}"
+            yield f"{name}: {_kind(leaf)} {_entries(leaf)}"
 
 
 def _entries(leaf: torch.Tensor) -> str:

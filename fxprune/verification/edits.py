@@ -49,34 +49,25 @@ class Expected:
                     self.parameters[path][f"{key}_orig"] = self.parameters[path].pop(key)
                 self.buffers[path][f"{key}_mask"] = NewTensor(stored, trained=False)
 
-    def fold(self) -> None:
-        """Put the product in the place of P_orig and P_mask."""
-        self._drop_masks(self._product)
-
-    def unmask(self) -> None:
-        """Put the stored tensor in the place of P_orig and P_mask."""
-        self._drop_masks(lambda stored, mask: stored)
-
-    def _product(self, stored: torch.Tensor, mask: torch.Tensor) -> NewTensor:
-        value = torch.mul(stored.detach(), mask)
-        if self.effect.zeros == "clean":
-            value = torch.where(mask == 0, torch.zeros_like(value), value)
-        return NewTensor(value, stored.requires_grad, "the product of its tensor and its mask")
-
-    def _drop_masks(
-        self, value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | NewTensor]
-    ) -> None:
+    def drop_masks(self) -> None:
+        """Put the product, or the stored tensor alone, in the place of P_orig and P_mask."""
         for name in self.effect.names or self.before.masked:
             stored, mask = self.before.stored(name)
             if stored is None or mask is None:
                 continue
-            made = value(stored, mask)
+            made = stored if self.effect.kind == "unmasks" else self._product(stored, mask)
             for path, key in self._places(name):
                 self.parameters[path].pop(f"{key}_orig")
                 self.parameters[path][key] = made
                 self.buffers[path].pop(f"{key}_mask")
         if self.effect.ordered:
             self._sort()
+
+    def _product(self, stored: torch.Tensor, mask: torch.Tensor) -> NewTensor:
+        value = torch.mul(stored.detach(), mask)
+        if self.effect.zeros == "clean":
+            value = torch.where(mask == 0, torch.zeros_like(value), value)
+        return NewTensor(value, stored.requires_grad, "the product of its tensor and its mask")
 
     def _sort(self) -> None:
         """Put the parameters of each module in the source's order, those not read first."""
@@ -195,8 +186,8 @@ class Expected:
 
 _APPLY: Mapping[str, Callable[[Expected], None]] = {
     "masks": Expected.mask,
-    "folds": Expected.fold,
-    "unmasks": Expected.unmask,
+    "folds": Expected.drop_masks,
+    "unmasks": Expected.drop_masks,
     "adopts": Expected.adopt,
     "cuts": Expected.cut,
     "constants": Expected.cut,

@@ -12,7 +12,7 @@ from fxprune.errors import MissingParameterError
 from fxprune.program import TRAIN, Program, example_of, fork, parameters
 from fxprune.rewrite import BOUND
 from fxprune.verification.comparison import verify
-from fxprune.verification.trials import Trial, copy_for, reproducible
+from fxprune.verification.trials import Side, Trial, reproducible
 
 PROMISES = ("same", "close", "changes")
 
@@ -26,13 +26,12 @@ class PromiseCheck:
 
     program: Program
     promise: str
-    keys: frozenset[str]
     trained: dict[str, bool]
 
     @classmethod
     def of(cls, program: Program, promise: str) -> PromiseCheck:
         """Remember a Program that is about to be edited."""
-        return cls(fork(program), promise, _keys(program), _requires_grad(program))
+        return cls(fork(program), promise, _requires_grad(program))
 
     def violation(self, after: Program, *, bound: float = BOUND, trials: int = 3) -> str | None:
         """Return how the promise is broken; None where it is kept.
@@ -55,8 +54,9 @@ class PromiseCheck:
         return None if lost is None else f"promised equal outputs, but {lost!r} gets no gradient"
 
     def _changes(self, after: Program) -> Iterator[str]:
-        for key in sorted(self.keys ^ _keys(after)):
-            yield f"the key {key!r} {'went' if key in self.keys else 'came'}"
+        keys = _keys(self.program)
+        for key in sorted(keys ^ _keys(after)):
+            yield f"the key {key!r} {'went' if key in keys else 'came'}"
         for name, trained in _requires_grad(after).items():
             if trained != self.trained.get(name, trained):
                 yield f"{name!r} is {'' if trained else 'not '}trained"
@@ -103,7 +103,7 @@ def _names_with_gradient(program: Program) -> set[str] | None:
     """Return the parameters that get a gradient in a step; None where there is no such step."""
     args, kwargs = example_of(program, batch=2)
     trial = Trial(TRAIN, "", args, kwargs, drawn=True)
-    module, args, kwargs = copy_for(program, trial, wide=False)
+    module, args, kwargs = Side(program, wide=False).prepare(trial)
     module.zero_grad(set_to_none=True)
     try:
         with reproducible(0):

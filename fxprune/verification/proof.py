@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxprune.errors import InvariantError
 from fxprune.program import (
@@ -104,10 +104,6 @@ def _layers(program: Program) -> Iterator[tuple[str, str]]:
     """Yield what is called as it is: layers and nested graphs, by path, with their settings."""
     for path, module in program.named_modules(remove_duplicate=False):
         if path and not isinstance(module, TreeModule):
-            yield path, _settings(module)
-
-
-def _settings(module: nn.Module) -> str:
-    if isinstance(module, fx.GraphModule):
-        return repr(fingerprint(module.graph))
-    return f"{type(module).__qualname__}({module.extra_repr()})"
+            graph = module.graph if isinstance(module, fx.GraphModule) else None
+            name = f"{type(module).__qualname__}({module.extra_repr()})"
+            yield path, name if graph is None else repr(fingerprint(graph))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fxprune.channels import CoupledLayer, CoupledScores, Coupling, UnitPlace
+from fxprune.program import parameters
 from fxprune.recipe import Rule
 from fxprune.rewrite import Ranking, Scores
 from fxprune.support import same_bits
@@ -38,11 +39,7 @@ class Masked:
 
 
 def recount(
-    rule: Rule,
-    names: Sequence[str],
-    scores: Scores,
-    ranking: Ranking,
-    masked: Mapping[str, Masked],
+    rule: Rule, names: Sequence[str], scores: Scores, ranking: Ranking, masked: Mapping[str, Masked]
 ) -> Iterator[Fault]:
     """Yield what is wrong with the masks of a rule that ranks entries or channels."""
     for group in [names] if rule.scope == "global" else [[name] for name in names]:
@@ -156,8 +153,9 @@ class _RankedTogether:
         # torch's random_structured takes every channel at the threshold.
         loose = self.scores.prune_all_ties and self.ranking.ties == "torch"
         if gone != wanted and not (loose and gone > wanted):
+            names = parameters.quoted([part.name for part in units])
             yield Fault(
-                f"{gone} of the {alive} living units of {_quoted(units)} went, and "
+                f"{gone} of the {alive} living units of {names} went, and "
                 f"amount = {self.rule.amount} is {wanted}"
             )
         for part in () if self.is_replayed else units:
@@ -244,11 +242,6 @@ def _range(kind: torch.dtype) -> tuple[float, float]:
     if kind.is_floating_point:
         return -math.inf, math.inf
     return torch.iinfo(kind).min, torch.iinfo(kind).max
-
-
-def _quoted(units: list[_LivingUnits]) -> str:
-    names = [repr(part.name) for part in units]
-    return ", ".join([*names[:3], *["..."] * (len(names) > 3)])
 
 
 def recount_units(

@@ -316,7 +316,8 @@ class _Lines:
         self.mode, self.effect = mode, effect
         self.was = {line.name: line for line in was.lines}
         self.now = {line.name: line for line in now.lines}
-        self.constants = {line.name for line in now.lines if self._is_constant(line)}
+        reads = [line for line in now.lines if effect.shrinks and line.op == "get_attr"]
+        self.constants = {line.name for line in reads if is_constant(str(line.target))}
 
     def differences(self) -> Iterator[Fault]:
         """Yield the nodes that went, came or changed in a way the effect does not allow."""
@@ -352,9 +353,6 @@ class _Lines:
     def _may_come(self, line: Line) -> bool:
         replacing = self.effect.kind == "cuts" and line.target in _REPLACING
         return replacing or line.name in self.constants
-
-    def _is_constant(self, line: Line) -> bool:
-        return self.effect.shrinks and line.op == "get_attr" and is_constant(str(line.target))
 
     def _is_index(self, line: Line) -> bool:
         """Tell whether a node computes indices of constants alone; a cut writes these anew."""

@@ -82,39 +82,37 @@ class Side:
 
     def prepare(self, trial: Trial) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """Return a private copy in the trial's mode, and private inputs."""
-        if not _is_of_operators(self._model):
-            return copy_for(self._model, trial, wide=self._wide)
-        if self._copy is None:
-            self._copy = self._copy_model()
-        else:
-            self._put_back()
-        module = self._copy
-        for part, own in zip(module.modules(), self._model.modules(), strict=True):
-            part.training = own.training
-        return module.train(trial.mode == TRAIN), *_inputs(trial, wide=self._wide)
+        module = self._reused() if _is_of_operators(self._model) else self._fresh()
+        inputs: Any = (trial.args, trial.kwargs)
+        args, kwargs = pytree.tree_map_only(torch.Tensor, _copy_tensor, inputs)
+        if self._wide:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, wide_tensor, (args, kwargs))
+        return module.train(trial.mode == TRAIN), args, kwargs
 
-    def _copy_model(self) -> nn.Module:
+    def _fresh(self) -> nn.Module:
         copied = copy_model(self._model)
         if self._wide:
             widen(copied)
-        # Batch norm writes to its buffers past torch's count of writes.
-        read = (
-            {id(mask) for mask in masks(copied).values()} if isinstance(copied, Program) else set()
-        )
-        held = [*copied.parameters(), *(x for x in copied.buffers() if id(x) in read)]
-        kept = [x for x in held if x.numel() < _SMALL]
-        kept += (x for x in copied.buffers() if id(x) not in read)
-        self._kept = [(tensor, tensor.detach().clone()) for tensor in kept]
-        self._versions = [(x, x._version) for x in held if x.numel() >= _SMALL]
         return copied
 
-    def _put_back(self) -> None:
-        if any(tensor._version != version for tensor, version in self._versions):
-            self._copy = self._copy_model()
-            return
+    def _reused(self) -> nn.Module:
+        """Return the one copy, with what an earlier run wrote to put back."""
+        if self._copy is None or any(x._version != version for x, version in self._versions):
+            self._copy = copied = self._fresh()
+            # Batch norm writes to its buffers past torch's count of writes.
+            own = masks(copied).values() if isinstance(copied, Program) else ()
+            read = {id(mask) for mask in own}
+            held = [*copied.parameters(), *(x for x in copied.buffers() if id(x) in read)]
+            kept = [x for x in held if x.numel() < _SMALL]
+            kept += (x for x in copied.buffers() if id(x) not in read)
+            self._kept = [(tensor, tensor.detach().clone()) for tensor in kept]
+            self._versions = [(x, x._version) for x in held if x.numel() >= _SMALL]
         with torch.no_grad():
             for tensor, before in self._kept:
                 tensor.copy_(before)
+        for part, own_part in zip(self._copy.modules(), self._model.modules(), strict=True):
+            part.training = own_part.training
+        return self._copy
 
 
 _SMALL = 65_536  # entries of a tensor of which a second copy costs nothing
@@ -131,7 +129,7 @@ def _is_of_operators(model: nn.Module) -> bool:
 
 
 def run(side: Side, trial: Trial, *, seed: int) -> TrialRun:
-    """TrialRun a model from a seed on a trial's private inputs; what it raises is a result."""
+    """Run a model from a seed on a trial's private inputs; what it raises is a result."""
     try:
         module, args, kwargs = side.prepare(trial)
         with reproducible(seed):
@@ -139,30 +137,14 @@ def run(side: Side, trial: Trial, *, seed: int) -> TrialRun:
     except Exception as error:  # noqa: BLE001 - a model may raise anything, and it is a finding
         lines = [*str(error).strip().splitlines(), ""]
         return TrialRun(error=f"{type(error).__name__}: {lines[0]}")
-    output, inputs = pytree.tree_map_only(torch.Tensor, _at_rest, (output, (args, kwargs)))
-    return TrialRun(output, _buffers(module), tuple(pytree.tree_leaves(inputs)))
-
-
-def copy_for(
-    model: nn.Module, trial: Trial, *, wide: bool
-) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Return private copies of a model, in a trial's mode, and of its inputs."""
-    module = copy_model(model)
-    if wide:
-        widen(module)
-    return module.train(trial.mode == TRAIN), *_inputs(trial, wide=wide)
-
-
-def _inputs(trial: Trial, *, wide: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = pytree.tree_map_only(torch.Tensor, _copy_tensor, (trial.args, trial.kwargs))
-    if wide:
-        args, kwargs = pytree.tree_map_only(torch.Tensor, wide_tensor, (args, kwargs))
-    return args, kwargs
+    ends: Any = (output, pytree.tree_leaves((args, kwargs)))
+    output, inputs = pytree.tree_map_only(torch.Tensor, lambda x: x.detach().cpu(), ends)
+    return TrialRun(output, _buffers(module), tuple(inputs))
 
 
 @contextmanager
 def reproducible(seed: int) -> Generator[None]:
-    """TrialRun from a seed, with gradients on; the caller's generators stay as they are.
+    """Run from a seed, with gradients on; the caller's generators stay as they are.
 
     Without gradients torch takes other kernels for weights that are Parameters than for products.
     """
@@ -182,10 +164,6 @@ def _buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _copy_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
-
-
-def _at_rest(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu()
 
 
 _NARROW = frozenset({torch.float16, torch.bfloat16, torch.float32})
