@@ -153,7 +153,7 @@ class _RankedTogether:
         # torch's random_structured takes every channel at the threshold.
         loose = self.scores.prune_all_ties and self.ranking.ties == "torch"
         if gone != wanted and not (loose and gone > wanted):
-            names = parameters.quoted([part.name for part in units])
+            names = parameters.quote([part.name for part in units])
             yield Fault(
                 f"{gone} of the {alive} living units of {names} went, and "
                 f"amount = {self.rule.amount} is {wanted}"
