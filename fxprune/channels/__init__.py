@@ -3,7 +3,7 @@
 - `after`: after a shrink: an optimizer's state carried over, the new shapes as data.
 - `atoms`: one for each channel of each axis; what ties them, and what pins them.
 - `axes`: axes joined, split and viewed in other shapes; equations of einsum.
-- `cost`: what a forward costs: operations, activations, latency.
+- `cost`: what a forward costs: FLOPs of each operator, activations, latency.
 - `coupling`: channels that can only be cut together, in layers, and their scores.
 - `flow`: a value for each node, by a transfer rule per operator; what no rule knows is pinned.
 - `meeting`: operands that consume index by index, and operators that sum over channels.

@@ -5,7 +5,7 @@
 - `kth`: the k smallest scores over many tensors, as cuts; ties go by index.
 - `magnitudes`: magnitudes compared and cut as integers.
 - `masks`: which of a parameter's units a ranking prunes, a chunk at a time.
-- `processes`: rankings of parameters that are spread over the processes of a group.
+- `processes`: rankings over the processes of a group, and what each rank sends for them.
 - `spread_masks`: masks of such parameters: spread alike, or whole under FSDP2.
 - `units`: channels with their norms, and masks that meet masks.
 """

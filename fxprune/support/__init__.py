@@ -5,7 +5,7 @@
 - `reading`: One strict reader of files from any source: JSON, headers, archives, pickles.
 - `regexes`: Regular expressions of users' on names, in bounded time, from any source.
 - `torch_state`: torch's process-wide state: exporters, warnings, global random generators.
-- `writing`: Files and folders that are written whole or not at all.
+- `writing`: Files and folders written aside and moved into place: whole or not at all.
 """
 
 # pyright: reportUnusedImport=false

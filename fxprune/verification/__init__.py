@@ -1,6 +1,6 @@
 """Two models compared, passes checked against their effects, certificates.
 
-- `certificate`: `Certificate`: what was compared and found, its JSON, digests.
+- `certificate`: `Certificate`: what was compared and found at each pass, its JSON, digests.
 - `comparison`: `verify`: two models on given and drawn inputs, in train and in eval mode.
 - `differences`: How values differ, from which node on, on how small an input.
 - `edits`: The tensors that an effect leaves, compared with those that are there.

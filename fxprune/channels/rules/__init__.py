@@ -6,7 +6,7 @@ Importing this room puts every rule into the table of `fxprune.channels.flow`.
 - `convolution`: plain, transposed, depthwise and grouped.
 - `linear`: linear, bilinear, embedding and recurrent layers; what rules of layers share.
 - `norms`: of batches, groups and layers.
-- `parts`: parts of an axis, joined parts, indices, shuffles.
+- `parts`: parts of an axis, joined parts, indices, shuffles, rolls.
 - `pointwise`: entry by entry: channels pass, operands are tied; and what is no tensor.
 - `products`: products of two tensors.
 - `reductions`: sums, means, softmax, sorting.
