@@ -17,9 +17,9 @@ from fxprune.errors import CaptureError, UnexportableError
 from fxprune.frontends.batch import Batched
 from fxprune.frontends.module import capture_module, examples_of, obstacle_in
 from fxprune.frontends.regions import (
-    Call,
     Finder,
     Found,
+    RegionCall,
     copied,
     first_difference,
     parameters_read,
@@ -221,7 +221,7 @@ def _by_regions(
     refused = _Reasons(source, finder, calls, inputs).all()
     dense = copy_model(source)
     program = merged(source, finder.found, _spec(dense, example), refused, obstacle)
-    wrong = first_difference(dense, program, [Call(*given) for given in inputs])
+    wrong = first_difference(dense, program, [RegionCall(*given) for given in inputs])
     if wrong is not None:
         raise CaptureError(
             f"{type(model).__name__} cannot be captured whole, nor by regions: {wrong}\n{refusal}"
@@ -298,7 +298,7 @@ class _Reasons:
 
     source: nn.Module
     finder: Finder
-    calls: Mapping[str, list[Call]]
+    calls: Mapping[str, list[RegionCall]]
     inputs: list[Arguments]
 
     def all(self) -> dict[str, str]:

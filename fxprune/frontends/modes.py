@@ -372,7 +372,7 @@ def find_deciders(
 
 def _reading(
     source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: bool
-) -> list[Call]:
+) -> list[FlagCall]:
     """Run a model in a mode; return the calls of modules whose code reads a flag."""
     modules = source.named_modules()
     names = {each: name for name, each in modules if each is source or not is_plain_layer(each)}
@@ -396,7 +396,7 @@ def _on_meta(
     return moved, there[0], there[1]
 
 
-def _ran(source: nn.Module, call: Call, mode: bool, but: str | None) -> list[str]:
+def _ran(source: nn.Module, call: FlagCall, mode: bool, but: str | None) -> list[str]:
     """Make a call once more, with one flag flipped; return what it ran and what it returned."""
     inputs = (call.args, call.kwargs)
     with with_flags(source, mode, but), torch.no_grad(), _Functions(inputs) as functions:
@@ -408,7 +408,7 @@ def _ran(source: nn.Module, call: Call, mode: bool, but: str | None) -> list[str
 
 
 @dataclass(eq=False)
-class Call:
+class FlagCall:
     """One call of a module.
 
     Args:
@@ -425,7 +425,7 @@ class Call:
 
 
 @contextmanager
-def flag_reads(names: Mapping[nn.Module, str]) -> Generator[list[Call]]:
+def flag_reads(names: Mapping[nn.Module, str]) -> Generator[list[FlagCall]]:
     """Note the calls whose own code reads a training flag.
 
     Args:
@@ -435,8 +435,8 @@ def flag_reads(names: Mapping[nn.Module, str]) -> Generator[list[Call]]:
     Yields:
         The calls, each from its first read on.
     """
-    calls: list[Call] = []
-    running: list[Call] = []
+    calls: list[FlagCall] = []
+    running: list[FlagCall] = []
     classes = {module: type(module) for module in names}
     try:
         for module, name in names.items():
@@ -454,7 +454,7 @@ class _Unannounced:
         pass
 
 
-def _watched(cls: type, name: str, running: list[Call], calls: list[Call]) -> Any:
+def _watched(cls: type, name: str, running: list[FlagCall], calls: list[FlagCall]) -> Any:
     def read(self: nn.Module) -> bool:
         if running:
             if not running[-1].read:
@@ -466,7 +466,7 @@ def _watched(cls: type, name: str, running: list[Call], calls: list[Call]) -> An
         vars(self)["training"] = value
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        running.append(Call(self, args, kwargs))
+        running.append(FlagCall(self, args, kwargs))
         try:
             return cls.__call__(self, *args, **kwargs)
         finally:

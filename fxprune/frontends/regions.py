@@ -38,7 +38,7 @@ _MOST_ALIKE = 4  # calls of one module with the same shapes and constants that a
 
 
 @dataclass(frozen=True)
-class Call:
+class RegionCall:
     """One call of a submodule.
 
     Args:
@@ -98,7 +98,7 @@ def ran(model: nn.Module, arguments: Arguments, *, training: bool) -> bool:
     return True
 
 
-def recorded_calls(source: nn.Module, examples: Iterable[Arguments]) -> dict[str, list[Call]]:
+def recorded_calls(source: nn.Module, examples: Iterable[Arguments]) -> dict[str, list[RegionCall]]:
     """Run copies of a model on each example in both modes, and return the calls of submodules.
 
     Args:
@@ -109,11 +109,11 @@ def recorded_calls(source: nn.Module, examples: Iterable[Arguments]) -> dict[str
         By the first path of each submodule, its calls in order; keyword inputs are made positional
         where the signature allows, and those that equal their default left out.
     """
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[RegionCall]] = {}
     for arguments in examples:
         for training in (True, False):
             model = copy_model(source)
-            seen: dict[str, list[Call]] = {}
+            seen: dict[str, list[RegionCall]] = {}
             with ExitStack() as stack:
                 for path, module in model.named_modules():
                     plain = not module._forward_pre_hooks
@@ -126,14 +126,14 @@ def recorded_calls(source: nn.Module, examples: Iterable[Arguments]) -> dict[str
     return calls
 
 
-def _keeper(calls: list[Call], *, plain: bool) -> Callable[..., None]:
+def _keeper(calls: list[RegionCall], *, plain: bool) -> Callable[..., None]:
     alike: Counter[str] = Counter()
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(*(normal(module, args, kwargs) if plain else (args, kwargs)))
+        call = RegionCall(*(normal(module, args, kwargs) if plain else (args, kwargs)))
         alike[call.looks_like()] += 1
         if alike[call.looks_like()] <= _MOST_ALIKE:
-            calls.append(Call(*copied((call.args, call.kwargs))))
+            calls.append(RegionCall(*copied((call.args, call.kwargs))))
 
     return keep
 
@@ -226,7 +226,7 @@ class Finder:
     """
 
     source: nn.Module
-    calls: dict[str, list[Call]]
+    calls: dict[str, list[RegionCall]]
     found: dict[str, Found] = field(default_factory=dict[str, Found])
     kept: dict[str, Obstacle | None] = field(default_factory=dict[str, Obstacle | None])
 
@@ -273,7 +273,7 @@ class Finder:
         return Found(program, twins(calls[0].leaves) if _are_alike(calls) else ())
 
 
-def _example(module: nn.Module, calls: list[Call]) -> Batched:
+def _example(module: nn.Module, calls: list[RegionCall]) -> Batched:
     """Return the recorded call to capture with; sizes that differ among the calls are dynamic."""
     first = calls[0]
     alike = [call for call in calls if call.tree == first.tree and _ranks(call) == _ranks(first)]
@@ -287,12 +287,12 @@ def _example(module: nn.Module, calls: list[Call]) -> Batched:
     return exact(module, args, kwargs, [[d for d in at if x.shape[d] > 1] for x, at in sizes])
 
 
-def _are_alike(calls: list[Call]) -> bool:
+def _are_alike(calls: list[RegionCall]) -> bool:
     """Tell whether the same inputs are one tensor in all calls; a graph may rely on that."""
     return len({twins(call.leaves) for call in calls}) == 1
 
 
-def _ranks(call: Call) -> list[int | None]:
+def _ranks(call: RegionCall) -> list[int | None]:
     return [x.dim() if isinstance(x, torch.Tensor) else None for x in call.leaves]
 
 
@@ -302,13 +302,13 @@ def _varying(leaves: list[Any]) -> list[int]:
     return [d for d in range(leaves[0].dim()) if len({leaf.shape[d] for leaf in leaves}) > 1]
 
 
-def _smallest(call: Call, dims: list[list[int]]) -> int:
+def _smallest(call: RegionCall, dims: list[list[int]]) -> int:
     sizes = [leaf.shape[d] for leaf, at in zip(call.leaves, dims, strict=True) for d in at]
     # More than 2 says no more, and an earlier call is the better known one.
     return min(2, *sizes) if sizes else 2
 
 
-def first_difference(module: nn.Module, program: Program, calls: list[Call]) -> str | None:
+def first_difference(module: nn.Module, program: Program, calls: list[RegionCall]) -> str | None:
     """Say where a Program is not right for calls of what it was captured from; None where it is.
 
     Args:

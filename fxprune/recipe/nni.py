@@ -16,7 +16,7 @@ from fxprune.words import choices, show
 T = TypeVar("T")
 
 
-class Name(NamedTuple):
+class OpName(NamedTuple):
     """A module name, or a regular expression that NNI matches at its start."""
 
     text: str
@@ -32,8 +32,8 @@ class Where:
     """Modules of some classes, named in each of some sets and in none of others."""
 
     types: tuple[str, ...] | None  # None for any
-    names: tuple[tuple[Name, ...], ...] = ()
-    without: tuple[Name, ...] = ()
+    names: tuple[tuple[OpName, ...], ...] = ()
+    without: tuple[OpName, ...] = ()
 
     @property
     def spelt(self) -> tuple[str, ...] | None:
@@ -103,7 +103,7 @@ def _glob(name: str, target: str) -> str:
 
 
 def _regexes(
-    names: tuple[tuple[Name, ...], ...], without: tuple[Name, ...], target: str
+    names: tuple[tuple[OpName, ...], ...], without: tuple[OpName, ...], target: str
 ) -> Iterator[str]:
     """Yield expressions on full names, any of which has to be found."""
     if len(names) == 1 and not without:
@@ -114,11 +114,11 @@ def _regexes(
     yield f"^{needed}{barred}"
 
 
-def _either(names: Iterable[Name], target: str) -> str:
+def _either(names: Iterable[OpName], target: str) -> str:
     return "|".join(part for name in names for part in _on_full_name(name, target))
 
 
-def _on_full_name(name: Name, target: str) -> Iterator[str]:
+def _on_full_name(name: OpName, target: str) -> Iterator[str]:
     """Yield what a full name begins with where its module's name is meant; see `re.match`."""
     tail = re.escape(target)
     if not name.is_regex:
@@ -436,12 +436,12 @@ def _where(table: Mapping[str, Any]) -> Where:
     for part in parts:
         _check_regex("op_partial_names", part)
     names = (
-        *map(Name, lists["op_names"]),
-        *(Name(pattern, True) for pattern in (*lists["op_names_re"], *parts)),
+        *map(OpName, lists["op_names"]),
+        *(OpName(pattern, True) for pattern in (*lists["op_names_re"], *parts)),
     )
     without = (
-        *map(Name, lists["exclude_op_names"]),
-        *(Name(pattern, True) for pattern in lists["exclude_op_names_re"]),
+        *map(OpName, lists["exclude_op_names"]),
+        *(OpName(pattern, True) for pattern in lists["exclude_op_names_re"]),
     )
     return Where(types, (names,) if names else (), without)
 

@@ -55,7 +55,7 @@ class Allowance:
 
 
 @dataclass
-class _Place:
+class _State:
     """A step of a pattern: what must be there, and the places that may come next."""
 
     kind: str  # "character", "at", "ahead", "behind", "split" or "end"
@@ -87,22 +87,22 @@ def check_regex(pattern: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _compile(pattern: str) -> tuple[list[_Place], int]:
+def _compile(pattern: str) -> tuple[list[_State], int]:
     if len(pattern) > LONGEST:
         raise UnboundedError(f"has {len(pattern)} characters; at most {LONGEST} are read")
     parsed = _parsing.parse(pattern)
-    builder = _Builder()
-    end = builder.add(_Place("end"))
+    builder = _StateBuilder()
+    end = builder.add(_State("end"))
     return builder.places, builder.sequence(parsed, int(parsed.state.flags), end)
 
 
-class _Builder:
+class _StateBuilder:
     """Makes places of a parsed pattern, from its end to its beginning."""
 
     def __init__(self) -> None:
-        self.places: list[_Place] = []
+        self.places: list[_State] = []
 
-    def add(self, place: _Place) -> int:
+    def add(self, place: _State) -> int:
         if len(self.places) >= _MOST_PLACES:
             raise UnboundedError(f"has more than {_MOST_PLACES} places, repetitions counted out")
         self.places.append(place)
@@ -119,36 +119,36 @@ class _Builder:
             raise UnboundedError(_UNBOUNDED[name])
         if name in _CHARACTERS or name == "AT":
             kind = "at" if name == "AT" else "character"
-            return self.add(_Place(kind, _compile_part(op, value, flags), following=[following]))
+            return self.add(_State(kind, _compile_part(op, value, flags), following=[following]))
         if name == "SUBPATTERN":
             _, added, taken, parts = value
             return self.sequence(parts, (flags | int(added)) & ~int(taken), following)
         if name == "BRANCH":
             starts = [self.sequence(parts, flags, following) for parts in value[1]]
-            return self.add(_Place("split", following=starts))
+            return self.add(_State("split", following=starts))
         if name in _REPEATS:
             least, most, parts = value
             return self._repeat(least, most, parts, flags, following)
         if name in ("ASSERT", "ASSERT_NOT"):
             direction, parts = value
-            start = self.sequence(parts, flags, self.add(_Place("end")))
+            start = self.sequence(parts, flags, self.add(_State("end")))
             kind = "ahead" if direction > 0 else "behind"
             negated, width = name == "ASSERT_NOT", int(parts.getwidth()[0])
-            return self.add(_Place(kind, start, negated, width, [following]))
+            return self.add(_State(kind, start, negated, width, [following]))
         if name == "FAILURE":  # an empty negative assertion
-            return self.add(_Place("split"))
+            return self.add(_State("split"))
         raise UnboundedError(f"has a part that is not known here: {name}")
 
     def _repeat(self, least: int, most: Any, parts: Any, flags: int, following: int) -> int:
         if most is _parsing.MAXREPEAT:
-            loop = self.add(_Place("split", following=[following]))
+            loop = self.add(_State("split", following=[following]))
             self.places[loop].following.append(self.sequence(parts, flags, loop))
             following = loop
         else:
             after = following
             for _ in range(int(most) - least):
                 inner = self.sequence(parts, flags, following)
-                following = self.add(_Place("split", following=[inner, after]))
+                following = self.add(_State("split", following=[inner, after]))
         for _ in range(least):
             following = self.sequence(parts, flags, following)
         return following
@@ -164,7 +164,7 @@ def _compile_part(op: Any, value: Any, flags: int) -> Any:
 class _Search:
     """Visits each place of a pattern at each place of a text at most once."""
 
-    def __init__(self, places: list[_Place], text: str) -> None:
+    def __init__(self, places: list[_State], text: str) -> None:
         self.places = places
         self.text = text
         self.steps = 0

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Failure(Generic[T]):
+class FailedValue(Generic[T]):
     """A value that fails, as simple as it became, and what the check raised on it."""
 
     value: T
@@ -27,9 +27,9 @@ def simplest_failure(
     max_examples: int,
     start: int,
     shrink: bool = True,
-) -> Failure[T] | None:
+) -> FailedValue[T] | None:
     """Check drawn values until one fails; return the simplest that does, or None."""
-    failed: list[Failure[T]] = []
+    failed: list[FailedValue[T]] = []
 
     @seed(start)
     @settings(
@@ -46,7 +46,7 @@ def simplest_failure(
         try:
             check(value)
         except Exception as error:
-            failed.append(Failure(value, error))
+            failed.append(FailedValue(value, error))
             raise
 
     try:

@@ -47,7 +47,7 @@ def recount(
 
 
 @dataclass(frozen=True)
-class _LivingUnits:
+class _PartUnits:
     """The living units of one parameter: their scores, and which of them went."""
 
     name: str
@@ -71,7 +71,7 @@ class _RankedTogether:
         return self.ranking.is_replayed(names) and not self.scores.prune_all_ties
 
     def faults(self) -> Iterator[Fault]:
-        units: list[_LivingUnits] = []
+        units: list[_PartUnits] = []
         for part in self.parts:
             found = self._units(part)
             if isinstance(found, Fault):
@@ -84,7 +84,7 @@ class _RankedTogether:
 
     # Which units went
 
-    def _units(self, part: Masked) -> _LivingUnits | Fault:
+    def _units(self, part: Masked) -> _PartUnits | Fault:
         source = self.scores.sources[part.name]
         if self.rule.granularity_name == "channel":
             living = self._by_channel(part.before).sum(1) != 0
@@ -104,7 +104,7 @@ class _RankedTogether:
             alive = int(kept.sum())
             return Fault(f"{part.name!r} has {found.numel()} scores for {alive} living units")
         flat = gone.reshape(-1).to(found.device)
-        return _LivingUnits(
+        return _PartUnits(
             part.name, found, flat if part.old is None else flat[kept.to(found.device)]
         )
 
@@ -118,7 +118,7 @@ class _RankedTogether:
 
     # Scores of torch's own methods
 
-    def _score_faults(self, part: Masked, units: _LivingUnits) -> Iterator[Fault]:
+    def _score_faults(self, part: Masked, units: _PartUnits) -> Iterator[Fault]:
         if self.rule.score_name == "magnitude":
             flat = part.tensor.reshape(-1)
             wanted = flat if part.old is None else flat[(part.old == 1).reshape(-1).to(flat.device)]
@@ -128,7 +128,7 @@ class _RankedTogether:
         if self.rule.score_name == "norm" and self.rule.n in (1, 2, math.inf):
             yield from self._norm_faults(part, units)
 
-    def _norm_faults(self, part: Masked, units: _LivingUnits) -> Iterator[Fault]:
+    def _norm_faults(self, part: Masked, units: _PartUnits) -> Iterator[Fault]:
         value = self._by_channel(part.value)
         kept = self._by_channel(part.before).sum(1) != 0
         rows = value[kept.to(value.device)]
@@ -146,7 +146,7 @@ class _RankedTogether:
 
     # How many, and which first
 
-    def _count_faults(self, units: list[_LivingUnits]) -> Iterator[Fault]:
+    def _count_faults(self, units: list[_PartUnits]) -> Iterator[Fault]:
         alive = sum(part.scores.numel() for part in units)
         gone = sum(int(part.gone.sum()) for part in units)
         wanted = count_of_amount(self.rule.amount, alive)
@@ -163,7 +163,7 @@ class _RankedTogether:
             if int(part.gone.sum()) != count:
                 yield Fault(f"{int(part.gone.sum())} units of {part.name!r} went, but {count} rank")
 
-    def _order_faults(self, units: list[_LivingUnits]) -> Iterator[Fault]:
+    def _order_faults(self, units: list[_PartUnits]) -> Iterator[Fault]:
         tops = [x for part in units if (x := _top(part)) is not None]
         lows = {part.name: x for part in units if (x := _low(part)) is not None}
         if not tops:
@@ -178,7 +178,7 @@ class _RankedTogether:
         if not under:
             yield from self._tie_faults(units, top)
 
-    def _tie_faults(self, units: list[_LivingUnits], top: float) -> Iterator[Fault]:
+    def _tie_faults(self, units: list[_PartUnits], top: float) -> Iterator[Fault]:
         stayed = False  # whether an equal score stayed further up
         for part in units:
             cut = self.ranking.cuts[part.name]
@@ -216,14 +216,14 @@ def _order(score: float) -> tuple[int, float]:
     return (1, 0.0) if math.isnan(score) else (0, score)
 
 
-def _top(part: _LivingUnits) -> float | None:
+def _top(part: _PartUnits) -> float | None:
     """Return the largest score that went, NaN where one did; None where none did."""
     if not bool(part.gone.any()):
         return None
     return part.scores.masked_fill(~part.gone, _range(part.scores.dtype)[0]).max().item()
 
 
-def _low(part: _LivingUnits) -> float | None:
+def _low(part: _PartUnits) -> float | None:
     """Return the smallest score that stayed, NaN where all are NaN; None where none stayed."""
     if bool(part.gone.all()):
         return None
