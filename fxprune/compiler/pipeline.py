@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,8 @@ class Pipeline:
     ) -> Trace:
         """Run the passes on a Program that no caller holds, and check it after each.
 
-        Missing facts, facts of another type and errors of other distributions' passes raise
-        PassError; a broken Program or promise raises InvariantError.
+        Missing facts, facts of another type and, in a stage, errors of other distributions' passes
+        raise PassError; a broken Program or promise raises InvariantError.
         """
         self.check(facts.kinds)
         listeners, steps = tuple(listeners), list[StepTrace]()
@@ -83,7 +83,7 @@ class Pipeline:
                 each.before(program, step, stage)
             start = time.perf_counter()
             edits, refusals = 0, tuple[Refusal, ...]()
-            with _blaming(step):
+            with _blaming(step) if stage else nullcontext():
                 if isinstance(step, Rewrite):
                     rewriter = _rewrite(program, step, facts)
                     edits, refusals = rewriter.edits, tuple(rewriter.refusals)
