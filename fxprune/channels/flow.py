@@ -31,10 +31,11 @@ from fxprune.program import (
     submodule,
     written,
 )
+from fxprune.rewrite import Refusal
 
 # What a rule finds: a value, or one for each part of a tuple; nothing of what is no tensor.
 Result = Value | tuple[Value, ...] | None
-Transfer = Callable[["Flow", Node], Result]
+Transfer = Callable[["Flow", Node], Result | Refusal]
 _Rule = TypeVar("_Rule", bound=Transfer)
 # Called when the channels are cut, with the Surgery.
 Edit = Callable[[Any], None]
@@ -212,6 +213,8 @@ class Flow:
         if name not in _RULES:
             raise FollowError(f"channels are not followed through {name}")
         found, shape = _RULES[name](self, node), self.shape(node)
+        if isinstance(found, Refusal):
+            raise FollowError(found.reason)
         if isinstance(found, Value) and shape is not None and found.shape != shape:
             raise FollowError("its channels cannot be followed")
         return found

@@ -7,9 +7,12 @@ from functools import cache
 
 import pytest
 import torch
+from torch.fx.node import Node
 
 import fxprune
+from fxprune.channels import Flow, flow
 from fxprune.program.program import Program
+from fxprune.rewrite import Refusal
 from tests.conftest import Golden
 from tests.models.shrink_nets import Drawn, Net
 from tests.models.shrink_steps import STEPS
@@ -90,3 +93,12 @@ def test_what_is_in_the_way_is_named(kind: str):
     lines = [line for name, why, line in told if node in name and reason in why]
     assert lines != []
     assert all(line is not None and ".py:" in line for line in lines)
+
+
+def test_a_rule_may_return_a_refusal(monkeypatch: pytest.MonkeyPatch):
+    def refuse(flow: Flow, node: Node) -> Refusal:
+        return Refusal("it is not followed today", node)
+
+    monkeypatch.setitem(flow._RULES, "relu", refuse)
+    _, record = shrink_and_check(program_with("relu"))
+    assert ("relu", "it is not followed today") in [(b.node, b.reason) for b in record.blocked]
