@@ -150,7 +150,7 @@ def test_a_finalize_that_changes_outputs_is_taken_back(monkeypatch: pytest.Monke
     from fxprune.passes.fold_masks import FoldMasks
 
     program = fxprune.prune(fx.symbolic_trace(cnn()), {"rule": [RULE]})
-    monkeypatch.setattr(FoldMasks, "_folded", lambda self, p, n: p.value(n) + 1)
+    monkeypatch.setattr(FoldMasks, "_product", lambda self, p, n: p.value(n) + 1)
     with pytest.raises(InvariantError, match=r"the values of '0\.weight' differ"):
         fxprune.finalize(program, inplace=True)
     assert list(program.masks) == ["0.weight", "6.weight"]
