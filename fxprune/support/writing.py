@@ -186,11 +186,19 @@ def _move_files(source: Path, target: Path) -> None:
             new, old = source / name, target / name
             if old.exists():
                 undo.callback(_put_back, kept / name, old)
-                os.replace(old, kept / name)
+                _keep(old, kept / name)
             else:
                 undo.callback(old.unlink, missing_ok=True)
             os.replace(new, old)
         undo.pop_all()
+
+
+def _keep(old: Path, kept: Path) -> None:
+    """Keep a file under a second name, so that its own is never free."""
+    try:
+        os.link(old, kept, follow_symlinks=False)
+    except OSError:  # the disk has no links
+        os.replace(old, kept)
 
 
 def _put_back(kept: Path, old: Path) -> None:
