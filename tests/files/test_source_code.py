@@ -257,7 +257,7 @@ def test_both_files_are_replaced_or_neither(
 
     def fails_late(source: Any, target: Any) -> None:
         moved.append(target)
-        if len(moved) == 4:
+        if len(moved) == 2:
             raise OSError(5, "Input/output error")
         move(source, target)
 
