@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fxprune.compiler import build
 from fxprune.verification.certificate import Certificate, Failure
+from tests.tools import commands
 from tests.tools.commands import files, refused, run
 
 NET = """
@@ -93,21 +94,7 @@ def nothing():
 number = 3
 made = Net()
 """
-RECIPE = """
-version = 1
-
-[[rule]]
-name   = "weights"
-select = { op = ["conv2d", "linear"], param = "weight" }
-method = "l1_unstructured"
-scope  = "global"
-amount = 0.5
-
-[finalize]
-
-[export]
-formats = ["safetensors"]
-"""
+RECIPE = f"\nversion = 1\n{commands.RECIPE}"
 FILES = ["certificate.json", "model.safetensors", "report.json"]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fxprune.compiler.dry_run import explain, plan
 from fxprune.reports.plans import Plan
-from tests.tools.commands import files, refused, run
+from tests.tools.commands import RECIPE, files, refused, run
 
 NET = """
 import torch
@@ -52,19 +52,6 @@ class First(BasePruningMethod):
         mask = default_mask.clone()
         mask.view(-1)[0] = 0
         return mask
-"""
-RECIPE = """
-[[rule]]
-name   = "weights"
-select = { op = ["conv2d", "linear"], param = "weight" }
-method = "l1_unstructured"
-scope  = "global"
-amount = 0.5
-
-[finalize]
-
-[export]
-formats = ["safetensors"]
 """
 INPUT = ("--input", "1,1,6,6")
 

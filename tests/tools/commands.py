@@ -9,6 +9,20 @@ from typer.testing import CliRunner
 
 from fxprune.cli.app import app
 
+RECIPE = """
+[[rule]]
+name   = "weights"
+select = { op = ["conv2d", "linear"], param = "weight" }
+method = "l1_unstructured"
+scope  = "global"
+amount = 0.5
+
+[finalize]
+
+[export]
+formats = ["safetensors"]
+"""
+
 
 def run(*args: str, **options: Any) -> Any:
     """Run `fxprune` with these arguments, in this process."""
