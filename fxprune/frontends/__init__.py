@@ -1,8 +1,8 @@
 """The ways in: a model becomes a Program.
 
 - `adopting`: What a reader must know of a model that came with torch.nn.utils.prune's masks.
-- `batch`: Which dimensions of the example are the batch, how export is told, and whether a batch
-  of one is right.
+- `batch`: Which dimensions of the example are the batch, and how export is told.
+- `batch_sizes`: For which batch sizes an exported graph is right.
 - `dispatch`: The ways into a Program: which front end takes a model.
 - `exported`: What torch.export gave, as a Program: its graph, its names, its sizes.
 - `importing`: From a graph of torch.export to a graph of a Program: flat, plain meta, one read a

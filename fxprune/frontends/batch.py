@@ -1,16 +1,8 @@
-"""Which dimensions of the example inputs are the batch, and how export is told.
-
-What torch.export assumed of the batch size while it followed one way through forward.
-
-Whether a graph is right for a batch of one, which torch.export takes for a case of its own.
-"""
+"""Which dimensions of the example inputs are the batch, and how export is told."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -21,9 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import CaptureError, FxpruneError
-from fxprune.program import Program
-from fxprune.verification import observe
+from fxprune.errors import CaptureError
 
 
 @dataclass(frozen=True)
@@ -296,85 +286,3 @@ def _check_dims(labels: tuple[str, ...], leaves: list[Any], dims: list[int | Non
         dims[i] = dim % leaf.dim()
         if leaf.shape[dim] == 0:
             raise CaptureError(f"batch={dim}: the example {label!r} is empty there; give one row")
-
-
-def check_conditions(exported: torch.export.ExportedProgram, kind: str) -> None:
-    """Refuse a graph that is right for some batch sizes only.
-
-    Sizes of 0 and 1 are always taken apart by export, and equal sizes of several inputs are checked
-    at each call.
-
-    Args:
-        exported: what torch.export gave.
-        kind: the class name of the source.
-
-    Raises:
-        CaptureError: forward decided on the batch size; names the condition and `batch=`.
-    """
-    sizes = {str(size) for node in exported.graph.nodes for size in _input_sizes(node)}
-    for symbol, allowed in exported.range_constraints.items():
-        if str(symbol) not in sizes:
-            continue
-        lower, upper = str(allowed.lower), str(allowed.upper)
-        if int(lower) > 2 or upper.isdigit():
-            at_most = f" and at most {upper}" if upper.isdigit() else ""
-            raise CaptureError(_message(kind, f"the batch size is at least {lower}{at_most}"))
-    conditions: Any = getattr(exported, "_guards_code", None) or ()
-    for condition in conditions:
-        if "size()" in condition and re.search(r"[%<>!]", condition):
-            raise CaptureError(_message(kind, condition))
-
-
-def _input_sizes(node: Any) -> Any:
-    value = node.meta.get("val") if node.op == "placeholder" else None
-    return value.shape if isinstance(value, torch.Tensor) else ()
-
-
-def _message(kind: str, condition: str) -> str:
-    return (
-        f"the graph of {kind} is right only where {condition}: forward decides on the batch size; "
-        "let it compute alike for all sizes, or capture with batch=None for this size alone"
-    )
-
-
-def takes_a_batch_of_one(program: Program, source: nn.Module, example: Batched) -> bool:
-    """Run the source and the Program on one row of the example and compare.
-
-    torch.export assumes that no size is 0 or 1 and notes no condition for it, so that a forward
-    which decides on `x.shape[0] > 1` would follow the other way without a word.
-
-    Args:
-        program: as captured.
-        source: the private copy that it was captured from.
-        example: the inputs of the capture.
-    """
-    leaves, tree = pytree.tree_flatten((example.args, example.kwargs))
-    dims = example.dims
-    if all(dim is None for dim in dims) or any(p.is_meta for p in source.parameters()):
-        return True
-    rows = [x if d is None else x.narrow(d, 0, 1) for x, d in zip(leaves, dims, strict=True)]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wanted, found = (_observed(module, rows, tree) for module in (source, program))
-    except FxpruneError:
-        return True  # dimensions that are not the batch after all: the input check says so
-    except Exception:  # noqa: BLE001 - forward itself may refuse a batch of one, in any way
-        return False
-    return len(wanted) == len(found) and all(map(_close, wanted, found))
-
-
-def _observed(module: nn.Module, rows: list[Any], tree: pytree.TreeSpec) -> list[Any]:
-    """Run a copy on copies: forward may write to its inputs, and to buffers that are shared."""
-    own = [row.detach().clone() if isinstance(row, torch.Tensor) else row for row in rows]
-    args, kwargs = pytree.tree_unflatten(own, tree)
-    return observe(copy.deepcopy(module), args, kwargs)
-
-
-def _close(a: Any, b: Any) -> bool:
-    """Tell whether two outputs are alike; kernels chosen by size or gradient round differently."""
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return type(a) is type(b)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True)

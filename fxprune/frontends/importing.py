@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.export import ExportedProgram
 from torch.fx.node import Node, map_arg
 
 from fxprune.errors import CaptureError
@@ -25,6 +26,30 @@ _GRAD_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
 _CAST_REGION = torch.ops.higher_order.wrap_with_autocast
 # Where the graph of a region stands in the arguments.
 _REGIONS: dict[Any, int] = {_GRAD_REGION: 1, _CAST_REGION: 4}
+
+
+def unlift(exported: ExportedProgram) -> fx.GraphModule:
+    """Turn an exported graph's inputs that stand for its tensors into reads, in place.
+
+    It is what `exported.module()` gives of a graph as torch.export leaves it, without the copy.
+    """
+    module: Any = exported.graph_module
+    held = {**exported.state_dict, **exported.constants}
+    specs = exported.graph_signature.input_specs
+    for spec, node in zip(specs, module.graph.find_nodes(op="placeholder"), strict=True):
+        if spec.target is None:
+            continue
+        with module.graph.inserting_before(node):
+            read = module.graph.create_node("get_attr", spec.target)
+        read.meta = node.meta
+        node.replace_all_uses_with(read)
+        module.graph.erase_node(node)
+        owner, (*path, name) = module, spec.target.split(".")
+        for part in path:
+            owner = owner._modules.setdefault(part, nn.Module())
+        vars(owner)[name] = held[spec.target]
+    module._out_spec = exported.call_spec.out_spec
+    return module
 
 
 class GraphImporter:

@@ -12,14 +12,9 @@ from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, UnexportableError
-from fxprune.frontends.batch import (
-    Batched,
-    batched,
-    check_conditions,
-    name_arguments,
-    takes_a_batch_of_one,
-)
-from fxprune.frontends.importing import GraphImporter
+from fxprune.frontends.batch import Batched, batched, name_arguments
+from fxprune.frontends.batch_sizes import check_conditions, takes_a_batch_of_one
+from fxprune.frontends.importing import GraphImporter, unlift
 from fxprune.frontends.modes import (
     Readers,
     find_deciders,
@@ -152,11 +147,10 @@ def _export(
                 dynamic_shapes=_dynamic_shapes(example),
                 strict=False,
             )
-            module = exported.module(check_guards=False)
         except Exception as error:  # export raises many kinds, all of which mean the same here
             raise UnexportableError(_explain(source, error)) from error
     check_conditions(exported, type(source).__name__)
-    return module, flags
+    return unlift(exported), flags
 
 
 def _dynamic_shapes(example: Batched) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import CaptureError, FxpruneError, InputError
@@ -29,7 +30,7 @@ def added_pair(self: Any, x: Tensor, y: Tensor) -> Tensor:
 
 def made(forward: Any) -> nn.Module:
     torch.manual_seed(0)
-    return net(forward, l=nn.Linear(3, 2))
+    return net(forward, l=nn.Linear(3, 2), m=nn.Linear(3, 2))
 
 
 def shapes(program: Program) -> list[tuple[int | str, ...]]:
@@ -223,7 +224,31 @@ def by_one(self: Any, x: Tensor) -> Tensor:
     return self.l(x) if x.shape[0] > 1 else self.l(x) * 2
 
 
-@pytest.mark.parametrize("forward", [by_parity, by_size, by_one])
+def by_layer(self: Any, x: Tensor) -> Tensor:
+    """Both ways call the same operators with the same shapes: only the parameters tell."""
+    return self.l(x) if x.shape[0] > 1 else self.m(x)
+
+
+def by_order(self: Any, x: Tensor) -> Tensor:
+    """Both ways return the same sizes and call the same operators, one on another's result."""
+    y = self.l(x)
+    return (y + 1).exp() if x.shape[0] > 1 else y.exp() + 1
+
+
+def by_last(self: Any, x: Tensor) -> Tensor:
+    """Both ways make the same calls and return another of the results."""
+    ways = self.l(x), self.m(x)
+    return ways[0] if x.shape[0] > 1 else ways[1]
+
+
+def asking(self: Any, x: Tensor) -> Tensor:
+    """One row asks for a value, which the operators alone can not give."""
+    return self.l(x) * x.shape[0] if x.shape[0] > 1 else self.l(x) * float(x.sum() > 1e9)
+
+
+@pytest.mark.parametrize(
+    "forward", [by_parity, by_size, by_one, by_layer, by_order, by_last, asking]
+)
 def test_a_branch_on_the_batch_is_never_taken_for_another(forward: Any) -> None:
     """Either capture refuses, or a call that would take the other branch is refused."""
     model = made(forward)
@@ -239,3 +264,23 @@ def test_a_branch_on_the_batch_is_never_taken_for_another(forward: Any) -> None:
         except FxpruneError:
             continue
         check_same(out, model(x), rows)
+
+
+def normed(self: Any, x: Tensor) -> Tensor:
+    y = self.l(x)
+    return F.batch_norm(y, self.mean, self.var, training=True)
+
+
+def counted(self: Any, x: Tensor) -> Tensor:
+    self.mean.add_(1)
+    return self.l(x) + self.mean
+
+
+@pytest.mark.parametrize("forward", [normed, counted])
+def test_the_check_of_a_batch_of_one_writes_to_no_buffer(forward: Any) -> None:
+    model = made(forward)
+    model.register_buffer("mean", torch.zeros(2))
+    model.register_buffer("var", torch.ones(2))
+    program = fxprune.capture(model, (torch.randn(4, 3),))
+    assert torch.equal(program.mean, torch.zeros(2))
+    assert torch.equal(program.var, torch.ones(2))
