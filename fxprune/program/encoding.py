@@ -259,26 +259,21 @@ class NestedCodeGen(CodeGen):
 
 
 def fast_graph(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of a graph of aten operators that computes the same through faster bindings."""
-    fast = copy_graph(graph)
-    for node in fast.nodes:
-        if node.op == "call_function":
-            node.target = FAST.get(node.target, node.target)
-    _read_owners_once(fast)
-    return fast
+    """Return a copy of a graph of aten operators that computes the same through faster bindings.
 
-
-def _read_owners_once(graph: fx.Graph) -> None:
-    """Read each module on the way to a tensor once: every step is a look-up that fails first."""
-    owners: dict[str, Node] = {}
-    for node in graph.find_nodes(op="get_attr"):
+    Each module on the way to a tensor is read once: every step is a look-up that fails first.
+    """
+    fast, owners = fx.Graph(), dict[str, Node]()
+    copied: dict[Node, Node] = {}
+    for node in graph.nodes:
         path, _, name = str(node.target).rpartition(".")
-        if not path:
+        if node.op == "get_attr" and path:
+            copied[node] = fast.call_function(getattr, (_owner(fast, path, owners), name))
             continue
-        with graph.inserting_before(node):
-            read = graph.call_function(getattr, (_owner(graph, path, owners), name))
-        node.replace_all_uses_with(read)
-        graph.erase_node(node)
+        copied[node] = fast.node_copy(node, lambda n: copied[n])
+        if node.op == "call_function":
+            copied[node].target = FAST.get(node.target, node.target)
+    return fast
 
 
 def _owner(graph: fx.Graph, path: str, owners: dict[str, Node]) -> Node:

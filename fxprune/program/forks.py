@@ -47,7 +47,7 @@ def commit(program: Program, work: Program) -> None:
         for target, key, value in swaps:
             undo.append(_restoring(target, key))
             _assign(target, key, value)
-        program.recompile()
+        program._take_code(work)
     except BaseException:
         for restore in reversed(undo):
             restore()

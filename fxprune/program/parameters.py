@@ -6,6 +6,7 @@ is what the attribute of the Program means.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -190,6 +191,14 @@ class TreeModule(MaskedReads):
 
     def _get_name(self) -> str:
         return self._fxprune_kind
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shell:
+        # Most of what a module holds are dicts of hooks without any, which are dear to take apart.
+        made = memo[id(self)] = type(self).__new__(type(self))
+        for key, value in vars(self).items():
+            empty = isinstance(value, (dict, set)) and not value
+            vars(made)[key] = value.copy() if empty else copy.deepcopy(value, memo)
+        return made
 
 
 def kind_of(module: nn.Module) -> str:
