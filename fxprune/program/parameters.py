@@ -192,7 +192,7 @@ class TreeModule(MaskedReads):
     def _get_name(self) -> str:
         return self._fxprune_kind
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Shell:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TreeModule:
         # Most of what a module holds are dicts of hooks without any, which are dear to take apart.
         made = memo[id(self)] = type(self).__new__(type(self))
         for key, value in vars(self).items():

@@ -4,8 +4,8 @@
 
 Times are process time, of both sides in turns in one process, after a warm-up; a ratio is the
 median of the rounds' ratios. The whole job is capture, half of every layer's channels masked,
-finalize and shrink, in place and not certified; Torch-Pruning's init and step stand beside it, where
-it is installed. The exit code is 1 where a bar is missed.
+finalize and shrink, in place and not certified; Torch-Pruning's init and step stand beside it,
+where it is installed. The exit code is 1 where a bar is missed.
 """
 
 from __future__ import annotations
