@@ -83,6 +83,7 @@ class _Finder:
         self.program = program
         self.atoms, stored, self.flows = follow_channels(program, _Zeroed)
         self.labels = self.atoms.components()
+        self._marks = np.zeros(self.atoms.count, dtype=np.bool_)  # clear between any two questions
         values = dict(stored)
         self.places = {
             name: list(places_of(values[name]))
@@ -123,17 +124,17 @@ class _Finder:
         Channels that only ever meet themselves, as a hidden state, are made where they are met.
         """
         ranked: tuple[dict[str, list[Ids]], ...] = ({}, {}, {})
-        scratch = np.zeros(self.atoms.count, dtype=np.bool_)
+        leaves = np.zeros(self.atoms.count, dtype=np.bool_)
         for flow in self.flows:
             given = _computed_of_inputs(flow)
             for node, found in flow.values.items():
                 if node.op == "call_function" and not flow.stored.is_stored(node):
                     out = self._components_of(found if isinstance(found, tuple) else (found,))
-                    scratch[out] = True
-                    for name, roots, met in self._channels_made_at(flow, node, scratch):
+                    leaves[out] = True
+                    for name, roots, met in self._channels_made_at(flow, node, leaves):
                         ranked[0 if node in given else 1].setdefault(name, []).append(roots)
                         ranked[2].setdefault(name, []).append(met)
-                    scratch[out] = False
+                    leaves[out] = False
         return _made_first(ranked, self.atoms.count)
 
     def _channels_made_at(
@@ -150,7 +151,7 @@ class _Finder:
             if parameters.parameter(self.program, name).dim() > 1:
                 roots = self._components_of([flow.value(read)])
                 roots = roots[leaves[roots]]
-                there = np.isin(roots, entered)
+                there = self._among(roots, entered)
                 yield name, roots[~there], roots[there]
 
     def _parameter(self, flow: Flow, node: Node) -> str | None:
@@ -162,13 +163,20 @@ class _Finder:
         parts = [f.atoms for value in values for f in value.factors if f.atoms is not None]
         return self.labels[np.concatenate(parts)] if parts else _NONE
 
+    def _among(self, roots: Ids, others: Ids) -> Bools:
+        """Tell of each component whether it is among others."""
+        self._marks[others] = True
+        found = self._marks[roots]
+        self._marks[others] = False
+        return found
+
     def _kinds(self) -> Ids:
         """Return a number for each component: equal where they lie in the same dimensions."""
         kinds = np.zeros(self.atoms.count, dtype=np.int64)
         last = 0
         for places in self.places.values():
             for _, ids in places:
-                roots = np.unique(self.labels[ids])
+                roots = _distinct(self.labels[ids])
                 old, index = np.unique(kinds[roots], return_inverse=True)
                 kinds[roots] = last + 1 + index
                 last += len(old)
@@ -179,13 +187,13 @@ class _Finder:
         kinds = self._kinds()
         makers: dict[int, list[str]] = {}
         for name, roots in self.made.items():
-            for kind in np.unique(kinds[roots]).tolist():
+            for kind in _distinct(kinds[roots]).tolist():
                 makers.setdefault(kind, []).append(name)
         for name, places in self.places.items():
             for _, ids in places if name in self.made else ():
                 roots = self.labels[ids]
                 roots = roots[np.sort(np.unique(roots, return_index=True)[1])]  # as they occur
-                roots = roots[np.isin(roots, self.made[name]) & self.free[roots]]
+                roots = roots[self._among(roots, self.made[name]) & self.free[roots]]
                 for kind in dict.fromkeys(kinds[roots].tolist()):
                     if kind in makers:  # each once
                         yield tuple(makers.pop(kind)), roots[kinds[roots] == kind]
@@ -219,7 +227,7 @@ class _Finder:
         if not self.free[own].any() and (stay := self._stay(own)):
             return stay
         rest = {n: made for n, made in self.made.items() if n not in chosen}
-        others = [n for n, made in rest.items() if np.isin(own, made).any()]
+        others = [n for n, made in rest.items() if self._among(own, made).any()]
         return Refusal(
             f"its channels are also those of {parameters.quote(others)}; select all of them", None
         )
@@ -240,13 +248,21 @@ def _made_first(ranked: Sequence[Mapping[str, Sequence[Ids]]], count: int) -> di
     made: dict[str, Ids] = {}
     known = np.zeros(count, dtype=np.bool_)
     for found in ranked:
-        joined = {name: np.unique(np.concatenate(parts)) for name, parts in found.items()}
+        joined = {name: _distinct(np.concatenate(parts)) for name, parts in found.items()}
         for name, roots in joined.items():
             if not known[roots].all():
                 made[name] = np.union1d(made.get(name, _NONE), roots[~known[roots]])
         for roots in joined.values():
             known[roots] = True
     return made
+
+
+def _distinct(ids: Ids) -> Ids:
+    """Return each number once, in ascending order, as np.unique does in three times the time."""
+    ordered = np.sort(ids)
+    first = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
 
 
 def _computed_of_inputs(flow: Flow) -> set[Node]:

@@ -2,9 +2,10 @@
 
 - `calls`: what graphs call of fxprune's own: regions of autocast, a count of batches.
 - `captured`: what a Program knows beside its tensors and graphs.
+- `codegen`: the Python code of a graph, as a Program runs it.
 - `copying`: the private copy of a model that capture works on.
 - `dataflow`: dataflow with networkx: what feeds what, and which nodes share memory.
-- `encoding`: graphs as plain data, and their code with fast bindings.
+- `encoding`: graphs as plain data: to pickle, to compare and to print.
 - `forks`: all or nothing: edits are made on a fork, which a Program then becomes.
 - `inputs`: what a Program takes: names, shapes, dtypes, ranges of integers.
 - `ops`: canonical operator names and argument roles, from the schemas of torch's operators.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         flat_regions,
     )
     from fxprune.program.captured import Captured
+    from fxprune.program.codegen import FAST
     from fxprune.program.copying import HookedMask, copy_model, training_flags, unhook, with_flags
     from fxprune.program.dataflow import (
         Aliases,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
         upstream,
         written,
     )
-    from fxprune.program.encoding import FAST, copy_graph, fingerprint, graph_text
+    from fxprune.program.encoding import copy_graph, fingerprint, graph_text
     from fxprune.program.forks import commit, copied, fork
     from fxprune.program.inputs import Input, InputSpec, Nesting, UnshapedSpec
     from fxprune.program.ops import canonical_name, commutes, operand
@@ -134,7 +136,8 @@ __getattr__, __dir__ = lazy_names(
         "captured": "Captured",
         "copying": "HookedMask copy_model training_flags unhook with_flags",
         "dataflow": "Aliases alias_groups detaches downstream node_graph upstream written",
-        "encoding": "FAST copy_graph fingerprint graph_text",
+        "codegen": "FAST",
+        "encoding": "copy_graph fingerprint graph_text",
         "forks": "commit copied fork",
         "inputs": "Input InputSpec Nesting UnshapedSpec",
         "ops": "canonical_name commutes operand",

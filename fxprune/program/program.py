@@ -19,14 +19,9 @@ from fxprune.errors import CaptureError, InvariantError, PassError, PassTypeErro
 from fxprune.program import parameters
 from fxprune.program.calls import guard
 from fxprune.program.captured import Captured, CapturedModule
+from fxprune.program.codegen import NestedCodeGen, compile_graph
 from fxprune.program.copying import STATE, own_results
-from fxprune.program.encoding import (
-    NestedCodeGen,
-    copy_graph,
-    decode_graph,
-    encode_graph,
-    fast_graph,
-)
+from fxprune.program.encoding import copy_graph, decode_graph, encode_graph
 from fxprune.program.inputs import InputSpec
 from fxprune.program.parameters import MaskedReads
 from fxprune.program.records import RuleRecord
@@ -55,6 +50,7 @@ class Program(fx.GraphModule, MaskedReads, CapturedModule):
     """
 
     graphs: dict[str, fx.Graph]
+    _lineno_map = None  # torch.compile asks for that of torch.fx's own code
 
     @classmethod
     def assemble(
@@ -150,27 +146,21 @@ class Program(fx.GraphModule, MaskedReads, CapturedModule):
         """Compile each graph's code, and the forward that chooses among them."""
         if not self.__dict__.get("graphs"):
             return super().recompile()
-        code: Any = None
         cls: Any = type(self)
-        if hasattr(cls, "_wrapped_call"):
-            # A subclass, as fully_shard makes one, would get a call of its own that calls itself.
-            cls._wrapped_call = cls._wrapped_call
         for mode, graph in self.graphs.items():
             graph.owning_module = self
             # What runs the graph past forward, as torch.export does, flattens and nests as well.
             graph.set_codegen(NestedCodeGen(self.captured.outputs[mode]))
-            self._graph = fast_graph(graph)
-            code = super().recompile()
             self._graph = graph
-            setattr(cls, f"_forward_{mode}", guard(graph, cls.forward))
+            run, self._code = compile_graph(graph)
+            setattr(cls, f"_forward_{mode}", guard(graph, run))
         cls.forward = forward_like(self.captured.inputs)
-        return code
+        return self._code
 
     def _take_code(self, like: Program) -> None:
         """Run the code of a Program with equal graphs: it reads tensors by their paths alone."""
         cls, other = type(self), type(like)
-        code = ("_code", "_lineno_map", "_prologue_start")
-        self.__dict__.update({key: vars(like)[key] for key in code})
+        self._code = like._code
         for mode, graph in self.graphs.items():
             graph.owning_module = self
             graph.set_codegen(NestedCodeGen(self.captured.outputs[mode]))

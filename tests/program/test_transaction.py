@@ -208,20 +208,19 @@ def test_an_interrupt_at_any_line_of_the_commit_changes_nothing(operation: Opera
 
 
 @each_operation
-def test_an_interrupt_while_the_code_is_compiled_changes_nothing(
+def test_an_interrupt_after_the_code_is_taken_changes_nothing(
     operation: Operation, monkeypatch: pytest.MonkeyPatch
 ):
     p = made_for(operation, "modes")
     before, outputs = snapshot(p), p(*inputs("modes"))
-    real, interrupts = Program.recompile, iter([True])
+    real, interrupts = Program._take_code, iter([True])
 
-    def recompile(self: Program) -> Any:
-        code = real(self)
+    def take_code(self: Program, like: Program) -> None:
+        real(self, like)
         if self is p and next(interrupts, False):
             raise KeyboardInterrupt
-        return code
 
-    monkeypatch.setattr(Program, "recompile", recompile)
+    monkeypatch.setattr(Program, "_take_code", take_code)
     with pytest.raises(KeyboardInterrupt):
         operation(p)
     assert snapshot(p) == before
