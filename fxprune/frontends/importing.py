@@ -94,7 +94,7 @@ class GraphImporter:
             if node.op == "get_attr":
                 target = self._attribute(module, str(node.target))
                 if target not in reads:
-                    reads[target] = graph.create_node("get_attr", target, name=node.name)
+                    reads[target] = graph.create_node("get_attr", target)
                 copied[node] = reads[target]
             elif node.target in _REGIONS:
                 copied[node] = self._inline(module, node, graph, copied, reads)
