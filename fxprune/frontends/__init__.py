@@ -7,6 +7,8 @@
 - `exported`: What torch.export gave, as a Program: its graph, its names, its sizes.
 - `importing`: From a graph of torch.export to a graph of a Program: flat, plain meta, one read a
   tensor.
+- `lowering`: calls of torch's functions and methods, as symbolic_trace records them, to aten
+  operators.
 - `merging`: Put captured regions into one RegionalProgram: their graphs read one tree by full
   names.
 - `modes`: Live training flags (batch norm's, dropout's): one graph for both modes where possible,

@@ -525,8 +525,14 @@ def readers(source: nn.Module) -> Generator[Readers]:
 
 def is_plain_layer(module: nn.Module) -> bool:
     """Tell whether a module is a layer of torch, whose flag is live, without code of others."""
-    hooked = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-    return type(module).__module__.startswith("torch.nn.modules.") and not hooked
+    hooks = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    own = type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module)
+    return own and not any(hooks)
 
 
 def layers_with_live_flags(source: nn.Module) -> set[str]:
